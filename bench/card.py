@@ -1,0 +1,391 @@
+"""Cards: what a method or a suite says about itself, as literal data.
+
+A card is a nested constructor call with literal arguments, so :func:`read_card` can read it from the source
+without importing the module: ``distillbench list`` needs no torch, and a broken module still has a readable card.
+Published cards are never edited in a way that changes results: raise ``version`` and say what it ``supersedes``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.errors import UserError, unknown
+
+SLUG = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+# --- hyper-parameters -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real hyper-parameter with its default and the bounds it may take (``ge``/``le`` inclusive, ``gt``/``lt`` not)."""
+
+    default: float
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    note: str = ""
+
+    def parse(self, text: Any) -> float:
+        """The value ``text`` (a string or a number) stands for. Raises ValueError where it is no finite number."""
+        if isinstance(text, bool):
+            raise ValueError("not a number")
+        value = float(text)
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError("not finite")
+        _in_bounds(value, self)
+        return value
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer hyper-parameter; the bounds as in :class:`Real`."""
+
+    default: int
+    ge: int | None = None
+    gt: int | None = None
+    le: int | None = None
+    lt: int | None = None
+    note: str = ""
+
+    def parse(self, text: Any) -> int:
+        """The integer ``text`` stands for. Raises ValueError otherwise."""
+        if isinstance(text, bool) or (isinstance(text, float) and text != int(text)):
+            raise ValueError("not an integer")
+        value = int(text)
+        _in_bounds(value, self)
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A hyper-parameter that takes one of a few strings."""
+
+    default: str
+    options: tuple[str, ...] | list[str] = ()
+    note: str = ""
+
+    def parse(self, text: Any) -> str:
+        """``text`` if it is one of the options. Raises ValueError otherwise."""
+        if text not in self.options:
+            raise ValueError(f"not one of {', '.join(self.options)}")
+        return str(text)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A yes-or-no hyper-parameter."""
+
+    default: bool
+    note: str = ""
+
+    def parse(self, text: Any) -> bool:
+        """True or False from a bool or from ``true``/``false``. Raises ValueError otherwise."""
+        if isinstance(text, bool):
+            return text
+        known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+        if str(text).lower() not in known:
+            raise ValueError("not true or false")
+        return known[str(text).lower()]
+
+
+Hyperparameter = Real | Integer | Choice | Flag
+
+
+def _in_bounds(value: float, bounds: Real | Integer) -> None:
+    for holds, limit, sign in (
+        (lambda b: value >= b, bounds.ge, ">="),
+        (lambda b: value > b, bounds.gt, ">"),
+        (lambda b: value <= b, bounds.le, "<="),
+        (lambda b: value < b, bounds.lt, "<"),
+    ):
+        if limit is not None and not holds(limit):
+            raise ValueError(f"must be {sign} {limit}")
+
+
+# --- methods ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Where a method comes from. ``code`` is a permalink to the authors' code, where there is any."""
+
+    title: str
+    year: int
+    arxiv: str | None = None
+    code: str | None = None
+    row: int | None = None  # of the papers' catalogue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """A number a paper prints. ``source`` says where (Table 2). Values are in the metric's unit (fractions, not percent)."""
+
+    suite: str
+    metric: str
+    value: float
+    source: str
+    setting: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Beats:
+    """The claim that this method scores better than ``method`` (a slug), in ``metric`` or the suite's primary one."""
+
+    method: str
+    metric: str | None = None
+    source: str = ""
+
+
+Claim = Reported | Beats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a method says about itself.
+
+    Attributes:
+        slug: the file's name.  version: raised whenever results may change.
+        problem: the kind of problem it solves, for example ``classification``.
+        objective: the pure function (or functions) in the module that state its loss.
+        equations: function name -> the equation it implements, in plain text.
+        hyperparameters: name -> :class:`Real`, :class:`Integer`, :class:`Choice` or :class:`Flag`. Defaults live here only.
+        claims: what the paper says it achieves; the board measures each.
+        deviations: every known difference from the paper or the authors' code.
+        exempt: check name -> the reason why that contract check cannot hold. A stale exemption fails.
+        control: True for a yardstick that every board carries (scratch, teacher, ...); never ranked.
+        results: what was seen when it was measured here, for example that it gains nothing over scratch.
+    """
+
+    slug: str
+    version: int
+    problem: str
+    title: str
+    paper: Paper | None = None
+    objective: str | tuple[str, ...] | None = None
+    equations: dict[str, str] = field(default_factory=dict)
+    hyperparameters: dict[str, Hyperparameter] = field(default_factory=dict)
+    claims: tuple[Claim, ...] | list[Claim] = ()
+    deviations: tuple[str, ...] | list[str] = ()
+    exempt: dict[str, str] = field(default_factory=dict)
+    control: bool = False
+    results: str = ""
+    supersedes: int | None = None
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The names of the objective functions, always as a tuple."""
+        if self.objective is None:
+            return ()
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
+
+
+# --- suites -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number a suite measures. ``range`` is inclusive; ``better`` is 'higher' or 'lower', never guessed from the name."""
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    range: tuple[float, float | None] | None = None
+    meaning: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one run may use. None is no cap. A run past any cap is ``over_budget`` and not ranked.
+
+    Attributes:
+        student_examples: examples the student (or generator) is updated on.
+        teacher_examples: examples the teacher is asked about; a two-pass solver asks twice.
+        training_flops: as torch counts them on sampled steps.
+    """
+
+    student_examples: int
+    teacher_examples: int | None = None
+    training_flops: float | None = None
+    wall_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The optimizer every method of a track uses, unless its paper's method is about the optimizer.
+
+    ``schedule``: ``constant``, ``cosine`` (to 0 over the run) or ``steps`` (times ``gamma`` at each fraction in ``milestones``).
+    ``warmup`` is the fraction of the run with a linearly rising rate.
+    """
+
+    batch_size: int
+    optimizer: Literal["sgd", "adam", "adamw", "radam"]
+    learning_rate: float
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+    clip: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """Bytes a setting rests on. ``sha256`` pins them; None where the user's own folder is hashed at planning time."""
+
+    name: str
+    source: str
+    licence: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone."""
+
+    tier: Literal["analytic", "embedded", "paper"]
+    summary: str
+    budget: Budget
+    training: Training
+    data: Asset | None = None
+    teacher: Asset | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    requires: tuple[str, ...] | list[str] = ()
+    device: Literal["any", "cuda"] = "any"
+    supersedes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteCard:
+    """What a suite says about itself. ``controls`` are slugs that every board of the suite carries."""
+
+    slug: str
+    version: int
+    problem: str
+    title: str
+    metrics: tuple[Metric, ...] | list[Metric]
+    primary: str
+    controls: tuple[str, ...] | list[str]
+    settings: dict[str, Setting]
+    summary: str = ""
+
+    def metric(self, name: str | None = None) -> Metric:
+        """The metric called ``name`` (the primary one by default). Raises UserError for an unknown name."""
+        wanted = name or self.primary
+        for metric in self.metrics:
+            if metric.name == wanted:
+                return metric
+        raise unknown("metric", wanted, [m.name for m in self.metrics])
+
+
+CONSTRUCTORS = {
+    c.__name__: c
+    for c in (Card, SuiteCard, Paper, Reported, Beats, Real, Integer, Choice, Flag, Metric, Budget, Training, Asset, Setting)
+}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+def read_card(path: Path) -> Card | SuiteCard:
+    """The card in the module at ``path``, read from its source; nothing of the module runs.
+
+    Raises:
+        UserError: no ``CARD``, a card that is not a literal, an unknown field, or a slug of the wrong form.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be read as Python ({error})") from error
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "CARD" for t in node.targets):
+            card = _literal(node.value, path)
+            if not isinstance(card, Card | SuiteCard):
+                raise UserError(f"{path}:{node.lineno}: CARD must be a Card or a SuiteCard")
+            if not SLUG.fullmatch(card.slug):
+                raise UserError(f"{path}:{node.lineno}: the slug {card.slug!r} must be lower-case letters, digits, '-' or '_'")
+            return card
+    raise UserError(f"{path}: has no CARD = Card(...); 'distillbench new method' writes a skeleton")
+
+
+def _literal(node: ast.expr, path: Path) -> Any:
+    if isinstance(node, ast.Call):
+        if not (isinstance(node.func, ast.Name) and node.func.id in CONSTRUCTORS):
+            raise UserError(f"{path}:{node.lineno}: a card may only call {', '.join(sorted(CONSTRUCTORS))}")
+        positional = [_literal(a, path) for a in node.args]
+        named = {k.arg: _literal(k.value, path) for k in node.keywords if k.arg is not None}
+        try:
+            return CONSTRUCTORS[node.func.id](*positional, **named)
+        except TypeError as error:
+            raise UserError(f"{path}:{node.lineno}: {error}") from error
+    if isinstance(node, ast.List | ast.Tuple):
+        items = [_literal(e, path) for e in node.elts]
+        return tuple(items)
+    if isinstance(node, ast.Dict):
+        if any(k is None for k in node.keys):
+            raise UserError(f"{path}:{node.lineno}: a card is a literal: no ** in it")
+        return {_literal(k, path): _literal(v, path) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise UserError(f"{path}:{node.lineno}: a card is a literal: nothing may be computed in it") from None
+
+
+# --- data in and out of records -----------------------------------------------------------------------------------
+
+
+def to_data(value: Any) -> Any:
+    """``value`` as plain JSON data; a dataclass becomes a dict with its class name under ``_``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"_": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(k): to_data(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_data(v) for v in value]
+    return value
+
+
+def from_data(value: Any) -> Any:
+    """The inverse of :func:`to_data`. Raises UserError for a class or a field this version does not know."""
+    if isinstance(value, dict):
+        if "_" in value:
+            name = value["_"]
+            if name not in CONSTRUCTORS:
+                raise unknown("card class", str(name), CONSTRUCTORS)
+            try:
+                return CONSTRUCTORS[name](**{k: from_data(v) for k, v in value.items() if k != "_"})
+            except TypeError as error:
+                raise UserError(f"a card in the record does not fit this version: {error}") from error
+        return {k: from_data(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return tuple(from_data(v) for v in value)
+    return value
+
+
+def resolve(card: Card, given: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters of a run: the card's defaults with ``given`` (strings or values) over them.
+
+    Raises:
+        UserError: a name the card does not have (with the nearest one) or a value out of its range.
+    """
+    values = {name: hp.default for name, hp in card.hyperparameters.items()}
+    for name, text in given.items():
+        if name not in values:
+            raise unknown(f"hyper-parameter of {card.slug}", name, values)
+        try:
+            values[name] = card.hyperparameters[name].parse(text)
+        except ValueError as error:
+            raise UserError(f"{card.slug}.{name}={text}: {error}; default {values[name]}") from error
+    return values

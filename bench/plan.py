@@ -1,0 +1,178 @@
+"""From what a user asks for to resolved specs. Torch is not imported here, so a cached grid re-plans in milliseconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.card import Card, Setting, SuiteCard, resolve, to_data
+from bench.errors import UserError, unknown
+from bench.record import ENGINE, ROLES, SCHEMA, derive_seed, identity, sha256
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run to do: a method on a track with one seed. ``resolved`` is what its identity is computed from.
+
+    Attributes:
+        method: a slug or the path of a file.  data: the user's folder of data sets, or None.
+        resolved: plain data: cards, source digests, hyper-parameters, budget, seeds, digests of data and teacher.
+    """
+
+    suite: str
+    setting: str
+    method: str
+    seed: int
+    split: str
+    data: str | None
+    resolved: dict[str, Any] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """The identity that the record of this run will have."""
+        return identity(self.resolved)
+
+    @property
+    def name(self) -> str:
+        """A short name for people: method and seed."""
+        return f"{Path(self.method).stem if self.method.endswith('.py') else self.method} seed {self.seed}"
+
+
+def seeds_by_role(seed: int) -> dict[str, int]:
+    """The seed of every role. The teacher's never follows the run's seed: a track has one teacher."""
+    return {role: derive_seed(role, 0 if role == "teacher" else seed) for role in ROLES}
+
+
+def track(name: str) -> tuple[registry.Entry, SuiteCard, Setting, str]:
+    """The suite and setting that ``suite/setting`` names.
+
+    Raises:
+        UserError: no slash, unknown suite or setting (with the nearest name).
+    """
+    suite_slug, slash, setting = name.partition("/")
+    entry = registry.find("suite", suite_slug)
+    card = registry.suite_card(entry)
+    if not slash:
+        raise UserError(f"{name!r} names a suite; a track is suite/setting: {', '.join(f'{name}/{s}' for s in card.settings)}")
+    if setting not in card.settings:
+        raise unknown(f"setting of {suite_slug}", setting, card.settings)
+    return entry, card, card.settings[setting], setting
+
+
+def plan(
+    name: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    controls: bool = True,
+    split: str = "test",
+    data: str | None = None,
+    budget: Mapping[str, Any] | None = None,
+) -> list[RunSpec]:
+    """The runs that ``methods`` (slugs, files, or ``all``) on track ``name`` need, controls first, seed by seed.
+
+    Args:
+        overrides: method -> hyper-parameter -> value, as text or value.
+        split: ``test`` is reported; ``tune`` is for choosing hyper-parameters and is never ranked.
+        data: folder of data sets for settings that need one; the environment's DISTILLBENCH_DATA by default.
+        budget: fields of the setting's budget to replace (another budget is another board).
+
+    Raises:
+        UserError: an unknown name, a method that does not solve the suite's problem, a value out of range,
+            a missing data folder.
+    """
+    entry, card, setting, setting_name = track(name)
+    overrides = dict(overrides or {})
+    data = data or os.environ.get("DISTILLBENCH_DATA")
+    if split not in ("test", "tune"):
+        raise UserError(f"unknown split {split!r}; 'test' is reported, 'tune' is for choosing hyper-parameters")
+    slugs = list(dict.fromkeys(s for m in methods for s in (_all(card.problem) if m == "all" else [m])))
+    wanted = [*card.controls, *(s for s in slugs if s not in card.controls)] if controls else slugs
+    chosen = {w: registry.find("method", w) for w in wanted}
+    for over in overrides:
+        if over not in {e.slug for e in chosen.values()}:
+            raise unknown("method in --set", over, [e.slug for e in chosen.values()])
+    if budget:
+        setting = dataclasses.replace(setting, budget=dataclasses.replace(setting.budget, **budget))
+    frame = _frame(entry, card, setting, setting_name, split, data)
+    specs = []
+    resolved_methods = {}
+    for w, found in chosen.items():
+        method = registry.method_card(found)
+        if method.problem != card.problem:
+            fitting = [s for s, e in registry.suites().items() if e.card and e.card.problem == method.problem]
+            raise UserError(
+                f"method {method.slug} solves {method.problem}, suite {card.slug} asks for {card.problem}; "
+                f"it runs on: {', '.join(fitting) or 'no installed suite'}"
+            )
+        resolved_methods[w] = _method(found, method, overrides.get(method.slug, {}))
+    for seed in seeds:
+        roles = seeds_by_role(seed)
+        for w in wanted:
+            resolved = {**frame, "method": resolved_methods[w], "seed": seed, "seeds": roles}
+            specs.append(RunSpec(card.slug, setting_name, w, seed, split, data, resolved))
+    return specs
+
+
+def _all(problem: str) -> list[str]:
+    return [s for s, e in registry.methods().items() if isinstance(e.card, Card) and e.card.problem == problem and not e.card.control]
+
+
+def _method(entry: registry.Entry, card: Card, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"card": to_data(card), "source": entry.source_digest(), "hyperparameters": resolve(card, dict(given))}
+
+
+def _frame(entry: registry.Entry, card: SuiteCard, setting: Setting, name: str, split: str, data: str | None) -> dict[str, Any]:
+    """What every run of a track shares: two records are on one board exactly when this is the same."""
+    shown = dataclasses.replace(card, settings={name: setting})
+    return {
+        "schema": SCHEMA,
+        "engine": ENGINE,
+        "suite": {"card": to_data(shown), "source": entry.source_digest()},
+        "setting": name,
+        "split": split,
+        "digests": {
+            "data": _digest(setting.data, setting, data, "data"),
+            "teacher": _digest(setting.teacher, setting, data, "teacher"),
+        },
+    }
+
+
+def _digest(asset: Any, setting: Setting, data: str | None, role: str) -> str | None:
+    """The pinned digest of an asset, or that of the bytes in the user's folder where the setting pins none."""
+    if asset is None or asset.sha256 is not None:
+        return None if asset is None else str(asset.sha256)
+    folder = setting.options.get(f"{role}_path")
+    if data is None:
+        raise UserError(
+            f"this setting needs {asset.name} ({asset.source}): name the folder that holds {folder} with --data DIR "
+            f"or the environment variable DISTILLBENCH_DATA"
+        )
+    return digest_tree(Path(data) / str(folder), asset.name, asset.source)
+
+
+def digest_tree(path: Path, name: str = "data", source: str = "") -> str:
+    """SHA-256 over the relative names and bytes of a file or of every file below a folder.
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    import hashlib
+
+    if not path.exists():
+        raise UserError(f"{path}: not found; put {name} there{f' ({source})' if source else ''}")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if not files:
+        raise UserError(f"{path}: the folder is empty; put {name} there{f' ({source})' if source else ''}")
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").digest()
+        total.update(sha256(file.relative_to(path).as_posix().encode()).encode() + content)
+    return total.hexdigest()

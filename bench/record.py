@@ -1,0 +1,194 @@
+"""The record: what one run leaves behind, and how it is identified.
+
+``id`` is the SHA-256 of the canonical JSON of the resolved spec: one function computes it for planned and for
+finished work. ``digest`` is the SHA-256 of everything else in the record, so an edited or truncated file is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.card import Card, Setting, SuiteCard, from_data
+from bench.errors import UserError
+
+SCHEMA = 1
+ENGINE = 1  # raised when the engine's own arithmetic changes results: part of every identity
+ROLES = ("teacher", "data", "init", "order", "noise", "evaluation")
+
+Status = Literal["ok", "failed", "skipped", "over_budget"]
+
+
+def canonical(data: Any) -> bytes:
+    """The one JSON text of ``data``: sorted keys, no spaces, ASCII, no NaN. Raises ValueError for NaN or infinity."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def identity(spec: dict[str, Any]) -> str:
+    """The id of a resolved spec (64 hexadecimal digits), the same before and after the run."""
+    return sha256(canonical(spec))
+
+
+def derive_seed(role: str, seed: int) -> int:
+    """The seed of one role: 48 bits of a hash of the role's name and the run's seed, so roles never share a stream."""
+    return int.from_bytes(hashlib.sha256(f"{role}/{seed}".encode()).digest()[:6], "big")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of one student. ``per_example`` are the values whose mean is ``value``, in the test split's order."""
+
+    metric: str
+    value: float
+    n: int
+    per_example: tuple[float, ...] | None = None
+
+    @staticmethod
+    def mean(metric: str, values: Sequence[float]) -> Measurement:
+        """The mean of per-example ``values``. Raises ValueError for no values: unscored is not zero."""
+        if not len(values):
+            raise ValueError(f"{metric}: nothing was scored")
+        listed = tuple(float(f"{v:.7g}") for v in values)
+        return Measurement(metric, math.fsum(listed) / len(listed), len(listed), listed)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run left. Immutable; a correction is a new record.
+
+    ``cost`` has ``total`` and ``phases`` (name -> the same meters): student_examples, student_steps,
+    teacher_examples (asked), teacher_forwards (computed, less what a cache held), training_flops, wall_seconds,
+    peak_memory_bytes, parameters. ``student`` says how to rebuild it: architecture, arguments, sha256 of its weights.
+    """
+
+    spec: dict[str, Any]
+    status: Status
+    reason: str | None
+    measurements: tuple[Measurement, ...]
+    cost: dict[str, Any]
+    student: dict[str, Any] | None
+    environment: dict[str, Any]
+    created: str
+    trace: dict[str, list[float]] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def id(self) -> str:
+        """The identity of the spec."""
+        return identity(self.spec)
+
+    @property
+    def method(self) -> Card:
+        """The method's card as it was when the run was made."""
+        card: Card = from_data(self.spec["method"]["card"])
+        return card
+
+    @property
+    def suite(self) -> SuiteCard:
+        """The suite's card as it was, with the one setting that was run."""
+        card: SuiteCard = from_data(self.spec["suite"]["card"])
+        return card
+
+    @property
+    def setting(self) -> Setting:
+        """The setting's card as it was."""
+        return self.suite.settings[self.spec["setting"]]
+
+    @property
+    def track(self) -> str:
+        """``suite/setting``."""
+        return f"{self.spec['suite']['card']['slug']}/{self.spec['setting']}"
+
+    @property
+    def slug(self) -> str:
+        """The method's slug."""
+        return str(self.spec["method"]["card"]["slug"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed; the seeds by role follow from it."""
+        return int(self.spec["seed"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was scored: counted from the measurements, never from a file's existence."""
+        return self.status in ("ok", "over_budget") and bool(self.measurements)
+
+    def value(self, metric: str) -> float | None:
+        """The measured value, or None where the metric was not scored."""
+        return next((m.value for m in self.measurements if m.metric == metric), None)
+
+    def to_json(self) -> str:
+        """The record's text: indented JSON with ``id`` and ``digest`` first."""
+        body = asdict(self)
+        return json.dumps({"id": self.id, "digest": sha256(canonical(body)), **body}, indent=1, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "record") -> Record:
+        """The record in ``text``.
+
+        Raises:
+            UserError: truncated, edited, of a newer schema, or not a record; ``where`` is named in the message.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise UserError(f"{where}: corrupt or truncated record ({error}); delete it and run again") from error
+        if not isinstance(data, dict) or "schema" not in data:
+            raise UserError(f"{where}: not a distillbench record")
+        if data["schema"] != SCHEMA:
+            raise UserError(f"{where}: record of schema {data['schema']}, this version reads {SCHEMA}; upgrade distillbench")
+        try:
+            stated, digest = data.pop("id"), data.pop("digest")
+            same = sha256(canonical(data)) == digest and identity(data["spec"]) == stated
+            data["measurements"] = tuple(
+                Measurement(m["metric"], m["value"], m["n"], None if m["per_example"] is None else tuple(m["per_example"]))
+                for m in data["measurements"]
+            )
+            record = Record(**data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: not a whole record (missing or odd {error}); delete it and run again") from error
+        if not same:
+            raise UserError(f"{where}: its content does not match its digest: it was edited or damaged; restore it or run again")
+        return record
+
+    @staticmethod
+    def read(path: Path) -> Record:
+        """The record in the file at ``path``. Raises UserError as :meth:`from_json`, or where the file cannot be read."""
+        try:
+            return Record.from_json(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
+    """Every record below ``folders``, sorted by id, and a line for each file that is not one.
+
+    Raises:
+        UserError: a folder is missing.
+    """
+    records: dict[str, Record] = {}
+    bad: list[str] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of records; 'distillbench run' makes one with --out")
+        for path in sorted(folder.rglob("*.json")):
+            if path.name == "store.json" or path.name.startswith(".tmp-"):
+                continue
+            try:
+                record = Record.read(path)
+            except UserError as error:
+                bad.append(str(error))
+                continue
+            records[sha256(record.to_json().encode())] = record
+    return sorted(records.values(), key=lambda r: (r.track, r.slug, r.seed, r.id, r.created)), bad

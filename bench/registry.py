@@ -1,0 +1,180 @@
+"""Finds methods and suites by folder; nothing is registered by hand and nothing is imported to list them.
+
+Packages name a folder through the entry-point groups ``distillbench.methods`` and ``distillbench.suites``; ours are
+found the same way as other people's. A method is ``<folder>/<problem>/<slug>.py``; a suite is ``<folder>/<slug>/``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from bench.card import Card, SuiteCard, read_card
+from bench.errors import UserError, unknown
+from bench.record import canonical, sha256
+
+Kind = Literal["method", "suite"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something found: its card, or the reason why it cannot be used.
+
+    Attributes:
+        module: the importable name, or None for a loose file.
+        error: why the card cannot be read; such an entry is listed, and everything else still works.
+    """
+
+    kind: Kind
+    slug: str
+    path: Path
+    module: str | None
+    card: Card | SuiteCard | None = None
+    error: str | None = None
+
+    def sources(self) -> list[Path]:
+        """The files that define it: the method's file, or every module of the suite and what suites share."""
+        if self.path.name != "__init__.py":
+            return [self.path]
+        shared = sorted((self.path.parent.parent / "metrics").glob("*.py"))
+        return sorted(self.path.parent.rglob("*.py")) + shared
+
+    def source_digest(self) -> str:
+        """SHA-256 over the names and bytes of :meth:`sources` (line ends normalised)."""
+        root = self.path.parent
+        listing = {}
+        for file in self.sources():
+            name = file.relative_to(root).as_posix() if file.is_relative_to(root) else f"../{file.parent.name}/{file.name}"
+            listing[name] = sha256(file.read_bytes().replace(b"\r\n", b"\n"))
+        return sha256(canonical(listing))
+
+    def load(self) -> ModuleType:
+        """The imported module. Raises UserError with the reason where the import fails."""
+        if self.error:
+            raise UserError(f"{self.kind} {self.slug}: {self.error}")
+        try:
+            if self.module is not None:
+                return importlib.import_module(self.module)
+            name = f"distillbench_file_{sha256(str(self.path.resolve()).encode())[:12]}_{self.path.stem}"
+            spec = importlib.util.spec_from_file_location(name, self.path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
+            return module
+        except UserError:
+            raise
+        except Exception as error:
+            hint = ""
+            if isinstance(error, ModuleNotFoundError):
+                hint = "; install what it needs: pip install 'distillbench[train]' or see 'distillbench doctor'"
+            raise UserError(f"{self.kind} {self.slug} fails to import: {type(error).__name__}: {error}{hint}") from error
+
+
+def _folder(point: EntryPoint) -> Path | None:
+    """The folder of the package an entry point names; finding a top-level package imports nothing."""
+    try:
+        spec = importlib.util.find_spec(point.value)
+    except (ImportError, ValueError):
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0]) if places else None
+
+
+def _read(kind: Kind, path: Path, slug: str, module: str | None) -> Entry:
+    try:
+        card = read_card(path)
+        wanted = Card if kind == "method" else SuiteCard
+        if not isinstance(card, wanted):
+            raise UserError(f"{path}: expected a {wanted.__name__}")
+        if card.slug != slug:
+            raise UserError(f"{path}: the card says slug {card.slug!r}, the file's name says {slug!r}")
+        return Entry(kind, slug, path, module, card)
+    except UserError as error:
+        return Entry(kind, slug, path, module, None, str(error))
+
+
+def _candidates(kind: Kind, folder: Path) -> Iterable[tuple[Path, str, str]]:
+    if kind == "method":
+        for path in sorted(folder.glob("*/*.py")):
+            if not path.name.startswith("_"):
+                yield path, path.stem, f"{path.parent.name}.{path.stem}"
+    else:
+        for path in sorted(folder.glob("*/__init__.py")):
+            if "CARD" in path.read_text(encoding="utf-8", errors="replace"):
+                yield path, path.parent.name.replace("_", "-"), path.parent.name
+
+
+@functools.cache
+def _found(kind: Kind) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for point in sorted(entry_points(group=f"distillbench.{kind}s"), key=lambda p: p.name):
+        folder = _folder(point)
+        if folder is None:
+            found[point.name] = Entry(kind, point.name, Path(point.value), None, error=f"the package {point.value!r} is not there")
+            continue
+        for path, slug, tail in _candidates(kind, folder):
+            entry = _read(kind, path, slug, f"{point.value}.{tail}")
+            if slug in found and found[slug].path != path:
+                entry = Entry(kind, slug, path, None, error=f"two {kind}s are called {slug!r}: {found[slug].path} and {path}; rename one")
+            found[slug] = entry
+    return found
+
+
+def methods() -> dict[str, Entry]:
+    """Every method found, by slug, the broken ones included."""
+    return dict(_found("method"))
+
+
+def suites() -> dict[str, Entry]:
+    """Every suite found, by slug, the broken ones included."""
+    return dict(_found("suite"))
+
+
+def refresh() -> None:
+    """Forget what was found (tests that drop files in call this)."""
+    _found.cache_clear()
+
+
+def find(kind: Kind, name: str) -> Entry:
+    """The method or suite called ``name``; a method may also be named by the path of its file.
+
+    Raises:
+        UserError: unknown (with the nearest name), or found but broken (with the reason).
+    """
+    if kind == "method" and name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such file; a method is a slug ('distillbench list methods') or a Python file")
+        inside = next((e for e in _found("method").values() if e.path.resolve() == path.resolve()), None)
+        entry = inside or _read("method", path.resolve(), path.stem, None)
+    else:
+        known = _found(kind)
+        if name not in known:
+            raise unknown(kind, name, known, f"('distillbench list {kind}s' shows them)")
+        entry = known[name]
+    if entry.error:
+        raise UserError(f"{kind} {entry.slug}: {entry.error}")
+    return entry
+
+
+def method_card(entry: Entry) -> Card:
+    """The entry's card, typed. Raises UserError where it has none."""
+    if not isinstance(entry.card, Card):
+        raise UserError(f"method {entry.slug}: {entry.error or 'has no card'}")
+    return entry.card
+
+
+def suite_card(entry: Entry) -> SuiteCard:
+    """The entry's card, typed. Raises UserError where it has none."""
+    if not isinstance(entry.card, SuiteCard):
+        raise UserError(f"suite {entry.slug}: {entry.error or 'has no card'}")
+    return entry.card

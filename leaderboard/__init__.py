@@ -1,0 +1,1 @@
+"""Records in, boards out: tables, ranks, a static site. Needs no torch."""

@@ -1,0 +1,1 @@
+"""Suites: a card, a problem and a judge each."""
