@@ -115,13 +115,18 @@ def _in_bounds(value: float, bounds: Real | Integer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """Where a method comes from. ``code`` is a permalink to the authors' code, where there is any."""
+    """Where a method comes from.
+
+    ``code`` is a permalink to the authors' code, where there is any. ``catalogue`` and ``row`` are its name and row in
+    the papers' catalogue; ``--method <catalogue name>`` runs every method of that paper.
+    """
 
     title: str
     year: int
     arxiv: str | None = None
     code: str | None = None
-    row: int | None = None  # of the papers' catalogue
+    catalogue: str | None = None
+    row: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +228,8 @@ class Training:
     """The optimizer every method of a track uses, unless its paper's method is about the optimizer.
 
     ``schedule``: ``constant``, ``cosine`` (to 0 over the run) or ``steps`` (times ``gamma`` at each fraction in ``milestones``).
-    ``warmup`` is the fraction of the run with a linearly rising rate.
+    ``warmup`` is the fraction of the run with a linearly rising rate. ``precision`` bfloat16 is automatic mixed precision
+    where the device has it, float32 elsewhere; the record says which.
     """
 
     batch_size: int
@@ -238,6 +244,7 @@ class Training:
     gamma: float = 0.1
     warmup: float = 0.0
     clip: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ def plan(
     data = data or os.environ.get("DISTILLBENCH_DATA")
     if split not in ("test", "tune"):
         raise UserError(f"unknown split {split!r}; 'test' is reported, 'tune' is for choosing hyper-parameters")
-    slugs = list(dict.fromkeys(s for m in methods for s in (_all(card.problem) if m == "all" else [m])))
+    slugs = list(dict.fromkeys(s for m in methods for s in _expand(m, card.problem)))
     wanted = [*card.controls, *(s for s in slugs if s not in card.controls)] if controls else slugs
     chosen = {w: registry.find("method", w) for w in wanted}
     for over in overrides:
@@ -120,8 +120,14 @@ def plan(
     return specs
 
 
-def _all(problem: str) -> list[str]:
-    return [s for s, e in registry.methods().items() if isinstance(e.card, Card) and e.card.problem == problem and not e.card.control]
+def _expand(name: str, problem: str) -> list[str]:
+    """The slugs a name stands for: ``all``, the catalogue's name of a paper with several methods, or itself."""
+    cards = {s: e.card for s, e in registry.methods().items() if isinstance(e.card, Card)}
+    if name == "all":
+        return [s for s, c in cards.items() if c.problem == problem and not c.control]
+    if name in cards:
+        return [name]
+    return [s for s, c in cards.items() if c.paper and c.paper.catalogue == name] or [name]
 
 
 def _method(entry: registry.Entry, card: Card, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from bench.plan import RunSpec
 from bench.record import Record, sha256
 
 SCHEMA = 1
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -41,6 +43,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+            os.fchmod(stream.fileno(), 0o666 & ~UMASK)  # a temporary file is private; a store may be shared
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:

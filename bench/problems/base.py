@@ -1,0 +1,36 @@
+"""What every problem has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bench.nets import Architecture
+from bench.oracle import Oracle
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A teacher to ask, a student to train.
+
+    Attributes:
+        setting: its name.  student: the fresh student, initialised from the seed of the role ``init``.
+        build: ``build(Architecture)`` gives a network with fresh weights from the same seed; see :meth:`new_student`.
+    """
+
+    setting: str
+    student: nn.Module
+    build: Callable[[Architecture], nn.Module]
+
+    @property
+    def oracle(self) -> Oracle:
+        """The teacher, whatever its kind."""
+        return self.teacher  # type: ignore[attr-defined,no-any-return]
+
+    def new_student(self, **arguments: Any) -> nn.Module:
+        """Another student of the setting's architecture, with ``arguments`` over its own (for example ``groups=4``)."""
+        own: Architecture = self.student.architecture  # type: ignore[assignment]
+        return self.build(Architecture(own.name, {**own.arguments, **arguments}))

@@ -1,0 +1,38 @@
+"""Classification: images or vectors with one of C classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bench.data import Arrays, Batches
+from bench.nets import Outputs, trace
+from bench.oracle import ClassifierOracle
+from bench.problems.base import Problem
+
+
+@dataclass(frozen=True)
+class Classification(Problem):
+    """A classifier to distil.
+
+    Attributes:
+        classes: C.
+        teacher: answers with logits, embeddings and feature maps.
+        batches: all training examples. Where an example's label was not observed, ``batch.labels`` holds the teacher's
+            decision and ``batch.labelled`` is False, so every method sees the same labels.
+        labelled: the examples with an observed label only (what ``scratch`` may use).
+        tune: a validation split (never the reported one) for methods that choose something, or None.
+        train: the training set in memory, or None where it is streamed from disk.
+    """
+
+    classes: int
+    teacher: ClassifierOracle
+    batches: Batches
+    labelled: Batches
+    tune: Arrays | None = None
+    train: Arrays | None = None
+
+    def trace(self, student: nn.Module, inputs: Tensor) -> Outputs:
+        """One forward pass of ``student`` with its embedding and stages."""
+        return trace(student, inputs)

@@ -1,0 +1,23 @@
+"""The control every gain is measured from: the same student, data and budget, and no teacher."""
+
+from __future__ import annotations
+
+from bench.card import Card
+from bench.losses import cross_entropy
+from bench.problems.classification import Classification
+from bench.run import Run
+from bench.student import Student
+
+CARD = Card(
+    slug="scratch",
+    version=1,
+    problem="classification",
+    title="Training on the observed labels alone",
+    control=True,
+    equations={"distill": "L = CE(y, softmax(z_s)), over examples with an observed label"},
+)
+
+
+def distill(problem: Classification, run: Run) -> Student:
+    """Cross-entropy on the labelled examples, for the whole budget."""
+    return run.fit(problem.student, lambda batch: run.loss(ce=cross_entropy(problem.student(batch.inputs), batch.labels)), problem.labelled)

@@ -1,0 +1,1 @@
+NETS: dict = {}

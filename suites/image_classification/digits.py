@@ -1,0 +1,85 @@
+"""The embedded settings: scikit-learn's 1,797 real handwritten digits (8x8), with a teacher shipped as safetensors."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.data import Arrays
+from bench.errors import UserError
+from bench.record import derive_seed, sha256
+from bench.student import tensor_digest
+
+TRAIN, TUNE, TEST = 1197, 200, 400
+TEACHER = Path(__file__).parent / "digits_teacher.safetensors"
+
+
+@cache
+def load(sha: str | None = None) -> tuple[Tensor, Tensor]:
+    """All digits: images (1797, 1, 8, 8) in [-1, 1] and labels (1797,).
+
+    Raises:
+        UserError: scikit-learn is missing, or carries other bytes than the card pins.
+    """
+    try:
+        blob = files("sklearn.datasets.data").joinpath("digits.csv.gz").read_bytes()
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise UserError("the digits come with scikit-learn: pip install 'distillbench[train]'") from error
+    if sha is not None and sha256(blob) != sha:
+        raise UserError("scikit-learn carries other digits than this setting pins; install another release of scikit-learn")
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    return images, torch.tensor(labels, dtype=torch.int64)
+
+
+@cache
+def partition() -> dict[str, Tensor]:
+    """Rows of ``train`` (1197), ``tune`` (200) and ``test`` (400): one fixed split, alike in every class, for all runs."""
+    labels = load()[1].numpy()
+    rng = np.random.default_rng(derive_seed("digits split", 0))
+    order = rng.permutation(len(labels))
+    # Deal every class out evenly: sort by (position within the class) so that any prefix is balanced.
+    place = np.empty(len(labels), dtype=np.int64)
+    for c in range(10):
+        rows = np.flatnonzero(labels[order] == c)
+        place[rows] = np.arange(len(rows))
+    dealt = torch.tensor(order[np.argsort(place, kind="stable")].copy())
+    return {"test": dealt[:TEST], "tune": dealt[TEST : TEST + TUNE], "train": dealt[TEST + TUNE :]}
+
+
+def splits(options: dict[str, Any], seed: int, sha: str | None) -> dict[str, Arrays]:
+    """The setting's splits. The labelled and the transfer images are drawn from ``train`` with the run's data seed.
+
+    ``labelled`` images have their label; ``transfer`` images in all (the labelled ones among them) may be looked at.
+    """
+    images, labels = load(sha)
+    made = {}
+    for name, rows in partition().items():
+        chosen = rows
+        labelled = torch.ones(len(rows), dtype=torch.bool)
+        if name == "train":
+            generator = torch.Generator().manual_seed(seed)
+            shuffled = rows[torch.randperm(len(rows), generator=generator)]
+            first = _balanced(labels[shuffled], int(options["labelled"]))
+            rest = torch.ones(len(rows), dtype=torch.bool)
+            rest[first] = False
+            chosen = torch.cat([shuffled[first], shuffled[rest]])[: int(options["transfer"])]
+            labelled = torch.arange(len(chosen)) < int(options["labelled"])
+        digest = tensor_digest({"inputs": images[chosen], "labels": labels[chosen]})
+        made[name] = Arrays(images[chosen], labels[chosen], labelled, digest)
+    return made
+
+
+def _balanced(labels: Tensor, count: int) -> Tensor:
+    """Positions of the first ``count`` examples, the same number of each class."""
+    per_class = count // 10
+    found = [torch.nonzero(labels == c).flatten()[:per_class] for c in range(10)]
+    return torch.cat(found).sort().values
