@@ -30,7 +30,11 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole parser. Building it imports no torch."""
-    top = _Parser(prog="distillbench", description="Which distillation method makes the better student, at equal cost, and how sure are we?", epilog=EXIT_CODES)
+    top = _Parser(
+        prog="distillbench",
+        description="Which distillation method makes the better student, at equal cost, and how sure are we?",
+        epilog=EXIT_CODES,
+    )
     top.add_argument("--version", action="version", version=f"distillbench {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
@@ -41,12 +45,22 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="distil and judge: one record for every method and seed, controls included")
     run.add_argument("track", metavar="SUITE/SETTING")
-    run.add_argument("--method", "-m", nargs="+", action="extend", default=[], metavar="M", help="slugs, files, or 'all'; controls are added by themselves")
+    run.add_argument(
+        "--method",
+        "-m",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="M",
+        help="slugs, files, or 'all'; controls are added by themselves",
+    )
     run.add_argument("--seeds", default="3", metavar="N", help="how many seeds, or a range as 5-9 (default 3)")
     run.add_argument("--set", action="append", default=[], metavar="M.NAME=VALUE", dest="overrides", help="a hyper-parameter of a method")
     run.add_argument("--out", default="runs", metavar="DIR", help="the store (default runs)")
     run.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
-    run.add_argument("--split", choices=["test", "tune"], default="test", help="tune: for choosing hyper-parameters; shown as trials, never ranked")
+    run.add_argument(
+        "--split", choices=["test", "tune"], default="test", help="tune: for choosing hyper-parameters; shown as trials, never ranked"
+    )
     run.add_argument("--budget", type=_positive, metavar="EXAMPLES", help="another number of student examples; makes another board")
     run.add_argument("--no-controls", action="store_true", help="leave out scratch, teacher and the other yardsticks")
     run.add_argument("--workers", type=_positive, metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
@@ -308,7 +322,7 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     hyper = ", ".join(f"{k}={v}" for k, v in record.spec["method"]["hyperparameters"].items()) or "none"
     env = record.environment
-    rows = [
+    rows: list[list[Any]] = [
         ["id", record.id],
         ["track", f"{record.track} ({record.spec['split']} split)"],
         ["method", f"{record.slug} v{record.method.version}, hyper-parameters: {hyper}"],
@@ -318,7 +332,10 @@ def _show(args: argparse.Namespace) -> int:
         *([k, f"{v:.6g}" if isinstance(v, float) else v] for k, v in record.cost["total"].items()),
         ["phases", ", ".join(f"{n} {c['wall_seconds']:.2f} s" for n, c in record.cost["phases"].items())],
         ["student", f"{record.student['architecture']} sha256 {record.student['sha256']}" if record.student else "none"],
-        ["made", f"{record.created} on {env.get('device')}, commit {env.get('commit')}{' with uncommitted changes' if env.get('dirty') else ''}"],
+        [
+            "made",
+            f"{record.created} on {env.get('device')}, commit {env.get('commit')}{' with uncommitted changes' if env.get('dirty') else ''}",
+        ],
     ]
     table(rows, ["field", "value"])
     return 0

@@ -463,4 +463,3 @@ class Run:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16: every CPU build of torch does, a GPU from Ampere on."""
     return device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
-

@@ -141,7 +141,9 @@ def one(name: str, subject: Subject) -> Result:
     try:
         message = CHECKS[name](subject)
     except Skipped as skip:
-        return Result(name, "failed" if reason else "skipped", f"stale exemption ({skip}): remove it from the card" if reason else str(skip))
+        return Result(
+            name, "failed" if reason else "skipped", f"stale exemption ({skip}): remove it from the card" if reason else str(skip)
+        )
     except (Failed, UserError) as failure:
         return Result(name, "exempt" if reason else "failed", reason or str(failure))
     except Exception as error:  # a check must report a method's crash, not die of it

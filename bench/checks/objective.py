@@ -152,7 +152,9 @@ def zero_at_match(subject: Subject) -> None:
     done = 0
     for objective in subject.objectives:
         inputs = make_inputs(objective.arguments)
-        twins = [(n, n.replace("student", "teacher")) for n in inputs if n.startswith("student") and n.replace("student", "teacher") in inputs]
+        twins = [
+            (n, n.replace("student", "teacher")) for n in inputs if n.startswith("student") and n.replace("student", "teacher") in inputs
+        ]
         if not twins:
             continue
         done += 1
@@ -185,7 +187,9 @@ def class_padding(subject: Subject) -> None:
         for before, after in zip(objective(inputs), objective(padded), strict=True):
             if not torch.allclose(before, after, rtol=1e-8, atol=1e-10):
                 worst = float(((after - before).abs() / (before.abs() + 1e-12)).max())
-                raise Failed(f"{objective.name} changes by {worst:.2g} of itself when classes of probability 0 are added: a mean over classes?")
+                raise Failed(
+                    f"{objective.name} changes by {worst:.2g} of itself when classes of probability 0 are added: a mean over classes?"
+                )
     if not done:
         raise Skipped("no objective over logits alone")
 

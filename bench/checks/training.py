@@ -102,7 +102,7 @@ def _kill_after(run: Run, saves: int) -> None:
         if count >= saves:
             raise _Killed
 
-    run._save = save  # type: ignore[method-assign]
+    run._save = save  # type: ignore[assignment,method-assign]
 
 
 def _digest(trial: Trial) -> str:
@@ -152,7 +152,9 @@ def resume(subject: Subject) -> str:
             else:
                 continue
         if _digest(resumed) != _digest(whole):
-            raise Failed(f"killed after checkpoint {point} and resumed, the student is another one: is there state outside modules and run.generator?")
+            raise Failed(
+                f"killed after checkpoint {point} and resumed, the student is another one: is there state outside modules and run.generator?"
+            )
         if resumed.run.meter.counts["student_examples"] != whole.run.meter.counts["student_examples"]:
             raise Failed("a resumed run is metered differently")
     return f"killed after checkpoints {', '.join(map(str, points))}"
@@ -182,12 +184,13 @@ def export(subject: Subject) -> None:
         raise Failed("the exported network is not one that was trained, and is not declared as an average (run.export(..., averaged=True))")
     rebuilt = trial.suite.rebuild(Student.from_bytes(trial.student.to_bytes()))
     module.eval()
-    probe = [trial.problem.batches.stream(0)]
-    batch = next(probe[0])
+    batch = next(trial.problem.batches.stream(0))
     with torch.no_grad():
         ours, theirs = _answer(rebuilt, batch), _answer(module, batch)
     if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6):
-        raise Failed(f"the rebuilt student answers differently (by {float((ours - theirs).abs().max()):.2g}) from the network that was trained")
+        raise Failed(
+            f"the rebuilt student answers differently (by {float((ours - theirs).abs().max()):.2g}) from the network that was trained"
+        )
 
 
 def _was_trained(trial: Trial, module: nn.Module) -> bool:

@@ -21,7 +21,9 @@ Watch = Callable[[str, str, int, int], None]  # (run's name, phase, steps done, 
 Outcome = Record | UserError
 
 
-def run_all(specs: Sequence[RunSpec], store: Store, *, workers: int, watch: Watch, checkpoint_seconds: float) -> Iterator[tuple[RunSpec, Outcome]]:
+def run_all(
+    specs: Sequence[RunSpec], store: Store, *, workers: int, watch: Watch, checkpoint_seconds: float
+) -> Iterator[tuple[RunSpec, Outcome]]:
     """Do ``specs`` and yield each with its record, or with the error that kept it from having one, as they finish.
 
     Raises:
@@ -46,7 +48,9 @@ def run_all(specs: Sequence[RunSpec], store: Store, *, workers: int, watch: Watc
     yield from _pool(specs, store, workers, watch, checkpoint_seconds)
 
 
-def _pool(specs: Sequence[RunSpec], store: Store, workers: int, watch: Watch, checkpoint_seconds: float) -> Iterator[tuple[RunSpec, Outcome]]:
+def _pool(
+    specs: Sequence[RunSpec], store: Store, workers: int, watch: Watch, checkpoint_seconds: float
+) -> Iterator[tuple[RunSpec, Outcome]]:
     context = get_context("spawn")
     manager = SyncManager(ctx=context)
     manager.start(_ignore_interrupt)
