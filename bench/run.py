@@ -181,6 +181,7 @@ class Run:
         self._share = 1.0
         self._loose = 0.0  # seconds of finished loops that no checkpoint holds: with the loop under way, never more than self._every
         self._ticked = time.perf_counter()
+        torch.manual_seed(derive_seed("run", self.seeds["noise"]))  # networks a method makes before its first loop are seeded too
 
     # --- what methods use -------------------------------------------------------------------------------------
 
