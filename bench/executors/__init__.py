@@ -80,9 +80,12 @@ def _pool(
                 try:
                     kind, payload = future.result()
                 except BrokenProcessPool:
-                    yield spec, WorkerDied(
-                        "a worker process died (killed, or out of memory) and the others were stopped; the same command goes on "
-                        "where they were, and --workers 1 needs the least memory"
+                    yield (
+                        spec,
+                        WorkerDied(
+                            "a worker process died (killed, or out of memory) and the others were stopped; the same command goes on "
+                            "where they were, and --workers 1 needs the least memory"
+                        ),
                     )
                     continue
                 if kind == "full":
