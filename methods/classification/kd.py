@@ -29,9 +29,17 @@ CARD = Card(
     },
     claims=[
         Beats("scratch", source="the paper's claim"),
-        Reported(suite="image-classification", setting="cifar100", metric="top1", value=0.7333, source="CRD benchmark table, ResNet32x4 to ResNet8x4"),
+        Reported(
+            suite="image-classification",
+            setting="cifar100",
+            metric="top1",
+            value=0.7333,
+            source="CRD benchmark table, ResNet32x4 to ResNet8x4",
+        ),
     ],
-    deviations=["The 2015 text states the soft term as a cross-entropy; the divergence differs by the teacher's entropy, and has the same gradient."],
+    deviations=[
+        "The 2015 text states the soft term as a cross-entropy; the divergence differs by the teacher's entropy, and has the same gradient."
+    ],
 )
 
 
