@@ -63,7 +63,7 @@ CARD = Card(
     ],
     exempt={
         "per_example": "P_y is centred by the batch's mean of S_y^2, so a row's target depends on the other rows",
-        "oracle_gradient": "P_y is held constant for the gradient, which differences of the value cannot show; a test compares with it held",
+        "oracle_gradient": "P_y is held constant for the gradient, which differences of the value cannot show; a test holds it too",
         "class_padding": "label smoothing and the ranks give classes of probability 0 their share too",
     },
 )

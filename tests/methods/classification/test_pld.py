@@ -122,6 +122,15 @@ def test_10_equal_teacher_logits_keep_the_order_of_their_classes() -> None:
     torch.testing.assert_close(pld_loss(student, tied, label, temperature=1.0), pld_loss(student, hinted, label, temperature=1.0))
 
 
+def test_trap_many_ties_are_sorted_alike_everywhere() -> None:
+    classes = 1000
+    student = torch.tensor(draw(rows=1, classes=classes)["student_logits"])
+    falling = -1e-13 * torch.arange(classes, dtype=torch.float64)[None]
+    label = torch.tensor([500])
+    tied = pld_loss(student, torch.zeros_like(falling), label, temperature=1.0)
+    torch.testing.assert_close(tied, pld_loss(student, falling, label, temperature=1.0), rtol=1e-9, atol=0)
+
+
 def test_trap_temperature_is_not_on_the_student() -> None:
     x = tensors(draw(), *NAMES)
     cooler = {**x, "teacher_logits": 3 * x["teacher_logits"]}  # the same order, and the same weights at three times the temperature

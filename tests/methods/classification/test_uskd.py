@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -151,3 +153,18 @@ def test_the_weak_heads_gradient_reaches_the_student() -> None:
     lone, _, _ = short_run(uskd, alpha=0.0, beta=0.0, mu=1.0)
     plain, _, _ = short_run(uskd, alpha=0.0, beta=0.0, mu=0.0)
     assert not torch.equal(lone.weights["blocks.0.0.weight"], plain.weights["blocks.0.0.weight"])
+
+
+def test_the_weak_head_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = uskd._weak_head
+
+    def kept(*given: Any) -> torch.nn.Linear:
+        head = original(*given)
+        made.append((head, head.weight.detach().clone()))
+        return head
+
+    monkeypatch.setattr(uskd, "_weak_head", kept)
+    short_run(uskd)
+    [(head, before)] = made
+    assert (head.weight.detach() - before).abs().max() > 1e-3
