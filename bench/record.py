@@ -156,6 +156,7 @@ class Record:
                 for m in data["measurements"]
             )
             record = Record(**data)
+            _ = (record.track, record.slug, record.seed)  # a spec without its parts is damage too, met here and not in a table
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: not a whole record (missing or odd {error}); delete it and run again") from error
         if not same:
