@@ -82,8 +82,8 @@ class Row:
         """Why runs of this row have no score or are over budget, in one line; empty where all is well."""
         by_reason: dict[str, list[str]] = defaultdict(list)
         for t in self.troubles:
-            by_reason[f"{t.status}: {t.reason}{' (run again since)' if t.settled else ''}"].append(str(t.seed))
-        return "; ".join(f"seed {', '.join(seeds)} {why}" for why, seeds in by_reason.items())
+            by_reason[f"{t.status.replace('_', ' ')}: {t.reason}{' (run again since)' if t.settled else ''}"].append(str(t.seed))
+        return "; ".join(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} {why}" for why, seeds in by_reason.items())
 
 
 @dataclass(frozen=True)
