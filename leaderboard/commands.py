@@ -114,7 +114,7 @@ def _rows(board: Board) -> list[dict[str, Any]]:
             "method": row.name,
             "control": row.control,
             "status": row.status,
-            "seeds": len(row.seeds),
+            "seeds": len(row.scores.get(board.metric.name, {})),
             "score": score.estimate,
             "low": score.low,
             "high": score.high,
@@ -147,7 +147,7 @@ def _lines(board: Board) -> list[list[str]]:
     ]
     for row, data in zip(board.rows, _rows(board), strict=True):
         numbers = [data[k] for k in ("score", "low", "high", "gap_closed", "gap_low", "gap_high")]
-        seeds, wall = f"{len(row.seeds)}/{len(board.seeds)}", data["cost"]["wall_seconds"]
+        seeds, wall = f"{data['seeds']}/{len(board.seeds)}", data["cost"]["wall_seconds"]
         status = "control" if row.control and row.status == "ok" else row.status
         printed = ["" if v is None else f"{v:.6g}" for v in (row.rank, *numbers, wall)]
         lines.append([printed[0], row.name, *printed[1:7], seeds, printed[7], status, row.reason])
@@ -176,7 +176,7 @@ def _print_rich(board: Board, older: int) -> None:
             row.name,
             f"{score.estimate:.4g}{half}" if score else "–",
             f"{gap.estimate:.0%} [{100 * gap.low:.0f}, {100 * gap.high:.0f}]" if gap else "–",
-            f"{len(row.seeds)}/{len(board.seeds)}",
+            f"{len(row.scores.get(metric.name, {}))}/{len(board.seeds)}",
             "–" if wall is None else f"{wall:.4g}",
             "control" if row.control and row.status == "ok" else row.status.replace("_", " "),
         )

@@ -32,7 +32,7 @@ def _cells(board: Board, row: Row) -> dict[str, Any]:
         "method": row.name,
         "control": row.control,
         "status": row.status,
-        "seeds": len(row.seeds),
+        "seeds": len(row.scores.get(board.metric.name, {})),
         "seeds_of": len(board.seeds),
         "score": score.estimate,
         "low": score.low,

@@ -232,14 +232,14 @@ def _row(key: str, records: list[Record], suite: SuiteCard, trials: Counter[tupl
     card = _method(spec)
     scored: dict[int, Record] = {}
     for record in sorted(records, key=lambda r: (r.created, r.id)):  # the newest of one seed stays
-        if record.finished:
+        if record.finished and record.value(suite.primary) is not None:
             scored[record.seed] = record
     seeds = tuple(sorted(scored))
     chosen = [scored[s] for s in seeds]
     troubles = {
-        Trouble(r.seed, r.status, r.reason or "nothing was scored", not r.finished and r.seed in scored)
+        Trouble(r.seed, r.status, r.reason or f"{suite.primary} was not scored", scored.get(r.seed) is not r and r.seed in scored)
         for r in records
-        if not r.finished or (r.status == "over_budget" and scored[r.seed] is r)
+        if not r.finished or r.value(suite.primary) is None or (r.status == "over_budget" and scored[r.seed] is r)
     }
     scores: dict[str, dict[int, float]] = {}
     steps: dict[str, float] = {}
