@@ -10,6 +10,7 @@ from leaderboard.table import Board, Row
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 68.0, 742.0, 16.0, 346.0
 LETTER, LINE = 6.6, 15  # a 12 px letter's mean width and a line's height, to keep labels apart
+CROWD = 60  # rows that may have a label besides the controls
 METERS = {"training_flops": "training FLOPs", "wall_seconds": "wall seconds", "student_examples": "student examples"}
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -144,7 +145,10 @@ def _labelled(marks: list[Mark], names: list[str]) -> list[Mark]:
         else:
             taken.append((LEFT, m.y - 1, RIGHT, m.y + 1))
     out = []
-    for m, name in zip(marks, names, strict=True):
+    for place, (m, name) in enumerate(zip(marks, names, strict=True)):
+        if place >= CROWD and m.kind != "control":
+            out.append(m)
+            continue
         text = name if len(name) <= 36 else f"{name[:34]}…"
         width = len(text) * LETTER
         if m.x is None:

@@ -38,7 +38,7 @@ class Shown:
         page: path of its track's page; ``stem`` that of its exports without suffix, both relative to the site.
         digits: metric -> decimals that its values are printed with.
         strips: row key -> where low, score and high lie in 0..100 of the board's range; low and high may be None.
-        verdicts: (row, verdict) for every claim of every row.
+        verdicts: row key -> (row, verdict) for each claim of its card; rows without claims are left out.
     """
 
     board: Board
@@ -47,7 +47,7 @@ class Shown:
     digits: dict[str, int]
     strips: dict[str, tuple[float | None, float, float | None]]
     ends: tuple[float, ...]
-    verdicts: tuple[tuple[Row, Verdict], ...]
+    verdicts: dict[str, list[tuple[Row, Verdict]]]
     picture: picture.Picture | None
 
 
@@ -134,7 +134,7 @@ def _shown(board: Board, *, older: bool) -> Shown:
         digits={m.name: _digits([r.intervals[m.name].estimate for r in board.rows if m.name in r.intervals]) for m in board.suite.metrics},
         strips={key: (at(i.low), at(i.estimate) or 0.0, at(i.high)) for key, i in scored.items()},
         ends=tuple(at(v) or 0.0 for v in controls),
-        verdicts=tuple((row, v) for row in board.rows for v in verdicts(board, row)),
+        verdicts={row.key: [(row, v) for v in verdicts(board, row)] for row in board.rows if row.card.claims},
         picture=picture.picture(board),
     )
 
