@@ -20,7 +20,7 @@ class Verdict:
         claim: in words.  source: where the paper says it.  metric: its name; values are in its unit.
         reported: the paper's number, or None for a comparison.
         measured: the score's interval, or for a comparison that of the paired difference, positive where the claim holds.
-        note: why it is undecided or not measured.
+        note: why it is undecided or not measured.  elsewhere: whether it is about another track than the board's.
     """
 
     claim: str
@@ -30,6 +30,7 @@ class Verdict:
     measured: Interval | None
     outcome: Outcome
     note: str = ""
+    elsewhere: bool = False
 
 
 def verdicts(board: Board, row: Row) -> tuple[Verdict, ...]:
@@ -46,7 +47,12 @@ def _verdict(board: Board, row: Row, claim: Claim) -> Verdict:
     else:
         text, reported = f"{name} on {_place(claim)}{f' ({claim.note})' if claim.note else ''}", float(claim.value)
         measured, outcome, note = _reported(board, row, claim, metric)
-    return Verdict(text, claim.source, name, reported, measured, outcome, note)
+    elsewhere = isinstance(claim, Reported) and not _here(board, claim)
+    return Verdict(text, claim.source, name, reported, measured, outcome, note, elsewhere)
+
+
+def _here(board: Board, claim: Reported) -> bool:
+    return claim.suite == board.suite.slug and claim.setting in (None, board.setting_name)
 
 
 def _place(claim: Reported) -> str:
@@ -79,7 +85,7 @@ def _beats(board: Board, row: Row, claim: Beats, metric: Metric | None) -> Judge
 
 
 def _reported(board: Board, row: Row, claim: Reported, metric: Metric | None) -> Judgement:
-    if claim.suite != board.suite.slug or claim.setting not in (None, board.setting_name):
+    if not _here(board, claim):
         return None, "not measured here", _place(claim)
     if metric is None:
         return None, "not measured here", f"{board.suite.slug} has no metric {claim.metric}"

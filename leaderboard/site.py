@@ -19,11 +19,10 @@ import jinja2
 
 from bench.card import SuiteCard
 from bench.errors import SaveError, UserError
-from bench.record import sha256
 from bench.stats import Interval
 from leaderboard import export, picture
 from leaderboard.claims import Verdict, verdicts
-from leaderboard.table import Board, Row
+from leaderboard.table import Board, Row, method_page, segment
 
 TEMPLATES = Path(__file__).parent / "templates"
 COPIED = ("style.css", "sort.js")
@@ -38,7 +37,7 @@ class Shown:
         page: path of its track's page; ``stem`` that of its exports without suffix, both relative to the site.
         digits: metric -> decimals that its values are printed with.
         strips: row key -> where low, score and high lie in 0..100 of the board's range; low and high may be None.
-        verdicts: row key -> (row, verdict) for each claim of its card; rows without claims are left out.
+        verdicts: row key -> (row, verdict) for each claim of its card about this board; rows without one are left out.
     """
 
     board: Board
@@ -87,21 +86,24 @@ def pages(boards: Sequence[Board]) -> dict[str, str]:
         suites[shown.board.suite.slug].append(shown)
     for board_shown in (s for same in tracks.values() for s in same):
         for row in board_shown.board.rows:
-            methods[row.card.slug].append((board_shown, row))
+            methods[row.page].append((board_shown, row))
 
     def page(template: str, depth: int, **values: Any) -> str:
         return env.get_template(template).render(root="../" * depth, **values)
 
     files = {name: (TEMPLATES / name).read_text(encoding="utf-8") for name in COPIED}
-    cards = {slug: max(rows, key=lambda sr: (sr[1].created, sr[1].key))[1] for slug, rows in methods.items()}
+    cards = {page: max(rows, key=lambda sr: (sr[1].created, sr[1].key))[1] for page, rows in methods.items()}
     files["index.html"] = page("index.html.j2", 0, suites=dict(sorted(suites.items())), methods=methods, cards=dict(sorted(cards.items())))
     for same in tracks.values():
         files[same[0].page] = page("track.html.j2", 2, shown=same)
         for shown in same:
             files |= {f"{shown.stem}.{kind}": text(shown.board) for kind, text in EXPORTS.items()}
-    for slug, rows in methods.items():
-        values = {"row": cards[slug], "card": cards[slug].card, "rows": rows, "code": code_path(cards[slug])}
-        files[f"methods/{slug}.html"] = page("method.html.j2", 1, **values)
+    for path, rows in methods.items():
+        row = cards[path]
+        run = {s.board.track for s, _ in rows}
+        elsewhere = [(row, v) for v in verdicts(rows[0][0].board, row) if v.elsewhere and v.note not in run]
+        values = {"row": row, "card": row.card, "rows": rows, "code": code_path(row), "elsewhere": elsewhere}
+        files[path] = page("method.html.j2", 2, **values)
     for slug, shown_tracks in suites.items():
         files[f"suites/{slug}.html"] = page("suite.html.j2", 1, suite=_newest_suite(shown_tracks), tracks=shown_tracks, methods=methods)
     return files
@@ -134,14 +136,9 @@ def _shown(board: Board, *, older: bool) -> Shown:
         digits={m.name: _digits([r.intervals[m.name].estimate for r in board.rows if m.name in r.intervals]) for m in board.suite.metrics},
         strips={key: (at(i.low), at(i.estimate) or 0.0, at(i.high)) for key, i in scored.items()},
         ends=tuple(at(v) or 0.0 for v in controls),
-        verdicts={row.key: [(row, v) for v in verdicts(board, row)] for row in board.rows if row.card.claims},
+        verdicts={row.key: found for row in board.rows if (found := [(row, v) for v in verdicts(board, row) if not v.elsewhere])},
         picture=picture.picture(board),
     )
-
-
-def segment(name: str) -> str:
-    """``name`` as one part of a path; a name from a record that could leave its folder becomes a hash."""
-    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) else f"x-{sha256(name.encode())[:16]}"
 
 
 # --- how things are printed -----------------------------------------------------------------------------------------
@@ -187,7 +184,7 @@ def _environment() -> jinja2.Environment:
     )
     env.filters |= {"number": _number, "bounds": _bounds, "meter": _meter, "link": _link, "si": picture.si}
     env.globals |= {"WIDTH": picture.WIDTH, "HEIGHT": picture.HEIGHT, "LEFT": picture.LEFT, "RIGHT": picture.RIGHT, "TOP": picture.TOP}
-    env.globals |= {"BOTTOM": picture.BOTTOM, "METERS": METER_TITLES, "finite": math.isfinite}
+    env.globals |= {"BOTTOM": picture.BOTTOM, "METERS": METER_TITLES, "finite": math.isfinite, "method_page": method_page}
     return env
 
 

@@ -8,6 +8,7 @@ Within an arena a row is one entry: a method's card, source and hyper-parameters
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,16 @@ class Trouble:
     status: Status
     reason: str
     settled: bool
+
+
+def segment(name: str) -> str:
+    """``name`` as one part of a path; a name from a record that could leave its folder becomes a hash."""
+    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) else f"x-{sha256(name.encode())[:16]}"
+
+
+def method_page(problem: str, slug: str) -> str:
+    """Path of a method's page in the site: a slug is unique within its problem only."""
+    return f"methods/{segment(problem)}/{segment(slug)}.html"
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,11 @@ class Row:
     rank: int | None = None
     gap: Interval | None = None
     gap_reason: str = ""
+
+    @property
+    def page(self) -> str:
+        """Path of its method's page in the site."""
+        return method_page(self.card.problem, self.card.slug)
 
     @property
     def changed(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_every_file_is_reached_from_the_index(site):
 
 
 def test_pages_say_what_they_must(site):
-    method = (site / "methods/kd.html").read_text()
+    method = (site / "methods/classification/kd.html").read_text()
     for text in (
         "T^2 KL(softmax(t/T) || softmax(s/T))",
         "https://arxiv.org/abs/1503.02531",
