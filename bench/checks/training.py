@@ -153,7 +153,7 @@ def resume(subject: Subject) -> str:
                 continue
         if _digest(resumed) != _digest(whole):
             raise Failed(
-                f"killed after checkpoint {point} and resumed, the student is another one: is there state outside modules and run.generator?"
+                f"killed after checkpoint {point} and resumed, the student differs: is there state outside modules and generators?"
             )
         if resumed.run.meter.counts["student_examples"] != whole.run.meter.counts["student_examples"]:
             raise Failed("a resumed run is metered differently")
