@@ -35,7 +35,7 @@ CARD = Card(
         "generator_rate": Real(2e-4, gt=0),
         "fake_rate": Real(1e-3, gt=0),
         "beta1": Real(0.0, ge=0, lt=1),
-        "fake_updates": Integer(2, ge=1, note="fake-score steps per generator step; the paper takes 1, DMD2 5"),
+        "fake_updates": Integer(1, ge=1, note="fake-score steps per generator step; DMD2 takes 5"),
         "start_sigma": Real(2.5, gt=0, note="noise level the generator is evaluated at"),
         "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a place on the Karras schedule"),
         "high": Real(0.98, gt=0, le=1),

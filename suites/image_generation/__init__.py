@@ -45,7 +45,7 @@ CARD = SuiteCard(
             unit="fraction",
             better="lower",
             range=(0, 1),
-            meaning="share of samples farther than 4 standard deviations from every mode (0.0003 for true samples)",
+            meaning="share of samples farther than 3 standard deviations from every mode (0.011 for true samples)",
         ),
         Metric(
             name="coverage",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-REACH = 4.0  # standard deviations within which a sample belongs to a mode; in the plane 0.03% of true samples lie outside
+REACH = 3.0  # standard deviations within which a sample belongs to a mode; in the plane 1.1% of true samples lie outside
 FAIR = 0.2  # a mode is covered where it gets at least this part of its fair share
 FLOOR = 1e-3  # the smallest spread ratio told apart from 0
 
@@ -34,12 +34,12 @@ def spread_error(ratio: float) -> float:
 
 
 def between_modes(samples: Tensor, means: Tensor, std: float) -> Tensor:
-    """Whether each sample lies farther than 4 std from every mode.   (N, d) -> (N,) bool."""
+    """Whether each sample lies farther than 3 std from every mode.   (N, d) -> (N,) bool."""
     return _nearest(samples, means)[0] > REACH * std
 
 
 def coverage(samples: Tensor, means: Tensor, std: float) -> float:
-    """Share of modes that get at least a fifth of their fair share of samples within 4 std; in [0, 1]."""
+    """Share of modes that get at least a fifth of their fair share of samples within 3 std; in [0, 1]."""
     distance, mode = _nearest(samples, means)
     counts = torch.bincount(mode[distance <= REACH * std], minlength=len(means))
     return float((counts >= FAIR * len(samples) / len(means)).double().mean())
