@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import operator
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,13 +101,13 @@ Hyperparameter = Real | Integer | Choice | Flag
 
 
 def _in_bounds(value: float, bounds: Real | Integer) -> None:
-    for holds, limit, sign in (
-        (lambda b: value >= b, bounds.ge, ">="),
-        (lambda b: value > b, bounds.gt, ">"),
-        (lambda b: value <= b, bounds.le, "<="),
-        (lambda b: value < b, bounds.lt, "<"),
+    for limit, holds, sign in (
+        (bounds.ge, operator.ge, ">="),
+        (bounds.gt, operator.gt, ">"),
+        (bounds.le, operator.le, "<="),
+        (bounds.lt, operator.lt, "<"),
     ):
-        if limit is not None and not holds(limit):
+        if limit is not None and not holds(value, limit):
             raise ValueError(f"must be {sign} {limit}")
 
 
@@ -240,7 +241,7 @@ class Training:
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["constant", "cosine", "steps"] = "constant"
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[float, ...] | list[float] = ()
     gamma: float = 0.1
     warmup: float = 0.0
     clip: float | None = None
@@ -274,8 +275,21 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A setting that differs from another one of the same suite in a few ``options`` and fields of ``training``."""
+
+    of: str
+    summary: str
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuiteCard:
-    """What a suite says about itself. ``controls`` are slugs that every board of the suite carries."""
+    """What a suite says about itself. ``controls`` are slugs that every board of the suite carries.
+
+    ``variants`` are written short; on reading each becomes a whole setting, so that nobody else has to know of them.
+    """
 
     slug: str
     version: int
@@ -285,7 +299,17 @@ class SuiteCard:
     primary: str
     controls: tuple[str, ...] | list[str]
     settings: dict[str, Setting]
+    variants: dict[str, Variant] = field(default_factory=dict)
     summary: str = ""
+
+    def __post_init__(self) -> None:
+        whole = dict(self.settings)
+        for name, variant in self.variants.items():
+            base = whole[variant.of]
+            training = dataclasses.replace(base.training, **variant.training)
+            whole[name] = dataclasses.replace(base, summary=variant.summary, options={**base.options, **variant.options}, training=training)
+        object.__setattr__(self, "settings", whole)
+        object.__setattr__(self, "variants", {})
 
     def metric(self, name: str | None = None) -> Metric:
         """The metric called ``name`` (the primary one by default). Raises UserError for an unknown name."""
@@ -298,7 +322,7 @@ class SuiteCard:
 
 CONSTRUCTORS = {
     c.__name__: c
-    for c in (Card, SuiteCard, Paper, Reported, Beats, Real, Integer, Choice, Flag, Metric, Budget, Training, Asset, Setting)
+    for c in (Card, SuiteCard, Paper, Reported, Beats, Real, Integer, Choice, Flag, Metric, Budget, Training, Asset, Setting, Variant)
 }
 
 
@@ -334,7 +358,7 @@ def _literal(node: ast.expr, path: Path) -> Any:
         named = {k.arg: _literal(k.value, path) for k in node.keywords if k.arg is not None}
         try:
             return CONSTRUCTORS[node.func.id](*positional, **named)
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise UserError(f"{path}:{node.lineno}: {error}") from error
     if isinstance(node, ast.List | ast.Tuple):
         items = [_literal(e, path) for e in node.elts]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from bench.record import derive_seed
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class Batch:
 class Batches(Protocol):
     """An endless stream of batches that can be entered at any step."""
 
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """Examples in every batch."""
+        ...
 
     def stream(self, start: int) -> Iterator[Batch]:
         """Batches of step ``start``, ``start + 1``, ... The same for every call."""
@@ -69,6 +74,12 @@ class Arrays:
         return Batch(self.inputs[index], self.labels[index], index, self.labelled[index])
 
 
+def epoch_order(rows: Tensor, seed: int, epoch: int) -> Tensor:
+    """A permutation of ``rows`` (M,), drawn from (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(derive_seed(f"epoch {epoch}", seed))
+    return rows[torch.randperm(len(rows), generator=generator)]
+
+
 @dataclass(frozen=True)
 class Shuffled:
     """Epochs over rows of :class:`Arrays`: each epoch is a permutation drawn from (seed, epoch); short tails are dropped.
@@ -81,25 +92,15 @@ class Shuffled:
     rows: Tensor
     batch_size: int
     seed: int
-    _orders: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_size", min(self.batch_size, int(self.rows.numel())))
 
-    def order(self, epoch: int) -> Tensor:
-        """The rows in the order of ``epoch`` (M,)."""
-        if epoch not in self._orders:
-            self._orders.clear()
-            generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * (epoch + 1)) % 2**63)
-            self._orders[epoch] = self.rows[torch.randperm(len(self.rows), generator=generator)]
-        return self._orders[epoch]
-
     def stream(self, start: int) -> Iterator[Batch]:
         """Batches from step ``start`` on, without end."""
-        per_epoch = len(self.rows) // self.batch_size
-        step = start
+        epoch, place = divmod(start, len(self.rows) // self.batch_size)
         while True:
-            epoch, place = divmod(step, per_epoch)
-            begin = place * self.batch_size
-            yield self.data.take(self.order(epoch)[begin : begin + self.batch_size])
-            step += 1
+            order = epoch_order(self.rows, self.seed, epoch)
+            for begin in range(place * self.batch_size, len(order) - self.batch_size + 1, self.batch_size):
+                yield self.data.take(order[begin : begin + self.batch_size])
+            epoch, place = epoch + 1, 0

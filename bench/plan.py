@@ -155,13 +155,16 @@ def _digest(asset: Any, setting: Setting, data: str | None, role: str) -> str | 
     """The pinned digest of an asset, or that of the bytes in the user's folder where the setting pins none."""
     if asset is None or asset.sha256 is not None:
         return None if asset is None else str(asset.sha256)
-    folder = setting.options.get(f"{role}_path")
+    places: list[str] = list(setting.options[f"{role}_path"])
     if data is None:
         raise UserError(
-            f"this setting needs {asset.name} ({asset.source}): name the folder that holds {folder} with --data DIR "
+            f"this setting needs {asset.name} ({asset.source}): name the folder that holds {' or '.join(places)} with --data DIR "
             f"or the environment variable DISTILLBENCH_DATA"
         )
-    return digest_tree(Path(data) / str(folder), asset.name, asset.source)
+    there = [p for p in places if (Path(data) / p).exists()]
+    if not there and f"{role}_published" in setting.options:
+        return str(setting.options[f"{role}_published"])  # the library's own weights, identified by the hash in their name
+    return digest_tree(Path(data) / (there or places)[0], asset.name, asset.source)
 
 
 def digest_tree(path: Path, name: str = "data", source: str = "") -> str:

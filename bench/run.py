@@ -166,7 +166,9 @@ class Run:
         self.meter = meter or Meter()
         self.trace: dict[str, list[float]] = {}
         self.phases: dict[str, dict[str, float]] = {}
-        self.trained: nn.Module | None = None  # the network whose weights were exported last: what the checks compare with
+        # What the checks compare with: the network that was exported last, and those that loops have trained.
+        self.trained: nn.Module | None = None
+        self.seen: list[nn.Module] = []
         self._folder = folder
         self._every = checkpoint_seconds
         self._micro = micro_batches
@@ -282,6 +284,7 @@ class Run:
             steps = self.steps(batches.batch_size * metered.updates, share)
         for learner in learners:
             learner.prepare(self.training, self.device)
+            self.seen.append(learner.module)
         torch.manual_seed(derive_seed(f"loop {self._unit}", self.seeds["noise"]))
         state = self._resume(learners)
         step, flops = state["step"], state["flops"]
@@ -460,4 +463,3 @@ class Run:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16: every CPU build of torch does, a GPU from Ampere on."""
     return device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
-

@@ -68,8 +68,10 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     seeds = spec.resolved["seeds"]
     data = Path(spec.data) if spec.data else None
     if setting.device == "cuda" and accelerator.device.type != "cuda":
-        raise UserError(f"{spec.suite}/{spec.setting} needs a GPU and there is none here; 'distillbench doctor' says what runs on this machine")
-    problem = suite.problem(spec.setting, setting, seeds, data=data, cache=store.root / "cache")
+        raise UserError(
+            f"{spec.suite}/{spec.setting} needs a GPU and there is none here; 'distillbench doctor' says what runs on this machine"
+        )
+    problem = suite.problem(spec.setting, setting, seeds, split=spec.split, data=data, cache=store.root / "cache")
     problem.student.to(accelerator.device)
     problem.oracle.to(accelerator.device)
     memory = _PeakMemory()
@@ -90,7 +92,9 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     try:
         student = method.distill(problem, run, **spec.resolved["method"]["hyperparameters"])
         if not isinstance(student, Student):
-            raise UserError(f"{spec.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)")
+            raise UserError(
+                f"{spec.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)"
+            )
         cost = run.cost()
         about = _about(student, suite, store, accelerator)
         measurements = list(suite.evaluate(student, spec.setting, setting, seeds, split=spec.split, data=data))
@@ -222,5 +226,3 @@ def environment(accelerator: Accelerator, setting: Setting) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "precision": "bfloat16" if mixed else "float32",
     }
-
-

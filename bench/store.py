@@ -1,10 +1,10 @@
 """Where records and artifacts live. Every write is atomic, several processes may share a store, nothing is overwritten.
 
-    <store>/store.json                                  schema of the store
-    <store>/records/<suite>/<setting>/<method>/<id>-<digest>.json
-    <store>/students/<sha256>.safetensors               exported weights
-    <store>/runs/<id>/                                  lock and checkpoints of a run in progress
-    <store>/cache/                                      teacher outputs, keyed by bytes
+<store>/store.json                                  schema of the store
+<store>/records/<suite>/<setting>/<method>/<id>-<digest>.json
+<store>/students/<sha256>.safetensors               exported weights
+<store>/runs/<id>/                                  lock and checkpoints of a run in progress
+<store>/cache/                                      teacher outputs, keyed by bytes
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Store:
             try:
                 schema = json.loads(marker.read_text())["schema"]
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{marker}: corrupt; restore it or write {{\"schema\": {SCHEMA}}} into it") from error
+                raise UserError(f'{marker}: corrupt; restore it or write {{"schema": {SCHEMA}}} into it') from error
             if schema > SCHEMA:
                 raise UserError(f"{self.root}: a store of schema {schema}, this version knows {SCHEMA}; upgrade distillbench")
 
@@ -137,4 +137,3 @@ class Store:
     def clear(self, spec: RunSpec) -> None:
         """Drop the checkpoints of a run that has its record."""
         shutil.rmtree(self.folder(spec), ignore_errors=True)
-

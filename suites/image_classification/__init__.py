@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bench.card import Asset, Budget, Metric, Setting, SuiteCard, Training
+from bench.card import Asset, Budget, Metric, Setting, SuiteCard, Training, Variant
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from bench.data import Arrays
     from bench.problems.classification import Classification
     from bench.record import Measurement
     from bench.student import Student
@@ -24,18 +26,30 @@ CARD = SuiteCard(
         Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="share of the split's images classified right"),
         Metric(name="nll", unit="nats", better="lower", range=(0, None), meaning="mean negative log-likelihood of the true class"),
         Metric(name="ece", unit="fraction", better="lower", range=(0, 1), meaning="expected calibration error, 15 equal-width bins"),
-        Metric(name="agreement", unit="fraction", better="higher", range=(0, 1), meaning="share of images on which student and teacher decide alike"),
+        Metric(
+            name="agreement",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="share of images on which student and teacher decide alike",
+        ),
     ],
     primary="top1",
     controls=["scratch", "pseudo_label", "teacher", "shuffled_teacher"],
     settings={
         "blobs": Setting(
             tier="analytic",
-            summary="Overlapping Gaussian classes in 8 dimensions; the teacher is their exact Bayes posterior. 50 labels, 1,000 unlabelled examples.",
+            summary="Overlapping Gaussian classes in 8 dimensions; their exact Bayes posterior teaches. 50 labels, 1,000 examples.",
             budget=Budget(student_examples=32000),
             training=Training(batch_size=64, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
             options={
-                "classes": 5, "dimension": 8, "separation": 2.2, "labelled": 50, "train": 1000, "tune": 1000, "test": 4000,
+                "classes": 5,
+                "dimension": 8,
+                "separation": 2.2,
+                "labelled": 50,
+                "train": 1000,
+                "tune": 1000,
+                "test": 4000,
                 "student": {"name": "mlp", "arguments": {"inputs": 8, "widths": [32, 32], "outputs": 5}},
             },
         ),
@@ -44,61 +58,225 @@ CARD = SuiteCard(
             summary="Real handwritten digits: 100 labels, 1,197 transfer images, a student of 3.7k parameters, a teacher of 63k.",
             budget=Budget(student_examples=72000),
             training=Training(batch_size=64, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
-            data=Asset(name="handwritten digits", source="scikit-learn load_digits", licence="CC BY 4.0", sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"),
-            teacher=Asset(name="digits CNN", source="suites/image_classification/train_digits_teacher.py", licence="Apache-2.0", sha256="deb7dfa8ac16d4345f78f6d276af0153d08a842d5d3acb19dc0e815ba4d4a394"),
+            data=Asset(
+                name="handwritten digits",
+                source="scikit-learn load_digits",
+                licence="CC BY 4.0",
+                sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+            ),
+            teacher=Asset(
+                name="digits CNN",
+                source="suites/image_classification/train_digits_teacher.py",
+                licence="Apache-2.0",
+                sha256="deb7dfa8ac16d4345f78f6d276af0153d08a842d5d3acb19dc0e815ba4d4a394",
+            ),
             options={
-                "labelled": 100, "transfer": 1197,
+                "labelled": 100,
+                "transfer": 1197,
                 "student": {"name": "small-cnn", "arguments": {"widths": [14, 26], "outputs": 10}},
             },
         ),
-        "digits-scarce": Setting(
-            tier="embedded",
+        "cifar100": Setting(
+            tier="paper",
+            summary="CIFAR-100, ResNet32x4 to ResNet8x4: the 240-epoch protocol of RepDistiller and mdistiller, judged at the last epoch.",
+            budget=Budget(student_examples=11996160),
+            training=Training(
+                batch_size=64,
+                optimizer="sgd",
+                learning_rate=0.05,
+                momentum=0.9,
+                weight_decay=0.0005,
+                schedule="steps",
+                milestones=[0.625, 0.75, 0.875],
+            ),
+            data=Asset(name="CIFAR-100", source="cs.toronto.edu/~kriz/cifar.html", licence="not stated by its authors"),
+            teacher=Asset(
+                name="a CIFAR-100 teacher as safetensors",
+                source="RepDistiller's checkpoints, converted by suites.image_classification.convert",
+                licence="BSD-2-Clause",
+            ),
+            options={
+                "reader": "cifar100",
+                "classes": 100,
+                "workers": 2,
+                "data_path": ["cifar100", "cifar-100-python"],
+                "teacher_path": ["teachers/resnet32x4.safetensors"],
+                "teacher_net": "resnet32x4",
+                "student": {"name": "resnet8x4", "arguments": {"outputs": 100}},
+            },
+        ),
+        "imagenet1k": Setting(
+            tier="paper",
+            summary="ImageNet-1k, ResNet-34 to ResNet-18 with torchvision's weights: 100 epochs, batch 512, in mixed precision.",
+            budget=Budget(student_examples=128102400),
+            training=Training(
+                batch_size=512,
+                optimizer="sgd",
+                learning_rate=0.2,
+                momentum=0.9,
+                weight_decay=0.0001,
+                schedule="steps",
+                milestones=[0.3, 0.6, 0.9],
+                precision="bfloat16",
+            ),
+            data=Asset(name="ImageNet-1k (ILSVRC 2012)", source="image-net.org", licence="ImageNet terms of access"),
+            teacher=Asset(name="torchvision ResNet-34", source="torchvision ResNet34_Weights.IMAGENET1K_V1", licence="BSD-3-Clause"),
+            options={
+                "reader": "imagenet1k",
+                "classes": 1000,
+                "workers": 8,
+                "data_path": ["imagenet"],
+                "teacher_path": ["teachers/resnet34.safetensors"],
+                "teacher_published": "torchvision:resnet34-b627a593",
+                "teacher_net": "resnet34",
+                "student": {"name": "torchvision:resnet18", "arguments": {"outputs": 1000}},
+            },
+        ),
+    },
+    variants={
+        "digits-scarce": Variant(
+            of="digits",
             summary="The same digits with 200 transfer images: the regime where soft targets beat the teacher's hard decisions.",
-            budget=Budget(student_examples=72000),
-            training=Training(batch_size=64, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
-            data=Asset(name="handwritten digits", source="scikit-learn load_digits", licence="CC BY 4.0", sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"),
-            teacher=Asset(name="digits CNN", source="suites/image_classification/train_digits_teacher.py", licence="Apache-2.0", sha256="deb7dfa8ac16d4345f78f6d276af0153d08a842d5d3acb19dc0e815ba4d4a394"),
+            options={"transfer": 200},
+        ),
+        "digits-tiny": Variant(
+            of="digits",
+            summary="The same digits with a student of 1.0k parameters: the regime that separates methods most.",
+            options={"student": {"name": "small-cnn", "arguments": {"widths": [7, 12], "outputs": 10}}},
+        ),
+        "cifar100-resnet56-resnet20": Variant(
+            of="cifar100",
+            summary="CIFAR-100, resnet56 to resnet20, the same protocol.",
             options={
-                "labelled": 100, "transfer": 200,
-                "student": {"name": "small-cnn", "arguments": {"widths": [14, 26], "outputs": 10}},
+                "teacher_path": ["teachers/resnet56.safetensors"],
+                "teacher_net": "resnet56",
+                "student": {"name": "resnet20", "arguments": {"outputs": 100}},
             },
         ),
-        "digits-tiny": Setting(
-            tier="embedded",
-            summary="The same digits with a student of 1.0k parameters: the regime that separates methods most.",
-            budget=Budget(student_examples=72000),
-            training=Training(batch_size=64, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
-            data=Asset(name="handwritten digits", source="scikit-learn load_digits", licence="CC BY 4.0", sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"),
-            teacher=Asset(name="digits CNN", source="suites/image_classification/train_digits_teacher.py", licence="Apache-2.0", sha256="deb7dfa8ac16d4345f78f6d276af0153d08a842d5d3acb19dc0e815ba4d4a394"),
+        "cifar100-resnet110-resnet20": Variant(
+            of="cifar100",
+            summary="CIFAR-100, resnet110 to resnet20, the same protocol.",
             options={
-                "labelled": 100, "transfer": 1197,
-                "student": {"name": "small-cnn", "arguments": {"widths": [7, 12], "outputs": 10}},
+                "teacher_path": ["teachers/resnet110.safetensors"],
+                "teacher_net": "resnet110",
+                "student": {"name": "resnet20", "arguments": {"outputs": 100}},
             },
+        ),
+        "cifar100-resnet110-resnet32": Variant(
+            of="cifar100",
+            summary="CIFAR-100, resnet110 to resnet32, the same protocol.",
+            options={
+                "teacher_path": ["teachers/resnet110.safetensors"],
+                "teacher_net": "resnet110",
+                "student": {"name": "resnet32", "arguments": {"outputs": 100}},
+            },
+        ),
+        "cifar100-wrn_40_2-wrn_16_2": Variant(
+            of="cifar100",
+            summary="CIFAR-100, wrn_40_2 to wrn_16_2, the same protocol.",
+            options={
+                "teacher_path": ["teachers/wrn_40_2.safetensors"],
+                "teacher_net": "wrn_40_2",
+                "student": {"name": "wrn_16_2", "arguments": {"outputs": 100}},
+            },
+        ),
+        "cifar100-wrn_40_2-wrn_40_1": Variant(
+            of="cifar100",
+            summary="CIFAR-100, wrn_40_2 to wrn_40_1, the same protocol.",
+            options={
+                "teacher_path": ["teachers/wrn_40_2.safetensors"],
+                "teacher_net": "wrn_40_2",
+                "student": {"name": "wrn_40_1", "arguments": {"outputs": 100}},
+            },
+        ),
+        "cifar100-vgg13-vgg8": Variant(
+            of="cifar100",
+            summary="CIFAR-100, vgg13 to vgg8, the same protocol.",
+            options={
+                "teacher_path": ["teachers/vgg13.safetensors"],
+                "teacher_net": "vgg13",
+                "student": {"name": "vgg8", "arguments": {"outputs": 100}},
+            },
+        ),
+        "cifar100-vgg13-MobileNetV2": Variant(
+            of="cifar100",
+            summary="CIFAR-100, vgg13 to MobileNetV2, the same protocol.",
+            options={
+                "teacher_path": ["teachers/vgg13.safetensors"],
+                "teacher_net": "vgg13",
+                "student": {"name": "MobileNetV2", "arguments": {"outputs": 100}},
+            },
+            training={"learning_rate": 0.01},
+        ),
+        "cifar100-ResNet50-MobileNetV2": Variant(
+            of="cifar100",
+            summary="CIFAR-100, ResNet50 to MobileNetV2, the same protocol.",
+            options={
+                "teacher_path": ["teachers/ResNet50.safetensors"],
+                "teacher_net": "ResNet50",
+                "student": {"name": "MobileNetV2", "arguments": {"outputs": 100}},
+            },
+            training={"learning_rate": 0.01},
+        ),
+        "cifar100-ResNet50-vgg8": Variant(
+            of="cifar100",
+            summary="CIFAR-100, ResNet50 to vgg8, the same protocol.",
+            options={
+                "teacher_path": ["teachers/ResNet50.safetensors"],
+                "teacher_net": "ResNet50",
+                "student": {"name": "vgg8", "arguments": {"outputs": 100}},
+            },
+        ),
+        "cifar100-resnet32x4-ShuffleV1": Variant(
+            of="cifar100",
+            summary="CIFAR-100, resnet32x4 to ShuffleV1, the same protocol.",
+            options={
+                "teacher_path": ["teachers/resnet32x4.safetensors"],
+                "teacher_net": "resnet32x4",
+                "student": {"name": "ShuffleV1", "arguments": {"outputs": 100}},
+            },
+            training={"learning_rate": 0.01},
+        ),
+        "cifar100-resnet32x4-ShuffleV2": Variant(
+            of="cifar100",
+            summary="CIFAR-100, resnet32x4 to ShuffleV2, the same protocol.",
+            options={
+                "teacher_path": ["teachers/resnet32x4.safetensors"],
+                "teacher_net": "resnet32x4",
+                "student": {"name": "ShuffleV2", "arguments": {"outputs": 100}},
+            },
+            training={"learning_rate": 0.01},
+        ),
+        "cifar100-wrn_40_2-ShuffleV1": Variant(
+            of="cifar100",
+            summary="CIFAR-100, wrn_40_2 to ShuffleV1, the same protocol.",
+            options={
+                "teacher_path": ["teachers/wrn_40_2.safetensors"],
+                "teacher_net": "wrn_40_2",
+                "student": {"name": "ShuffleV1", "arguments": {"outputs": 100}},
+            },
+            training={"learning_rate": 0.01},
         ),
     },
 )
 
 
-@functools.cache
-def _splits(setting: str, seed: int, options: str, sha: str | None) -> Any:
-    import json
-
+def _splits(setting: Setting, seed: int) -> dict[str, Arrays]:
+    """The splits of a setting that fits in memory."""
     from suites.image_classification import blobs, digits
 
-    chosen = json.loads(options)
-    return blobs.splits(chosen, seed) if setting == "blobs" else digits.splits(chosen, seed, sha)
+    if setting.tier == "analytic":
+        return blobs.splits(setting.options, seed)
+    return digits.splits(setting.options, seed, setting.data.sha256 if setting.data else None)
 
 
-def _data(name: str, setting: Setting, seed: int) -> Any:
-    import json
-
-    return _splits("blobs" if setting.tier == "analytic" else "digits", seed, json.dumps(setting.options, sort_keys=True), setting.data.sha256 if setting.data else None)
-
-
-def problem(name: str, setting: Setting, seeds: Mapping[str, int], *, data: Path | None = None, cache: Path | None = None) -> Classification:
+def problem(
+    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None, cache: Path | None = None
+) -> Classification:
     """The problem of one setting for one set of seeds.
 
     Args:
+        split: what the student will be judged on; with ``tune``, that part is kept out of training.
         data: the user's folder of data sets.  cache: where tables of teacher outputs are kept.
 
     Raises:
@@ -106,53 +284,72 @@ def problem(name: str, setting: Setting, seeds: Mapping[str, int], *, data: Path
     """
     import torch
 
-    from bench.data import Arrays, Shuffled
+    from bench.data import Arrays, Batches, Shuffled
     from bench.nets import Architecture
     from bench.oracle import CHUNK, ClassifierOracle
     from bench.problems.classification import Classification
+    from suites.image_classification import published
     from suites.image_classification.nets import build
 
-    splits = _data(name, setting, seeds["data"])
-    raw: Arrays = splits["train"]
     about = setting.options["student"]
     architecture = Architecture(about["name"], dict(about["arguments"]))
-    teacher = _teacher(setting)
-    with torch.no_grad():
-        decisions = torch.cat([teacher(rows).argmax(1) for rows in raw.inputs.split(CHUNK)])
-    train = Arrays(raw.inputs, torch.where(raw.labelled, raw.labels, decisions), raw.labelled, raw.digest)
-    size = setting.training.batch_size
+    net = _teacher(setting, data)
+    train: Arrays | None = None
+    tune: Arrays | None = None
+    batches: Batches
+    labelled: Batches
+    if setting.tier == "paper":
+        assert data is not None
+        batches = labelled = published.training_batches(name, setting, data, seeds["order"], split)
+        teacher = ClassifierOracle(net)
+    else:
+        splits = _splits(setting, seeds["data"])
+        raw, tune = splits["train"], splits["tune"]
+        with torch.no_grad():
+            decisions = torch.cat([net(rows).argmax(1) for rows in raw.inputs.split(CHUNK)])
+        train = Arrays(raw.inputs, torch.where(raw.labelled, raw.labels, decisions), raw.labelled, raw.digest)
+        size = setting.training.batch_size
+        batches = Shuffled(train, torch.arange(len(train)), size, seeds["order"])
+        labelled = Shuffled(train, torch.nonzero(train.labelled).flatten(), size, seeds["order"])
+        teacher = ClassifierOracle(net, train, cache)
     return Classification(
         setting=name,
         student=build(architecture, seeds["init"]),
         build=lambda a: build(a, seeds["init"]),
         classes=int(architecture.arguments["outputs"]),
-        teacher=ClassifierOracle(teacher, train, cache),
-        batches=Shuffled(train, torch.arange(len(train)), size, seeds["order"]),
-        labelled=Shuffled(train, torch.nonzero(train.labelled).flatten(), size, seeds["order"]),
-        tune=splits["tune"],
+        teacher=teacher,
+        batches=batches,
+        labelled=labelled,
+        tune=tune,
         train=train,
     )
 
 
-def _teacher(setting: Setting) -> Any:
+def _teacher(setting: Setting, data: Path | None) -> nn.Module:
     from bench.errors import UserError
     from bench.nets import Architecture
     from bench.record import sha256
     from bench.student import Student
-    from suites.image_classification import blobs, digits
+    from suites.image_classification import blobs, digits, published
     from suites.image_classification.nets import build
 
+    if setting.tier == "paper":
+        assert data is not None
+        net = published.teacher(setting, data)
+        name = setting.options["teacher_net"]
+        known = f"torchvision:{name}" if setting.options["reader"] == "imagenet1k" else name
+        net.architecture = Architecture(known, {"outputs": int(setting.options["classes"])})  # type: ignore[assignment]
+        return net
     if setting.tier == "analytic":
         means, spreads = blobs.world(setting.options)
-        net = build(Architecture("gaussian-bayes", {"means": means.tolist(), "spreads": spreads.tolist()}), 0)
-        return net.eval()
+        return build(Architecture("gaussian-bayes", {"means": means.tolist(), "spreads": spreads.tolist()}), 0).eval()
     blob = digits.TEACHER.read_bytes()
     if setting.teacher is None or sha256(blob) != setting.teacher.sha256:
         raise UserError(f"{digits.TEACHER}: not the teacher the card pins; restore it (git checkout) or reinstall distillbench")
     return rebuild(Student.from_bytes(blob, str(digits.TEACHER)))
 
 
-def rebuild(student: Student) -> Any:
+def rebuild(student: Student) -> nn.Module:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
     from bench.errors import UserError
     from suites.image_classification.nets import build
@@ -161,11 +358,15 @@ def rebuild(student: Student) -> Any:
     try:
         net.load_state_dict(student.weights)
     except RuntimeError as error:
-        raise UserError(f"the weights do not fit architecture {student.architecture.name}: {str(error).splitlines()[-1].strip()}") from error
+        raise UserError(
+            f"the weights do not fit architecture {student.architecture.name}: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return net.eval()
 
 
-def evaluate(student: Student, name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None) -> list[Measurement]:
+def evaluate(
+    student: Student, name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None
+) -> list[Measurement]:
     """Judge plain weights on a split: top1, nll, ece and agreement with the teacher, with per-example values.
 
     Raises:
@@ -177,19 +378,30 @@ def evaluate(student: Student, name: str, setting: Setting, seeds: Mapping[str, 
 
     from bench.errors import UserError
     from bench.record import Measurement
+    from suites.image_classification import published
 
-    examples = _data(name, setting, seeds["data"])[split]
-    net, teacher = rebuild(student), _teacher(setting)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net, teacher = rebuild(student).to(device), _teacher(setting, data).to(device)
+    if setting.tier == "paper":
+        assert data is not None
+        stream = published.evaluation_batches(name, setting, data, split)
+    else:
+        examples = _splits(setting, seeds["data"])[split]
+        stream = iter(zip(examples.inputs.split(512), examples.labels.split(512), strict=True))
+    logits, labels, decisions = [], [], []
     with torch.no_grad():
-        logits = torch.cat([net(x) for x in examples.inputs.split(512)])
-        decisions = torch.cat([teacher(x).argmax(1) for x in examples.inputs.split(512)])
-    if not bool(torch.isfinite(logits).all()):
+        for inputs, truth in stream:
+            logits.append(net(inputs.to(device)).float().cpu())
+            decisions.append(teacher(inputs.to(device)).argmax(1).cpu())
+            labels.append(truth)
+    scores, truths, theirs = torch.cat(logits), torch.cat(labels), torch.cat(decisions)
+    if not bool(torch.isfinite(scores).all()):
         raise UserError("the student's logits are not finite on the evaluation split")
-    guess = logits.argmax(1)
-    ece = multiclass_calibration_error(logits.softmax(1), examples.labels, num_classes=logits.shape[1], n_bins=15)
+    guess = scores.argmax(1)
+    ece = multiclass_calibration_error(scores.softmax(1), truths, num_classes=scores.shape[1], n_bins=15)
     return [
-        Measurement.mean("top1", (guess == examples.labels).float().tolist()),
-        Measurement.mean("nll", F.cross_entropy(logits, examples.labels, reduction="none").tolist()),
+        Measurement.mean("top1", (guess == truths).float().tolist()),
+        Measurement.mean("nll", F.cross_entropy(scores, truths, reduction="none").tolist()),
         Measurement("ece", float(ece), len(guess)),
-        Measurement.mean("agreement", (guess == decisions).float().tolist()),
+        Measurement.mean("agreement", (guess == theirs).float().tolist()),
     ]

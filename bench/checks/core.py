@@ -1,0 +1,175 @@
+"""Finding, running and reporting checks."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+
+from bench import registry
+from bench.card import Card
+from bench.errors import UserError
+
+Outcome = Literal["passed", "failed", "skipped", "exempt"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one check found."""
+
+    name: str
+    outcome: Outcome
+    message: str
+
+
+class Failed(Exception):
+    """The contract does not hold; the message says what was seen and what to do."""
+
+
+class Skipped(Exception):
+    """The check cannot apply; the message says why."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A pure objective with its hyper-parameters filled from the card.
+
+    Attributes:
+        arguments: names of its tensor arguments.  hyper: keyword-only hyper-parameters at the card's defaults.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+    hyper: dict[str, Any]
+
+    def __call__(self, inputs: dict[str, Any], **changed: Any) -> list[torch.Tensor]:
+        """The terms, as a list of tensors."""
+        out = self.function(**inputs, **{**self.hyper, **changed})
+        return list(out) if isinstance(out, tuple | list) else [out]
+
+
+class Subject:
+    """The method under check: its card, module, objectives and the analytic track to train on."""
+
+    def __init__(self, name: str, track: str | None = None) -> None:
+        self.name = name
+        self.entry = registry.find("method", name)
+        self.card: Card = registry.method_card(self.entry)
+        self._track = track
+
+    @functools.cached_property
+    def module(self) -> ModuleType:
+        """The imported method."""
+        return self.entry.load()
+
+    @functools.cached_property
+    def objectives(self) -> list[Objective]:
+        """The card's objectives. Raises Skipped where there are none."""
+        if not self.card.objectives:
+            raise Skipped("the card names no objective")
+        return [self._objective(name) for name in self.card.objectives]
+
+    def _objective(self, name: str) -> Objective:
+        function = getattr(self.module, name, None)
+        if not callable(function):
+            raise Failed(f"the card's objective {name} is not a function of the module")
+        arguments, hyper = [], {}
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                if parameter.name in self.card.hyperparameters:
+                    hyper[parameter.name] = self.card.hyperparameters[parameter.name].default
+                elif parameter.default is parameter.empty:
+                    raise Skipped(f"{name} needs {parameter.name}, which is no hyper-parameter on the card")
+            else:
+                arguments.append(parameter.name)
+        return Objective(name, function, tuple(arguments), hyper)
+
+    @functools.cached_property
+    def oracle(self) -> ModuleType:
+        """The independent numpy oracle: tests/oracles/<problem>/<slug>.py of the method's project, or <slug>_oracle.py beside it."""
+        path = self.entry.path
+        places = [path.with_name(f"{path.stem}_oracle.py")]
+        if len(path.parents) > 2:
+            places.insert(0, path.parents[2] / "tests" / "oracles" / path.parent.name / f"{path.stem}.py")
+        for place in places:
+            if place.is_file():
+                return _module(place)
+        raise Skipped(f"no oracle: write {places[-1].name} beside the method, or tests/oracles/{path.parent.name}/{path.stem}.py")
+
+    @functools.cached_property
+    def track(self) -> str:
+        """The analytic track of the method's problem."""
+        if self._track is not None:
+            return self._track
+        for slug, entry in sorted(registry.suites().items()):
+            if entry.card is not None and entry.card.problem == self.card.problem:
+                for name, setting in registry.suite_card(entry).settings.items():
+                    if setting.tier == "analytic":
+                        return f"{slug}/{name}"
+        raise Skipped(f"no installed suite has an analytic setting for {self.card.problem}")
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"oracle_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+Check = Callable[[Subject], str | None]
+CHECKS: dict[str, Check] = {}
+
+
+def check(function: Check) -> Check:
+    """Register a check under its function's name."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def one(name: str, subject: Subject) -> Result:
+    """Run one check and honour the card's exemption."""
+    reason = subject.card.exempt.get(name)
+    try:
+        message = CHECKS[name](subject)
+    except Skipped as skip:
+        return Result(
+            name, "failed" if reason else "skipped", f"stale exemption ({skip}): remove it from the card" if reason else str(skip)
+        )
+    except (Failed, UserError) as failure:
+        return Result(name, "exempt" if reason else "failed", reason or str(failure))
+    except Exception as error:  # a check must report a method's crash, not die of it
+        return Result(name, "exempt" if reason else "failed", reason or f"{type(error).__name__}: {error}")
+    if reason:
+        return Result(name, "failed", "stale exemption: the check passes; remove it from the card")
+    return Result(name, "passed", message or "")
+
+
+def check_method(name: str, *, track: str | None = None, only: Iterable[str] | None = None) -> list[Result]:
+    """Run every check (or ``only`` some) on a method.
+
+    Args:
+        name: a slug or the path of a file.  track: the track to train on; by default the problem's analytic one.
+
+    Raises:
+        UserError: there is no such method, or its card cannot be read.
+    """
+    import bench.checks.objective
+    import bench.checks.training  # noqa: F401
+
+    subject = Subject(name, track)
+    results = [one(c, subject) for c in (CHECKS if only is None else only)]
+    unknown = sorted(set(subject.card.exempt) - set(CHECKS))
+    if unknown:
+        results.append(Result("exemptions", "failed", f"the card exempts checks that do not exist: {', '.join(unknown)}"))
+    if all(r.outcome in ("skipped", "exempt") for r in results if r.name != "card"):
+        results.append(Result("something_checked", "failed", "every check was skipped or exempt: nothing is known about this method"))
+    return results

@@ -1,0 +1,390 @@
+"""The command line. Commands of other packages come through the entry-point group ``distillbench.commands``.
+
+Exit codes: 0 done; 1 a run failed or went over its budget (its record says why); 2 bad input; 3 a check failed;
+4 something could not be saved; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from bench import __version__
+from bench.errors import UserError
+
+EXIT_CODES = "exit codes: 0 done, 1 a run failed or went over budget, 2 bad input, 3 a check failed, 4 could not be saved, 130 interrupted"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors of usage are one line like every other error; nearest command names come from :mod:`difflib`."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; '{self.prog} --help' shows the usage")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole parser. Building it imports no torch."""
+    top = _Parser(
+        prog="distillbench",
+        description="Which distillation method makes the better student, at equal cost, and how sure are we?",
+        epilog=EXIT_CODES,
+    )
+    top.add_argument("--version", action="version", version=f"distillbench {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    lists = commands.add_parser("list", help="the methods or the suites that are installed")
+    lists.add_argument("kind", choices=["methods", "suites"])
+    lists.add_argument("--json", action="store_true", help="JSON on stdout")
+    lists.set_defaults(call=_list)
+
+    run = commands.add_parser("run", help="distil and judge: one record for every method and seed, controls included")
+    run.add_argument("track", metavar="SUITE/SETTING")
+    run.add_argument(
+        "--method",
+        "-m",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="M",
+        help="slugs, files, or 'all'; controls are added by themselves",
+    )
+    run.add_argument("--seeds", default="3", metavar="N", help="how many seeds, or a range as 5-9 (default 3)")
+    run.add_argument("--set", action="append", default=[], metavar="M.NAME=VALUE", dest="overrides", help="a hyper-parameter of a method")
+    run.add_argument("--out", default="runs", metavar="DIR", help="the store (default runs)")
+    run.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
+    run.add_argument(
+        "--split", choices=["test", "tune"], default="test", help="tune: for choosing hyper-parameters; shown as trials, never ranked"
+    )
+    run.add_argument("--budget", type=_positive, metavar="EXAMPLES", help="another number of student examples; makes another board")
+    run.add_argument("--no-controls", action="store_true", help="leave out scratch, teacher and the other yardsticks")
+    run.add_argument("--workers", type=_positive, metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
+    run.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="the most work a kill can lose (default 30)")
+    run.add_argument("--json", action="store_true", help="JSON on stdout")
+    run.set_defaults(call=_run)
+
+    check = commands.add_parser("check", help="the contract checks every method gets without writing one")
+    check.add_argument("method", metavar="FILE|SLUG")
+    check.add_argument("--suite", metavar="SUITE/SETTING", help="the analytic track to train on (default: the problem's own)")
+    check.add_argument("--json", action="store_true", help="JSON on stdout")
+    check.set_defaults(call=_check)
+
+    show = commands.add_parser("show", help="one record, for people")
+    show.add_argument("record", metavar="FILE|ID")
+    show.add_argument("--out", default="runs", metavar="DIR", help="the store an id is looked up in (default runs)")
+    show.add_argument("--json", action="store_true", help="the record as it is")
+    show.set_defaults(call=_show)
+
+    guard = commands.add_parser("guard", help="judge a student's weights again: exit 3 if they are worse than a record")
+    guard.add_argument("student", metavar="STUDENT.safetensors")
+    guard.add_argument("--record", required=True, metavar="FILE", help="what the student must live up to")
+    guard.add_argument("--margin", type=float, default=0.02, metavar="X", help="loss tolerated, in the metric's unit (default 0.02)")
+    guard.add_argument("--metric", action="append", metavar="M", help="what must hold (default: the suite's primary metric)")
+    guard.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
+    guard.add_argument("--json", action="store_true", help="JSON on stdout")
+    guard.set_defaults(call=_guard)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, and what each missing thing would need")
+    doctor.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
+    doctor.add_argument("--json", action="store_true", help="JSON on stdout")
+    doctor.set_defaults(call=_doctor)
+
+    new = commands.add_parser("new", help="a skeleton of a method or a suite that passes the checks but for what you fill in")
+    new.add_argument("kind", choices=["method", "suite"])
+    new.add_argument("slug")
+    new.add_argument("--problem", default="classification", help="the kind of problem (default classification)")
+    new.add_argument("--into", metavar="DIR", default=".", help="folder to write into (default: here)")
+    new.set_defaults(call=_new)
+
+    for point in sorted(entry_points(group="distillbench.commands"), key=lambda p: p.name):
+        try:
+            point.load().add(commands)
+        except Exception as error:  # another package's command must not take ours down
+            print(f"distillbench: command {point.name!r} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; print a user's mistake as one line and return the exit code."""
+    try:
+        arguments = parser().parse_args(argv)
+        code: int = arguments.call(arguments)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"distillbench: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("distillbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> None:
+    """Print rows: aligned for people on a terminal, tab-separated in a pipe."""
+    cells = [[str(c) for c in row] for row in [header, *rows]]
+    if not sys.stdout.isatty():
+        print("\n".join("\t".join(row) for row in cells))
+        return
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, sort_keys=False))
+
+
+# --- commands: what each needs is imported where it is needed, so that --help stays fast -----------------------------
+
+
+def _list(args: argparse.Namespace) -> int:
+    from bench import registry
+    from bench.card import Card, SuiteCard, to_data
+
+    entries = registry.methods() if args.kind == "methods" else registry.suites()
+    listed = sorted(entries.values(), key=lambda e: (getattr(e.card, "problem", ""), getattr(e.card, "control", False), e.slug))
+    if args.json:
+        _print_json([{"slug": e.slug, "path": str(e.path), "error": e.error, "card": to_data(e.card)} for e in listed])
+        return 0
+    rows: list[list[Any]] = []
+    for entry in listed:
+        card = entry.card
+        if isinstance(card, Card):
+            paper = f"{card.paper.year} arXiv:{card.paper.arxiv}" if card.paper else ("control" if card.control else "")
+            rows.append([card.slug, card.problem, paper, card.title])
+        elif isinstance(card, SuiteCard):
+            rows += [[f"{card.slug}/{name}", card.problem, s.tier, s.summary] for name, s in card.settings.items()]
+    table(rows, ["method", "problem", "paper", "title"] if args.kind == "methods" else ["track", "problem", "tier", "summary"])
+    for entry in listed:
+        if entry.error:
+            print(f"distillbench: {args.kind[:-1]} {entry.slug} cannot be used: {entry.error}", file=sys.stderr)
+    return 0
+
+
+def _seeds(text: str) -> list[int]:
+    first, dash, last = text.partition("-")
+    try:
+        low, high = (int(first), int(last)) if dash else (0, int(first) - 1)
+    except ValueError:
+        raise UserError(f"--seeds {text}: give a number of seeds (5) or a range (5-9)") from None
+    if low < 0 or high < low:
+        raise UserError(f"--seeds {text}: at least one seed, counted from 0")
+    return list(range(low, high + 1))
+
+
+def _overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        method, dot, parameter = name.rpartition(".")
+        if not (equals and dot and method and parameter):
+            raise UserError(f"--set {text}: write METHOD.NAME=VALUE, for example kd.temperature=2")
+        found.setdefault(method, {})[parameter] = value
+    return found
+
+
+def _run(args: argparse.Namespace) -> int:
+    from bench.executors import run_all
+    from bench.plan import plan
+    from bench.progress import Display
+    from bench.record import Record
+    from bench.store import Store
+
+    specs = plan(
+        args.track,
+        args.method or ["all"],
+        _seeds(args.seeds),
+        overrides=_overrides(args.overrides),
+        controls=not args.no_controls,
+        split=args.split,
+        data=args.data,
+        budget={"student_examples": args.budget} if args.budget else None,
+    )
+    store = Store(args.out)
+    results: dict[str, Record | UserError] = {}
+    for spec in specs:
+        done = store.find(spec)
+        if done is not None:
+            results[spec.id] = done
+    left = [s for s in specs if s.id not in results]
+    if left:
+        distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        workers = 1 if distributed else args.workers or _workers()
+        print(f"{args.track}: {len(specs)} runs, {len(results)} done before, {len(left)} to do, {workers} at once", file=sys.stderr)
+        with Display(len(left), args.track) as display:
+            for spec, outcome in run_all(left, store, workers=workers, watch=display.watch, checkpoint_seconds=args.checkpoint_seconds):
+                results[spec.id] = outcome
+                display.done(spec.name, _line(outcome))
+    ordered = [(s, results[s.id]) for s in specs]
+    if args.json:
+        _print_json([_summary(s, r, store) for s, r in ordered])
+    else:
+        _scores(ordered)
+        print(f"records: {store.root / 'records'}   board: distillbench board show {args.track} --records {store.root}", file=sys.stderr)
+    errors = sorted({str(r) for r in results.values() if isinstance(r, UserError)})
+    for error in errors:
+        print(f"distillbench: {error}", file=sys.stderr)
+    if errors:
+        return 2
+    return 0 if all(isinstance(r, Record) and r.status == "ok" for r in results.values()) else 1
+
+
+def _workers() -> int:
+    """Runs at once: one on a GPU, else the cores this process may use."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("runs need torch, which is not installed: pip install 'distillbench[train]'")
+    if os.path.exists("/dev/nvidia0"):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _line(outcome: Any) -> str:
+    from bench.record import Record
+
+    if not isinstance(outcome, Record):
+        return f"not run: {outcome}"
+    value = outcome.value(outcome.suite.primary)
+    score = f"{outcome.suite.primary} {value:.4f}" if value is not None else ""
+    return " ".join(x for x in (outcome.status if outcome.status != "ok" else "", score, outcome.reason or "") if x)
+
+
+def _summary(spec: Any, outcome: Any, store: Any) -> dict[str, Any]:
+    from bench.record import Record
+
+    base = {"method": Path(spec.method).stem, "seed": spec.seed, "id": spec.id}
+    if not isinstance(outcome, Record):
+        return {**base, "status": "not run", "reason": str(outcome), "measurements": {}, "cost": None, "student": None}
+    student = outcome.student and str(store.root / "students" / f"{outcome.student['sha256']}.safetensors")
+    return {
+        **base,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "measurements": {m.metric: m.value for m in outcome.measurements},
+        "cost": outcome.cost["total"],
+        "student": student,
+    }
+
+
+def _scores(ordered: Sequence[tuple[Any, Any]]) -> None:
+    """Mean of the primary metric by method, in the order of the plan."""
+    from bench.record import Record
+    from bench.stats import mean_interval
+
+    by_method: dict[str, list[Record]] = {}
+    for spec, outcome in ordered:
+        if isinstance(outcome, Record):
+            by_method.setdefault(Path(spec.method).stem, []).append(outcome)
+    rows = []
+    primary = "score"
+    for method, records in by_method.items():
+        primary = records[0].suite.primary
+        values = [v for r in records if (v := r.value(primary)) is not None]
+        bad = [r.status for r in records if r.status != "ok"]
+        if values:
+            i = mean_interval(values)
+            rows.append([method, len(values), f"{i.estimate:.4f}", f"{i.low:.4f}", f"{i.high:.4f}", ",".join(sorted(set(bad))) or "ok"])
+        else:
+            rows.append([method, 0, "", "", "", ",".join(sorted(set(bad)))])
+    table(rows, ["method", "seeds", primary, "low", "high", "status"])
+
+
+def _check(args: argparse.Namespace) -> int:
+    from bench.checks import check_method
+
+    results = check_method(args.method, track=args.suite)
+    if args.json:
+        _print_json([{"check": r.name, "outcome": r.outcome, "message": r.message} for r in results])
+    else:
+        table([[r.outcome, r.name, r.message] for r in results], ["outcome", "check", "message"])
+    return 3 if any(r.outcome == "failed" for r in results) else 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from bench.record import Record
+
+    path = Path(args.record)
+    if not path.is_file():
+        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record}*.json")) if args.record.isalnum() else []
+        if not matches:
+            raise UserError(f"{args.record}: neither a file nor the beginning of a record's id in {args.out}")
+        path = matches[-1]
+    record = Record.read(path)
+    if args.json:
+        print(record.to_json(), end="")
+        return 0
+    hyper = ", ".join(f"{k}={v}" for k, v in record.spec["method"]["hyperparameters"].items()) or "none"
+    env = record.environment
+    rows: list[list[Any]] = [
+        ["id", record.id],
+        ["track", f"{record.track} ({record.spec['split']} split)"],
+        ["method", f"{record.slug} v{record.method.version}, hyper-parameters: {hyper}"],
+        ["seed", record.seed],
+        ["status", record.status + (f": {record.reason}" if record.reason else "")],
+        *([m.metric, f"{m.value:.6g} over {m.n}"] for m in record.measurements),
+        *([k, f"{v:.6g}" if isinstance(v, float) else v] for k, v in record.cost["total"].items()),
+        ["phases", ", ".join(f"{n} {c['wall_seconds']:.2f} s" for n, c in record.cost["phases"].items())],
+        ["student", f"{record.student['architecture']} sha256 {record.student['sha256']}" if record.student else "none"],
+        [
+            "made",
+            f"{record.created} on {env.get('device')}, commit {env.get('commit')}{' with uncommitted changes' if env.get('dirty') else ''}",
+        ],
+    ]
+    table(rows, ["field", "value"])
+    return 0
+
+
+def _guard(args: argparse.Namespace) -> int:
+    from bench.guard import guard
+    from bench.record import Record
+
+    data = args.data or os.environ.get("DISTILLBENCH_DATA")
+    verdicts = guard(
+        Path(args.student), Record.read(Path(args.record)), margin=args.margin, metrics=args.metric, data=Path(data) if data else None
+    )
+    if args.json:
+        _print_json([vars(v) for v in verdicts])
+    else:
+        state = {True: "holds", False: "WORSE", None: "shown"}
+        rows = [[state[v.holds], v.metric, *(f"{x + 0.0:.4f}" for x in (v.recorded, v.now, v.worse_by, v.at_most))] for v in verdicts]
+        table(rows, ["state", "metric", "record", "now", "worse by", "at most (95%)"])
+    return 3 if any(v.holds is False for v in verdicts) else 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from bench.doctor import examine
+
+    findings = examine(args.data or os.environ.get("DISTILLBENCH_DATA"))
+    if args.json:
+        _print_json([{"what": f.what, "state": f.state, "remedy": f.remedy} for f in findings])
+    else:
+        table([[f.state, f.what, f.remedy] for f in findings], ["state", "what", "remedy"])
+    return 0
+
+
+def _new(args: argparse.Namespace) -> int:
+    from bench.scaffold import write_method, write_suite
+
+    path = write_method(args.slug, args.problem, Path(args.into)) if args.kind == "method" else write_suite(args.slug, Path(args.into))
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

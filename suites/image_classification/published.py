@@ -1,0 +1,84 @@
+"""The paper settings: data sets streamed from the user's folder, teachers from weights files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.card import Setting
+from bench.data import Batch, epoch_order
+from bench.record import derive_seed
+from suites.image_classification import folders
+
+HELD_OUT = 10  # with --split tune, every tenth training image (by hash) is kept out of training and judged instead
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Epochs over an augmented view: pixels are a function of (seed, epoch, row), so it can be entered at any step."""
+
+    view: folders.AugmentedView
+    rows: Tensor
+    batch_size: int
+    seed: int
+    workers: int
+
+    def stream(self, start: int) -> Iterator[Batch]:
+        """Batches from step ``start`` on, without end. Raises UserError for an image that cannot be decoded."""
+        per_epoch = len(self.rows) // self.batch_size
+        epoch, place = divmod(start, per_epoch)
+        while True:
+            order = epoch_order(self.rows, self.seed, epoch)
+            loader = folders.batches(self.view, order, epoch, self.batch_size, self.workers, place * self.batch_size, drop_last=True)
+            for inputs, labels, index in loader:
+                yield Batch(inputs, labels, index, torch.ones(len(labels), dtype=torch.bool))
+            epoch, place = epoch + 1, 0
+
+
+def _dataset(name: str, options: dict[str, Any], data: Path, train: bool) -> folders.LabelledImages:
+    if options["reader"] == "cifar100":
+        return folders.cifar100(data, train, int(options["classes"]))
+    return folders.imagenet1k(data, "train" if train else "val", int(options["classes"]))
+
+
+def _transform(options: dict[str, Any], train: bool) -> folders.Transform:
+    return folders.cifar_transform(train) if options["reader"] == "cifar100" else folders.imagenet_transform(train)
+
+
+def _held_out(count: int) -> Tensor:
+    return torch.tensor([derive_seed("held out", i) % HELD_OUT == 0 for i in range(count)])
+
+
+def training_batches(name: str, setting: Setting, data: Path, seed: int, split: str) -> Streamed:
+    """All training images, or without the held-out ones where the run is for tuning."""
+    dataset = _dataset(name, setting.options, data, train=True)
+    rows = torch.arange(len(dataset))
+    if split == "tune":
+        rows = rows[~_held_out(len(dataset))]
+    view = folders.AugmentedView(dataset, _transform(setting.options, True), seed)
+    return Streamed(view, rows, min(setting.training.batch_size, len(rows)), seed, int(setting.options["workers"]))
+
+
+def evaluation_batches(name: str, setting: Setting, data: Path, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """(inputs, labels) of the published test split, or of the held-out training images, without augmentation."""
+    dataset = _dataset(name, setting.options, data, train=split == "tune")
+    rows = torch.arange(len(dataset))
+    if split == "tune":
+        rows = rows[_held_out(len(dataset))]
+    view = folders.AugmentedView(dataset, _transform(setting.options, False), 0)
+    for inputs, labels, _ in folders.batches(view, rows, 0, 256, int(setting.options["workers"])):
+        yield inputs, labels
+
+
+def teacher(setting: Setting, data: Path) -> nn.Module:
+    """The setting's pretrained teacher."""
+    name = str(setting.options["teacher_net"])
+    path = data / str(setting.options["teacher_path"][0])
+    if setting.options["reader"] == "cifar100":
+        return folders.cifar_teacher(name, path, int(setting.options["classes"]))
+    return folders.imagenet_teacher(name, path if path.exists() else None)
