@@ -63,7 +63,7 @@ CARD = SuiteCard(
             tier="analytic",
             summary="Eight Gaussian modes of std 0.1 on the unit circle; the teacher is their exact denoiser at any noise level. One step.",
             budget=Budget(student_examples=512000, teacher_examples=1024000),
-            training=Training(batch_size=256, optimizer="adamw", learning_rate=0.001, schedule="cosine"),
+            training=Training(batch_size=256, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
             options={
                 "modes": 8,
                 "radius": 1.0,

@@ -258,7 +258,10 @@ def distill(problem, run):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("torch.nn.init.constant_(problem.student.leave.weight, 3e38); return run.export(problem.student, recipe=problem.one_step())", "not finite"),
+        (
+            "torch.nn.init.constant_(problem.student.leave.weight, 3e38); return run.export(problem.student, recipe=problem.one_step())",
+            "not finite",
+        ),
         ("return run.export(problem.student)", "leaves with recipe"),
         ("return run.export(problem.student, recipe=problem.heun())", "35 evaluations"),
     ],

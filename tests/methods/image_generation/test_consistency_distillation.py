@@ -117,9 +117,7 @@ def test_8_with_two_levels_the_target_is_the_solvers_step_itself():
     high, low = torch.full((4,), T, dtype=torch.float64), torch.full((4,), EPS, dtype=torch.float64)
     step = heun_step(denoise, x, high, low)
     assert torch.equal(net(step, low), step)
-    assert torch.equal(
-        consistency_loss(net(x, high), net(step, low), metric="l2"), ((net(x, high) - step) ** 2).mean(1)
-    )
+    assert torch.equal(consistency_loss(net(x, high), net(step, low), metric="l2"), ((net(x, high) - step) ** 2).mean(1))
 
 
 # --- the authors' code ---
