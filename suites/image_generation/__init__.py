@@ -84,11 +84,18 @@ CARD = SuiteCard(
 
 
 def problem(
-    name: str, setting: Setting, seeds: Mapping[str, int], *, data: Path | None = None, cache: Path | None = None
+    name: str,
+    setting: Setting,
+    seeds: Mapping[str, int],
+    *,
+    split: str = "test",
+    data: Path | None = None,
+    cache: Path | None = None,
 ) -> ImageGeneration:
     """The problem of one setting for one set of seeds.
 
     Args:
+        split: where the student will be judged; exact samples are fresh for either, so training is the same.
         data: the user's folder of data sets.  cache: not used; an exact teacher costs less than a look-up.
     """
     import torch

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_edm_4_the_order_of_a_solver(step, factor):
     for count in (40, 80):
         now = x
         grid = torch.linspace(2.0, 0.1, count + 1, dtype=torch.float64)
-        for sigma, after in zip(grid, grid[1:], strict=False):
+        for sigma, after in pairwise(grid):
             now = step(gaussian(0.4, 0.3), now, sigma.expand(2), after.expand(2))
         errors.append(np.abs(now.numpy() - exact).max())
     assert errors[0] / errors[1] == pytest.approx(factor, rel=0.15)
@@ -127,7 +128,7 @@ def test_heun_solve_ends_with_euler_and_asks_2n_minus_1_times():
 
     grid = karras_grid(6, sigma_min=0.05, sigma_max=10.0).tolist()
     x = torch.tensor([[5.0]], dtype=torch.float64)
-    factor = np.prod([oracle.heun_multiplier(a, b, variance=0.3) for a, b in zip(grid, grid[1:], strict=False)])
+    factor = np.prod([oracle.heun_multiplier(a, b, variance=0.3) for a, b in pairwise(grid)])
     last = 0.3 / (0.3 + grid[-1] ** 2)  # an Euler step to 0 is the denoiser's answer
     assert float(heun_solve(denoise, x, grid)) == pytest.approx(5 * factor * last, rel=1e-12)
     assert len(asked) == 2 * 6 - 1
@@ -139,8 +140,8 @@ def test_heun_solve_ends_with_euler_and_asks_2n_minus_1_times():
 def world():
     setting = suite.CARD.settings["gaussians"]
     problem = suite.problem("gaussians", setting, seeds_by_role(0))
-    training = Training(batch_size=256, optimizer="adamw", learning_rate=1e-3)
-    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * 200), training=training, meter=problem.teacher.meter)
+    training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3)
+    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * 600), training=training, meter=problem.teacher.meter)
     return problem, run
 
 
@@ -168,8 +169,8 @@ def test_another_teacher_is_imitated_for_its_share_of_the_budget():
     before = error()
     initialise(problem, run, share=0.5)
     bill = run.cost()["phases"]["initialise"]
-    assert bill["student_examples"] == 256 * 100
-    assert bill["teacher_examples"] == 256 * 100
+    assert bill["student_examples"] == 256 * 300
+    assert bill["teacher_examples"] == 256 * 300
     assert error() < before / 2
 
 

@@ -187,7 +187,7 @@ def test_the_regression_target_is_the_gaussian_path():
 
 # --- the method ---
 
-SHORT = {"student_examples": 76800}
+SHORT = {"student_examples": 64000}
 
 
 @pytest.mark.slow
