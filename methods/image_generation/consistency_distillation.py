@@ -48,6 +48,9 @@ CARD = Card(
         "With target_decay > 0 the target itself is exported (the paper: a slower average); with 0, an average of decay 0.995.",
         "target_decay is the ImageNet-64 one; on the tune split 0, the CIFAR-10 one, did worse. The grid keeps CIFAR-10's 18 levels.",
     ],
+    results="image-generation/gaussians, 5 seeds: mmd2 0.0016 +- 0.0007 (scratch 0.578 +- 0.018, teacher in one step 0.630 +- 0.002, "
+    "teacher in 18 Heun steps 0.0001 +- 0.0003), modes 1.32 +- 0.05 times too wide, 11.6% of samples between modes (truth 1.1%). On "
+    "the tune split, one seed, the target of rate 0 gave mmd2 0.010 where 0.95 gave 0.001.",
 )
 
 

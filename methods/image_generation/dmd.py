@@ -52,6 +52,9 @@ CARD = Card(
         "No weight decay, warm-up or gradient clipping; both learning rates were chosen on the tune split.",
         "The generator is evaluated at noise level 2.5 of at most 10, where the paper's EDM generator takes the largest level.",
     ],
+    results="image-generation/gaussians, 5 seeds: mmd2 0.0008 +- 0.0003 (scratch 0.578 +- 0.018, teacher in one step 0.630 +- 0.002, "
+    "teacher in 18 Heun steps 0.0001 +- 0.0003), modes 1.15 +- 0.05 times too wide, 7.8% of samples between modes (truth 1.1%). The "
+    "pairs matter: on the tune split, one seed, mmd2 is 0.0096 at regression_weight 0, 0.0025 at 1 and 0.0004 at 5.",
 )
 
 
