@@ -62,7 +62,8 @@ def execute(
 
 def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seconds: float, accelerator: Accelerator) -> Record:
     suite = registry.find("suite", spec.suite).load()
-    method = registry.find("method", spec.method).load()
+    found = registry.find("method", spec.method, suite.CARD.problem)
+    method = found.load()
     setting: Setting = from_data(spec.resolved["suite"]["card"]["settings"][spec.setting])
     seeds = spec.resolved["seeds"]
     data = Path(spec.data) if spec.data else None
@@ -107,7 +108,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         raise
     except Exception as error:
         # A method's failure is a result; the traceback's last own line says where, without a wall of text.
-        where = _where(error, registry.find("method", spec.method).path)
+        where = _where(error, found.path)
         status, reason, cost, measurements = "failed", f"{type(error).__name__}: {error}{where}", run.cost(), []
     cost["total"]["peak_memory_bytes"] = memory.peak()
     cost["total"]["parameters"] = about["parameters"] if about else parameters(problem.student)

@@ -64,7 +64,7 @@ def train(
               checkpoint_seconds=0.0, micro_batches=micro_batches)  # fmt: skip
     if kill_at is not None:
         _kill_after(run, kill_at)
-    module = subject.module if method is None else registry.find("method", method).load()
+    module = subject.module if method is None else registry.find("method", method, suite.CARD.problem).load()
     student = module.distill(problem, run, **spec.resolved["method"]["hyperparameters"])
     if not isinstance(student, Student):
         raise Failed(f"distill returned {type(student).__name__}; return run.fit(...) or run.export(...)")
