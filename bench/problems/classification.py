@@ -48,5 +48,5 @@ class Classification(Problem):
         """
         if self.train is None:
             raise UserError(f"setting {self.setting!r} streams its training set; this method needs statistics of all of it first")
-        for rows in torch.arange(len(self.train)).split(size):
+        for rows in torch.split(torch.arange(len(self.train)), size):
             yield self.train.take(rows)
