@@ -48,7 +48,7 @@ CARD = Card(
         Beats("scratch", source="the paper's claim"),
     ],
     deviations=[
-        "log sigmoid in place of the released clamp at 1 - 1e-8, which is no clamp in float32 and gives an infinite loss from (a-t)/T = 17 on.",
+        "log sigmoid in place of the released clamp at 1 - 1e-8, which does nothing in float32: its loss is infinite from (a-t)/T = 17 on.",
         "Several processes align their own shares' gradients before they are summed; the authors train on one device.",
     ],
     exempt={

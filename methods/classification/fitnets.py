@@ -58,7 +58,8 @@ CARD = Card(
     results=(
         "5 seeds, top1. blobs 0.698 +- 0.005 (scratch 0.578, pseudo_label 0.726, kd 0.745); digits 0.921 +- 0.010 (0.817, 0.970, 0.962). "
         "Two stages: 0.716 +- 0.005 and 0.926 +- 0.013. Gains on scratch, loses to hard labels from the teacher and to kd on both, "
-        "as in the benchmark's own table. Weight 100 is too much here: on the tune split of digits weight 1 gives 0.958, 100 gives 0.943 (3 seeds)."
+        "as in the benchmark's own table. Weight 100 is too much here: "
+        "on the tune split of digits weight 1 gives 0.958, 100 gives 0.943 (3 seeds)."
     ),
 )
 
