@@ -53,7 +53,7 @@ CARD = Card(
     ],
     deviations=[
         "The warm-up rises with every step; the released code raises it once an epoch.",
-        "Class means are of the training examples as they are, not rounded; the released ones are of augmented images, rounded to 4 decimals.",
+        "Class means are of the training examples as they are, not rounded; the released ones are of augmented images and rounded.",
         "Where a label was not observed, the class mean and the loss use the teacher's decision.",
     ],
     exempt={
@@ -98,8 +98,9 @@ def distill(
     torch.manual_seed(run.seeds["noise"])
     mapping: nn.Module = nn.Identity()
     if width != wanted:
-        mapping = nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, wanted)).to(run.device)
-        nn.init.zeros_(mapping[2].bias)
+        last = nn.Linear(width, wanted)
+        nn.init.zeros_(last.bias)
+        mapping = nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(0.5), last).to(run.device)
 
     def loss(batch: Batch) -> Losses:
         ours, theirs = problem.trace(student, batch.inputs), problem.teacher.outputs(batch)
