@@ -68,7 +68,7 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """mean_e (student_e - teacher_e)^2 over the elements e of one example.   (B, ...) each; returns (B,).
 
     ``student_feature`` is what the regressor made of the student's. The CRD benchmark's hint loss before its mean over
-    the batch; times C H W / 2 it is equation 3 of the paper.
+    the batch; times C H W / 2 it is the paper's half squared distance.
     """
     return (student_feature - teacher_feature).square().flatten(1).mean(1)
 

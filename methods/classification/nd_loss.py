@@ -71,7 +71,7 @@ def nd_loss(student_embedding: Tensor, teacher_embedding: Tensor, labels: Tensor
     """1 - <f_s, e_y> / max(|f_s|, |f_t|), in [0, 2].   (B, D) twice, (B,) int64, (C, D); returns (B,).
 
     While the student's embedding is shorter than the teacher's it is pulled along e_y by a constant force; once it is
-    longer, this is the cosine distance. The teacher's embedding enters by its length alone. Equation 8 of the paper.
+    longer, this is the cosine distance. The teacher's embedding enters by its length alone.
     """
     direction = F.normalize(class_means, dim=1)[labels]
     length = torch.maximum(student_embedding.norm(dim=1), teacher_embedding.norm(dim=1))
