@@ -57,6 +57,7 @@ CARD = Card(
         "Where a label was not observed, the class mean and the loss use the teacher's decision.",
     ],
     exempt={
+        "micro_batches": "where the widths differ, the mapping has batch normalisation and dropout",
         "zero_at_match": "equal embeddings do not end the loss: it is 0 only along the class mean and at least as long as the teacher's",
     },
     results=(
