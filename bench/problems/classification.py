@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from bench.data import Arrays, Batches
+from bench.data import Arrays, Batch, Batches
+from bench.errors import UserError
 from bench.nets import Outputs, trace
 from bench.oracle import ClassifierOracle
 from bench.problems.base import Problem
@@ -36,3 +39,14 @@ class Classification(Problem):
     def trace(self, student: nn.Module, inputs: Tensor) -> Outputs:
         """One forward pass of ``student`` with its embedding and stages."""
         return trace(student, inputs)
+
+    def examples(self, size: int = 256) -> Iterator[Batch]:
+        """Every training example once, in the order of the data set: for class means, centroids and other statistics.
+
+        Raises:
+            UserError: the training set is streamed from disk.
+        """
+        if self.train is None:
+            raise UserError(f"setting {self.setting!r} streams its training set; this method needs statistics of all of it first")
+        for rows in torch.split(torch.arange(len(self.train)), size):
+            yield self.train.take(rows)
