@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import time
 import warnings
@@ -173,6 +174,9 @@ class Run:
         self._every = checkpoint_seconds
         self._micro = micro_batches
         self._accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+        # Read at every step, and slow to ask the accelerator for.
+        self._ranks, self._rank = self._accelerator.num_processes, self._accelerator.process_index
+        self._on_cpu = self.device.type == "cpu"
         self._progress = progress or (lambda phase, done, total: None)
         self._generators: dict[str, torch.Generator] = {}
         self._phase = "fit"
@@ -208,6 +212,8 @@ class Run:
         for name, value in terms.items():
             if value.dim() > 1:
                 raise UserError(f"loss term {name!r} has shape {tuple(value.shape)}; give one value per example: (B,)")
+        if self._share == 1.0:  # a product with 1 would change nothing and cost two kernels a term
+            return {name: value.mean() for name, value in terms.items()}
         return {name: value.mean() * self._share for name, value in terms.items()}
 
     @contextlib.contextmanager
@@ -291,6 +297,7 @@ class Run:
         per_step = sum(x.updates for x in learners)
         stream = batches.stream(step * per_step)
         every = max(1, steps // TRACED)
+        device = self.device
         saved = self._ticked = time.perf_counter()
         shown = 0.0
         for learner in learners:
@@ -310,7 +317,7 @@ class Run:
                     for group in learner.optimizer.param_groups:
                         group["lr"] = lr
                     for _ in range(learner.updates):
-                        terms = self._update(learner, next(stream).to(self.device), step)
+                        terms = self._update(learner, next(stream).to(device), step)
                     if step % every == 0:
                         for name, value in terms.items():
                             self.trace.setdefault(f"{self._phase}/{name}", []).append(float(f"{float(value):.5g}"))
@@ -339,39 +346,41 @@ class Run:
 
     def _update(self, learner: Learner, batch: Batch, step: int) -> dict[str, Tensor]:
         """One optimizer step of one learner on one global batch; this process takes its share of it."""
-        accelerator, size = self._accelerator, len(batch)
-        ranks, rank = accelerator.num_processes, accelerator.process_index
+        size, ranks, rank = len(batch), self._ranks, self._rank
         low, high = rank * size // ranks, (rank + 1) * size // ranks
         learner.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
+        finite = 0.0
         for part in range(self._micro):
             start, stop = low + part * (high - low) // self._micro, low + (part + 1) * (high - low) // self._micro
             if start == stop:
                 continue
             self._share = (stop - start) / size
             with self._autocast(learner.training):
-                terms = dict(learner.loss(batch if stop - start == size else batch.part(start, stop)))
+                terms = learner.loss(batch if stop - start == size else batch.part(start, stop))
             self._share = 1.0
+            objective = functools.reduce(torch.add, terms.values())
             if learner.backward is None:
-                accelerator.backward(sum(terms.values()))
+                objective.backward()  # type: ignore[no-untyped-call]
             else:
-                learner.backward(terms, learner.parameters)
+                learner.backward(dict(terms), learner.parameters)
+            if self._on_cpu or step % 16 == 0:  # asking a GPU at every step would make it wait
+                finite += float(objective.detach())
             for name, value in terms.items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
-        watched = self.device.type == "cpu" or step % 16 == 0  # asking a GPU at every step would make it wait
-        if watched and not math.isfinite(float(sum(total.values()))):
+        if not math.isfinite(finite):
             self._tick()
             shown = ", ".join(f"{n}={float(v):.4g}" for n, v in total.items())
             raise Diverged(step, self._phase, shown)
         if ranks > 1:
             for p in learner.parameters:
                 if p.grad is not None:
-                    p.grad = accelerator.reduce(p.grad, reduction="sum")
+                    p.grad = self._accelerator.reduce(p.grad, reduction="sum")
             for m in (learner.module, *learner.extra):
                 for b in m.buffers():
-                    b.copy_(accelerator.reduce(b, reduction="mean") if b.is_floating_point() else b)
+                    b.copy_(self._accelerator.reduce(b, reduction="mean") if b.is_floating_point() else b)
         if learner.training.clip is not None:
-            accelerator.clip_grad_norm_(learner.parameters, learner.training.clip)
+            self._accelerator.clip_grad_norm_(learner.parameters, learner.training.clip)
         learner.optimizer.step()
         learner.follow()
         if learner.counts is not None:

@@ -79,6 +79,7 @@ def teacher(setting: Setting, data: Path) -> nn.Module:
     """The setting's pretrained teacher."""
     name = str(setting.options["teacher_net"])
     path = data / str(setting.options["teacher_path"][0])
+    classes = int(setting.options["classes"])
     if setting.options["reader"] == "cifar100":
-        return folders.cifar_teacher(name, path, int(setting.options["classes"]))
-    return folders.imagenet_teacher(name, path if path.exists() else None)
+        return folders.cifar_teacher(name, path, classes)
+    return folders.imagenet_teacher(name, path if path.exists() else None, classes)
