@@ -128,10 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> None:
@@ -217,13 +216,16 @@ def _run(args: argparse.Namespace) -> int:
     )
     store = Store(args.out)
     results: dict[str, Record | UserError] = {}
+    # One of several processes of 'accelerate launch' leaves this question to the runner, where all agree on the answer.
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     for spec in specs:
-        done = store.find(spec)
+        done = None if distributed else store.find(spec)
         if done is not None:
             results[spec.id] = done
     left = [s for s in specs if s.id not in results]
+    if distributed and os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the main process speaks for all
     if left:
-        distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
         workers = 1 if distributed else args.workers or _workers()
         print(f"{args.track}: {len(specs)} runs, {len(results)} done before, {len(left)} to do, {workers} at once", file=sys.stderr)
         with Display(len(left), args.track) as display:
@@ -236,11 +238,11 @@ def _run(args: argparse.Namespace) -> int:
     else:
         _scores(ordered)
         print(f"records: {store.root / 'records'}   board: distillbench board show {args.track} --records {store.root}", file=sys.stderr)
-    errors = sorted({str(r) for r in results.values() if isinstance(r, UserError)})
-    for error in errors:
-        print(f"distillbench: {error}", file=sys.stderr)
+    errors = {str(r): r.exit_code for r in results.values() if isinstance(r, UserError)}
+    for error in sorted(errors):
+        print(f"distillbench: {' '.join(error.split())}", file=sys.stderr)
     if errors:
-        return 2
+        return max(errors.values())
     return 0 if all(isinstance(r, Record) and r.status == "ok" for r in results.values()) else 1
 
 

@@ -142,7 +142,7 @@ class Record:
         """
         try:
             data = json.loads(text)
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: corrupt or truncated record ({error}); delete it and run again") from error
         if not isinstance(data, dict) or "schema" not in data:
             raise UserError(f"{where}: not a distillbench record")

@@ -81,7 +81,7 @@ class Entry:
             return module
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             hint = ""
             if isinstance(error, ModuleNotFoundError):
                 hint = "; install what it needs: pip install 'distillbench[train]' or see 'distillbench doctor'"
@@ -92,7 +92,7 @@ def _folder(point: EntryPoint) -> Path | None:
     """The folder of the package an entry point names; finding a top-level package imports nothing."""
     try:
         spec = importlib.util.find_spec(point.value)
-    except (ImportError, ValueError):
+    except Exception:  # a dotted name imports its parents, which may fail in any way
         return None
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]) if places else None
