@@ -184,7 +184,9 @@ class Run:
         self._unit = 0
         self._share = 1.0
         self._loose = 0.0  # seconds of finished loops that no checkpoint holds: with the loop under way, never more than self._every
+        self._progress_made = 0.0
         self._ticked = time.perf_counter()
+        torch.manual_seed(self.seeds["noise"])  # networks a method makes before its first loop are the same every time
 
     # --- what methods use -------------------------------------------------------------------------------------
 
@@ -194,8 +196,16 @@ class Run:
         device: torch.device = self._accelerator.device
         return device
 
+    @property
+    def progress(self) -> float:
+        """The part of the loop under way that is done, in [0, 1): for weights that rise or fall with training."""
+        return self._progress_made
+
     def generator(self, role: str = "noise") -> torch.Generator:
-        """The random stream of a role, on the CPU so that every device sees the same numbers; checkpoints carry its state."""
+        """The random stream of a role, on the CPU so that every device sees the same numbers; checkpoints carry its state.
+
+        The same on every process. One stream for each kind of draw keeps micro-batches exact.
+        """
         if role not in self._generators:
             seed = self.seeds.get(role, derive_seed(role, self.seeds["noise"]))
             self._generators[role] = torch.Generator().manual_seed(seed)
@@ -229,13 +239,13 @@ class Run:
             self._phase = before
 
     def steps(self, batch_size: int, share: float = 1.0) -> int:
-        """Optimizer steps that ``share`` of the whole budget allows, never more than what is left of it.
+        """Optimizer steps that ``share`` of the whole budget allows, at least one, never more than what is left of it.
 
         Raises:
             UserError: nothing is left.
         """
         left = self.budget.student_examples - self.meter.counts["student_examples"]
-        steps = int(min(left, share * self.budget.student_examples)) // batch_size
+        steps = min(int(left) // batch_size, max(1, int(share * self.budget.student_examples) // batch_size))
         if steps < 1:
             raise UserError(f"the budget of {self.budget.student_examples} student examples is used up before phase {self._phase!r}")
         return steps
@@ -307,6 +317,7 @@ class Run:
             for module in learner.extra:
                 module.train()
         while step < steps:
+            self._progress_made = step / steps
             # Step 0 may fill tables once, so the second step stands for the first half; the middle one for the rest.
             counter = FlopCounterMode(display=False) if step in (min(1, steps - 1), steps // 2) else None
             with counter or contextlib.nullcontext():
@@ -362,7 +373,7 @@ class Run:
         total: dict[str, Tensor] = {}
         finite = 0.0
         for part in range(self._micro):
-            start, stop = low + part * (high - low) // self._micro, low + (part + 1) * (high - low) // self._micro
+            start, stop = (low + _aligned(p * (high - low) // self._micro, high - low, self._micro) for p in (part, part + 1))
             if start == stop:
                 continue
             self._share = (stop - start) / size
@@ -485,6 +496,14 @@ class Run:
                 self.generator(role).set_state(saved)
             return state
         return fresh
+
+
+def _aligned(place: int, size: int, parts: int) -> int:
+    """Where a part begins: at a multiple of 16 where there is room, because torch draws normal numbers in blocks of 16.
+
+    So the noise of a batch is the same whether it is drawn at once or part by part.
+    """
+    return place - place % 16 if place < size and size >= 16 * parts else place
 
 
 def has_bfloat16(device: torch.device) -> bool:

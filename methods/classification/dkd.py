@@ -165,10 +165,9 @@ def distill(problem: Classification, run: Run, *, alpha: float, beta: float, tem
     def loss(batch: Batch) -> Losses:
         teacher = problem.teacher.logits(batch)
         student = problem.student(batch.inputs)
-        progress = run.meter.counts["student_examples"] / run.budget.student_examples
         return run.loss(
             ce=cross_entropy(student, batch.labels),
-            dkd=ramp(progress, warmup) * dkd_loss(student, teacher, batch.labels, alpha=alpha, beta=beta, temperature=temperature),
+            dkd=ramp(run.progress, warmup) * dkd_loss(student, teacher, batch.labels, alpha=alpha, beta=beta, temperature=temperature),
         )
 
     return run.fit(problem.student, loss, problem.batches)

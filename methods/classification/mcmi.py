@@ -56,10 +56,10 @@ CARD = Card(
         "Where a label was not observed, the teacher's decision stands for it.",
     ],
     exempt={
-        "zero_at_match": "a teacher's objective: there is no student in it to match",
+        "alignment": "the teacher's answer about one example is part of its class's centroid, and so moves the whole class",
     },
     results=(
-        "5 seeds, top1. blobs 0.743 +- 0.003 (scratch 0.578, pseudo_label 0.726, kd 0.745); digits 0.966 +- 0.007 (0.817, 0.970, 0.962). "
+        "5 seeds, top1. blobs 0.742 +- 0.003 (scratch 0.578, pseudo_label 0.728, kd 0.744); digits 0.965 +- 0.007 (0.821, 0.970, 0.963). "
         "A teacher fine-tuned with weight 0 gives 0.743 +- 0.003 and 0.963 +- 0.006, moving centroids (decay 0.99) 0.743 +- 0.003 and "
         "0.964 +- 0.006: no effect of the information term beyond the noise. On blobs it does raise the information on the training set "
         "(0.223 without it, 0.228 at 0.15, 0.361 at 1, after 200 steps), where no teacher can beat the exact posterior; on digits the "
@@ -123,7 +123,7 @@ def distill(
     kd_weight: float,
 ) -> Student:
     """A copy of the teacher learns to say more about each example; the student then learns from the copy by plain KD."""
-    answers = [(problem.teacher.logits(batch), batch.labels) for batch in problem.examples()]
+    answers = [(problem.teacher.logits(b := batch.to(run.device)), b.labels) for batch in problem.examples()]
     centroids = Centroids(class_centroids(*(torch.cat(x) for x in zip(*answers, strict=True))))
     copy = problem.teacher.trainable_copy().to(run.device)
 

@@ -62,6 +62,8 @@ CARD = Card(
         "Networks without 4-dimensional stages (vision transformers) use the whole stage; the authors take a token of it.",
     ],
     exempt={
+        "micro_batches": "P_y is centred by the mean of the rows seen together",
+        "beats_scratch": "no teacher is asked; its gain over scratch is within the noise here, as the results say",
         "per_example": "P_y is centred by the batch's mean of S_y^2, so a row's target depends on the other rows",
         "oracle_gradient": "P_y is held constant for the gradient, which differences of the value cannot show; a test holds it too",
         "class_padding": "label smoothing and the ranks give classes of probability 0 their share too",
