@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import __version__
-from bench.errors import UserError
+from bench.errors import UserError, unknown
 
 EXIT_CODES = "exit codes: 0 done, 1 a run failed or went over budget, 2 bad input, 3 a check failed, 4 could not be saved, 130 interrupted"
 
@@ -26,6 +26,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}; '{self.prog} --help' shows the usage")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = str(action.metavar or action.dest).lower()
+            raise unknown(what, str(value), map(str, action.choices), f"('{self.prog} --help' shows the usage)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -323,9 +328,13 @@ def _show(args: argparse.Namespace) -> int:
 
     path = Path(args.record)
     if not path.is_file():
-        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record}*.json")) if args.record.isalnum() else []
+        # File names hold the first 16 digits of an id; anybody may give all 64.
+        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record[:16]}*.json")) if args.record.isalnum() else []
+        matches = [m for m in matches if len(args.record) <= 16 or Record.read(m).id.startswith(args.record)]
         if not matches:
             raise UserError(f"{args.record}: neither a file nor the beginning of a record's id in {args.out}")
+        if len({m.name[:16] for m in matches}) > 1:
+            raise UserError(f"{args.record}: several records in {args.out} begin so; give more digits of the id")
         path = matches[-1]
     record = Record.read(path)
     if args.json:

@@ -136,8 +136,7 @@ def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
             answer = problem.teacher.denoise(noisy, sigma, batch.labels)
             return run.loss(imitate=denoising_loss(student(noisy, sigma, batch.labels), answer, sigma, sigma_data=problem.sigma_data))
 
-        steps = int(share * run.budget.student_examples) // problem.batches.batch_size
-        run.fit(student, loss, problem.batches, steps=max(1, steps))
+        run.fit(student, loss, problem.batches, share=share)
 
 
 def twin(problem: ImageGeneration, network: nn.Module, **arguments: object) -> nn.Module:

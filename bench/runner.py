@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from bench import registry
-from bench.card import Setting, from_data
+from bench.card import Setting, from_data, to_data
 from bench.errors import Diverged, SaveError, UserError
 from bench.nets import parameters
 from bench.plan import RunSpec
@@ -151,8 +151,8 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
     return {
         "sha256": digest,
         "architecture": student.architecture.name,
-        "arguments": student.architecture.arguments,
-        "recipe": student.recipe,
+        "arguments": to_data(student.architecture.arguments),  # as JSON has them: a record read is the record made
+        "recipe": to_data(student.recipe),
         "averaged": student.averaged,
         "parameters": parameters(suite.rebuild(student)),
     }
