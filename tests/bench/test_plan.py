@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_a_catalogue_name_stands_for_every_method_of_its_paper(monkeypatch, tmp_
     assert [s.method for s in plan(TRACK, ["Twins", "kd"], [0], controls=False)] == ["twin-a", "twin-b", "kd"]
 
 
-def test_folders_are_digested_by_names_and_bytes(tmp_path):
+def test_folders_are_digested_by_names_and_bytes(tmp_path, monkeypatch):
     def tree(name, **files):
         for place, content in files.items():
             path = tmp_path / name / place.replace("__", "/")
@@ -123,6 +124,9 @@ def test_folders_are_digested_by_names_and_bytes(tmp_path):
     base = tree("a", x=b"1", sub__y=b"2")
     assert tree("b", sub__y=b"2", x=b"1") == base
     assert len({base, tree("c", x=b"2", sub__y=b"1"), tree("d", x=b"1", y=b"2"), tree("e", x=b"1"), tree("f", x=b"12", sub__y=b"")}) == 5
+    with monkeypatch.context() as patch:  # a file system may list them in any order
+        patch.setattr(Path, "rglob", lambda folder, pattern, real=Path.rglob: reversed(list(real(folder, pattern))))
+        assert digest_tree(tmp_path / "a") == base
     assert digest_tree(tmp_path / "a" / "x") == digest_tree(tmp_path / "b" / "x") != digest_tree(tmp_path / "c" / "x")
     (tmp_path / "empty").mkdir()
     for name, says in (("empty", "is empty; put CIFAR there"), ("absent", "not found; put CIFAR there")):

@@ -162,6 +162,18 @@ def test_gap_closed_covers_the_true_ratio(n):
     assert hits / told >= 0.95 - 4 * math.sqrt(0.05 * 0.95 / told)
 
 
+def test_the_ends_of_fiellers_interval_are_where_a_paired_test_stops_rejecting():
+    """A share r is in the interval exactly where the t test of (method - scratch) - r (teacher - scratch) does not reject."""
+    rng = np.random.default_rng(40)
+    for n in (3, 5, 10):
+        scratch, teacher, method = (m + rng.normal(0, 0.03, n) for m in (0.6, 0.9, 0.75))
+        interval = gap_closed(*(dict(enumerate(x)) for x in (method, scratch, teacher)))
+        for end in (interval.low, interval.high):
+            p = scipy_stats.ttest_1samp(method - scratch - end * (teacher - scratch), 0).pvalue
+            assert p == pytest.approx(0.05, rel=1e-6)
+        assert interval.low < interval.estimate < interval.high
+
+
 def test_gap_closed_is_refused_where_there_is_no_gap():
     rng = np.random.default_rng(30)
     trials = 2000
