@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import operator
 import re
 from dataclasses import dataclass, field
@@ -186,6 +187,13 @@ class Card:
     results: str = ""
     supersedes: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, hyperparameter in self.hyperparameters.items():
+            try:
+                hyperparameter.parse(hyperparameter.default)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ValueError(f"the default of hyper-parameter {name}: {error}") from error
+
     @property
     def objectives(self) -> tuple[str, ...]:
         """The names of the objective functions, always as a tuple."""
@@ -337,14 +345,14 @@ def read_card(path: Path) -> Card | SuiteCard:
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except (OSError, UnicodeDecodeError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as Python ({error})") from error
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "CARD" for t in node.targets):
             card = _literal(node.value, path)
             if not isinstance(card, Card | SuiteCard):
                 raise UserError(f"{path}:{node.lineno}: CARD must be a Card or a SuiteCard")
-            if not SLUG.fullmatch(card.slug):
+            if not SLUG.fullmatch(str(card.slug)):
                 raise UserError(f"{path}:{node.lineno}: the slug {card.slug!r} must be lower-case letters, digits, '-' or '_'")
             return card
     raise UserError(f"{path}: has no CARD = Card(...); 'distillbench new method' writes a skeleton")
@@ -354,11 +362,13 @@ def _literal(node: ast.expr, path: Path) -> Any:
     if isinstance(node, ast.Call):
         if not (isinstance(node.func, ast.Name) and node.func.id in CONSTRUCTORS):
             raise UserError(f"{path}:{node.lineno}: a card may only call {', '.join(sorted(CONSTRUCTORS))}")
+        if any(k.arg is None for k in node.keywords):
+            raise UserError(f"{path}:{node.lineno}: a card is a literal: no ** in it")
         positional = [_literal(a, path) for a in node.args]
-        named = {k.arg: _literal(k.value, path) for k in node.keywords if k.arg is not None}
+        named = {str(k.arg): _literal(k.value, path) for k in node.keywords}
         try:
             return CONSTRUCTORS[node.func.id](*positional, **named)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"{path}:{node.lineno}: {error}") from error
     if isinstance(node, ast.List | ast.Tuple):
         items = [_literal(e, path) for e in node.elts]
@@ -366,11 +376,17 @@ def _literal(node: ast.expr, path: Path) -> Any:
     if isinstance(node, ast.Dict):
         if any(k is None for k in node.keys):
             raise UserError(f"{path}:{node.lineno}: a card is a literal: no ** in it")
-        return {_literal(k, path): _literal(v, path) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+        pairs = [(_literal(k, path), _literal(v, path)) for k, v in zip(node.keys, node.values, strict=True) if k is not None]
+        if not all(isinstance(k, str) for k, _ in pairs):
+            raise UserError(f"{path}:{node.lineno}: the keys of a dict on a card are strings, as in the record's JSON")
+        return dict(pairs)
     try:
-        return ast.literal_eval(node)
-    except ValueError:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError):
         raise UserError(f"{path}:{node.lineno}: a card is a literal: nothing may be computed in it") from None
+    if not (value is None or isinstance(value, str | int | float)) or value in (math.inf, -math.inf):
+        raise UserError(f"{path}:{node.lineno}: {ast.unparse(node)} has no place in JSON, and a card becomes part of the record")
+    return value
 
 
 # --- data in and out of records -----------------------------------------------------------------------------------
@@ -393,11 +409,11 @@ def from_data(value: Any) -> Any:
     if isinstance(value, dict):
         if "_" in value:
             name = value["_"]
-            if name not in CONSTRUCTORS:
+            if str(name) not in CONSTRUCTORS:
                 raise unknown("card class", str(name), CONSTRUCTORS)
             try:
                 return CONSTRUCTORS[name](**{k: from_data(v) for k, v in value.items() if k != "_"})
-            except TypeError as error:
+            except (TypeError, KeyError, ValueError, AttributeError) as error:
                 raise UserError(f"a card in the record does not fit this version: {error}") from error
         return {k: from_data(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -411,12 +427,13 @@ def resolve(card: Card, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a name the card does not have (with the nearest one) or a value out of its range.
     """
-    values = {name: hp.default for name, hp in card.hyperparameters.items()}
+    # Defaults are parsed like values given: Real(4) and --set x=4 are one run, not 4 and 4.0 with two identities.
+    values: dict[str, Any] = {name: hp.parse(hp.default) for name, hp in card.hyperparameters.items()}
     for name, text in given.items():
         if name not in values:
             raise unknown(f"hyper-parameter of {card.slug}", name, values)
         try:
             values[name] = card.hyperparameters[name].parse(text)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{card.slug}.{name}={text}: {error}; default {values[name]}") from error
     return values

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import __version__
-from bench.errors import UserError
+from bench.errors import UserError, unknown
 
 EXIT_CODES = "exit codes: 0 done, 1 a run failed or went over budget, 2 bad input, 3 a check failed, 4 could not be saved, 130 interrupted"
 
@@ -26,6 +26,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}; '{self.prog} --help' shows the usage")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = str(action.metavar or action.dest).lower()
+            raise unknown(what, str(value), map(str, action.choices), f"('{self.prog} --help' shows the usage)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,6 +85,15 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="the record as it is")
     show.set_defaults(call=_show)
 
+    guard = commands.add_parser("guard", help="judge a student's weights again: exit 3 if they are worse than a record")
+    guard.add_argument("student", metavar="STUDENT.safetensors")
+    guard.add_argument("--record", required=True, metavar="FILE", help="what the student must live up to")
+    guard.add_argument("--margin", type=float, default=0.02, metavar="X", help="loss tolerated, in the metric's unit (default 0.02)")
+    guard.add_argument("--metric", action="append", metavar="M", help="what must hold (default: the suite's primary metric)")
+    guard.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
+    guard.add_argument("--json", action="store_true", help="JSON on stdout")
+    guard.set_defaults(call=_guard)
+
     doctor = commands.add_parser("doctor", help="what this machine can run, and what each missing thing would need")
     doctor.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
     doctor.add_argument("--json", action="store_true", help="JSON on stdout")
@@ -119,10 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> None:
@@ -208,13 +221,16 @@ def _run(args: argparse.Namespace) -> int:
     )
     store = Store(args.out)
     results: dict[str, Record | UserError] = {}
+    # One of several processes of 'accelerate launch' leaves this question to the runner, where all agree on the answer.
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     for spec in specs:
-        done = store.find(spec)
+        done = None if distributed else store.find(spec)
         if done is not None:
             results[spec.id] = done
     left = [s for s in specs if s.id not in results]
+    if distributed and os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the main process speaks for all
     if left:
-        distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
         workers = 1 if distributed else args.workers or _workers()
         print(f"{args.track}: {len(specs)} runs, {len(results)} done before, {len(left)} to do, {workers} at once", file=sys.stderr)
         with Display(len(left), args.track) as display:
@@ -227,11 +243,11 @@ def _run(args: argparse.Namespace) -> int:
     else:
         _scores(ordered)
         print(f"records: {store.root / 'records'}   board: distillbench board show {args.track} --records {store.root}", file=sys.stderr)
-    errors = sorted({str(r) for r in results.values() if isinstance(r, UserError)})
-    for error in errors:
-        print(f"distillbench: {error}", file=sys.stderr)
+    errors = {str(r): r.exit_code for r in results.values() if isinstance(r, UserError)}
+    for error in sorted(errors):
+        print(f"distillbench: {' '.join(error.split())}", file=sys.stderr)
     if errors:
-        return 2
+        return max(errors.values())
     return 0 if all(isinstance(r, Record) and r.status == "ok" for r in results.values()) else 1
 
 
@@ -312,9 +328,13 @@ def _show(args: argparse.Namespace) -> int:
 
     path = Path(args.record)
     if not path.is_file():
-        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record}*.json")) if args.record.isalnum() else []
+        # File names hold the first 16 digits of an id; anybody may give all 64.
+        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record[:16]}*.json")) if args.record.isalnum() else []
+        matches = [m for m in matches if len(args.record) <= 16 or Record.read(m).id.startswith(args.record)]
         if not matches:
             raise UserError(f"{args.record}: neither a file nor the beginning of a record's id in {args.out}")
+        if len({m.name[:16] for m in matches}) > 1:
+            raise UserError(f"{args.record}: several records in {args.out} begin so; give more digits of the id")
         path = matches[-1]
     record = Record.read(path)
     if args.json:
@@ -339,6 +359,23 @@ def _show(args: argparse.Namespace) -> int:
     ]
     table(rows, ["field", "value"])
     return 0
+
+
+def _guard(args: argparse.Namespace) -> int:
+    from bench.guard import guard
+    from bench.record import Record
+
+    data = args.data or os.environ.get("DISTILLBENCH_DATA")
+    verdicts = guard(
+        Path(args.student), Record.read(Path(args.record)), margin=args.margin, metrics=args.metric, data=Path(data) if data else None
+    )
+    if args.json:
+        _print_json([vars(v) for v in verdicts])
+    else:
+        state = {True: "holds", False: "WORSE", None: "shown"}
+        rows = [[state[v.holds], v.metric, *(f"{x + 0.0:.4f}" for x in (v.recorded, v.now, v.worse_by, v.at_most))] for v in verdicts]
+        table(rows, ["state", "metric", "record", "now", "worse by", "at most (95%)"])
+    return 3 if any(v.holds is False for v in verdicts) else 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

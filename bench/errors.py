@@ -18,6 +18,12 @@ class SaveError(UserError):
     exit_code = 4
 
 
+class WorkerDied(UserError):
+    """A worker process went away under its run: no fault of the input, so it counts as a failed run."""
+
+    exit_code = 1
+
+
 class Diverged(Exception):
     """Training left the finite numbers; becomes a ``failed`` record that names the step.
 

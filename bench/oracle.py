@@ -7,14 +7,13 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from bench.checkpoint import load_checkpoint, save_checkpoint
 from bench.data import Arrays, Batch
 from bench.errors import UserError
 from bench.nets import Outputs, head, trace
 from bench.record import sha256
-from bench.store import write_atomic
 from bench.student import tensor_digest
 
 CHUNK = 256  # rows per teacher call when a table is filled: fixed, so that tables are the same whatever asks first
@@ -83,7 +82,7 @@ class ClassifierOracle(Oracle):
                 logits: Tensor = self._module(batch.inputs)
             return logits
         self._asked(len(batch), computed=False)
-        return self._table(("logits",))["logits"][batch.index]
+        return self._rows(("logits",), batch)[0]
 
     def outputs(self, batch: Batch) -> Outputs:
         """Logits (B, C), embedding (B, D) and stages of a batch."""
@@ -93,8 +92,14 @@ class ClassifierOracle(Oracle):
                 return trace(self._module, batch.inputs).detach()
         self._asked(len(batch), computed=False)
         stages = tuple(f"stage{i}" for i in range(len(getattr(self._module, "stage_names", ()))))
-        table = self._table(("logits", "embedding", *stages))
-        return Outputs(table["logits"][batch.index], table["embedding"][batch.index], tuple(table[s][batch.index] for s in stages))
+        logits, embedding, *maps = self._rows(("logits", "embedding", *stages), batch)
+        return Outputs(logits, embedding, tuple(maps))
+
+    def _rows(self, fields: tuple[str, ...], batch: Batch) -> list[Tensor]:
+        """What the tables hold about the examples of a batch, on its device."""
+        tables = self._table(fields)
+        index = batch.index.to(tables[fields[0]].device)
+        return [tables[f][index].to(batch.inputs.device) for f in fields]
 
     @property
     def head_weight(self) -> Tensor:
@@ -112,16 +117,16 @@ class ClassifierOracle(Oracle):
         if all(f in self._tables for f in fields):
             return self._tables
         assert self._data is not None
-        key = sha256(f"{self.digest}/{self._data.digest}/{','.join(fields)}/{self._data.inputs.dtype}/{CHUNK}".encode())
-        path = None if self._cache is None else self._cache / f"{key}.safetensors"
+        device = next(iter(self._module.state_dict().values())).device
+        # Equal weights do not make equal networks (strides, activations): the architecture is part of the key.
+        model = f"{self.digest}/{type(self._module).__qualname__}/{getattr(self._module, 'architecture', None)}"
+        answers = f"{','.join(fields)}/{self._data.inputs.dtype}/{device.type}/{CHUNK}"
+        path = None if self._cache is None else self._cache / f"{sha256(f'{model}/{self._data.digest}/{answers}'.encode())}.table"
         table: dict[str, Tensor] = {}
         if path is not None and path.exists():
-            with contextlib.suppress(Exception):  # a damaged cache is computed anew, never trusted
-                table = load_file(path, device=str(self._data.inputs.device))
-            if any(f not in table or len(table[f]) != len(self._data) for f in fields):
-                table = {}
+            with contextlib.suppress(UserError, OSError):  # a damaged cache is computed anew, never trusted
+                table = {k: v.to(device) for k, v in load_checkpoint(path).items()}
         if not table:
-            device = next(iter(self._module.state_dict().values())).device
             rows = self._data.inputs.to(device).split(CHUNK)
             with torch.no_grad():
                 if fields == ("logits",):
@@ -133,7 +138,7 @@ class ClassifierOracle(Oracle):
                         table[f"stage{i}"] = torch.cat([o.stages[i] for o in seen])
             self.meter.add("teacher_forwards", len(self._data))
             if path is not None:
-                write_atomic(path, save({k: v.contiguous() for k, v in table.items()}))
+                save_checkpoint(path, table)
         if not all(bool(torch.isfinite(v).all()) for v in table.values()):
             raise UserError("the teacher's outputs are not finite; check its weights file")
         self._tables.update(table)

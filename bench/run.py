@@ -125,7 +125,7 @@ def rate(training: Training, step: int, steps: int) -> float:
     """The factor on the learning rate at ``step`` of ``steps`` (0-based), in [0, 1]: a function, so nothing is to be saved."""
     done = step / max(steps, 1)
     if training.warmup and done < training.warmup:
-        return (step + 1) / max(training.warmup * steps, 1)
+        return min((step + 1) / (training.warmup * steps), 1.0)
     if training.schedule == "cosine":
         span = (done - training.warmup) / (1 - training.warmup)
         return 0.5 * (1 + math.cos(math.pi * span))
@@ -183,7 +183,10 @@ class Run:
         self._started: dict[str, float] = dict(self.meter.counts)
         self._unit = 0
         self._share = 1.0
+        self._loose = 0.0  # seconds of finished loops that no checkpoint holds: with the loop under way, never more than self._every
+        self._progress_made = 0.0
         self._ticked = time.perf_counter()
+        torch.manual_seed(self.seeds["noise"])  # networks a method makes before its first loop are the same every time
 
     # --- what methods use -------------------------------------------------------------------------------------
 
@@ -193,8 +196,16 @@ class Run:
         device: torch.device = self._accelerator.device
         return device
 
+    @property
+    def progress(self) -> float:
+        """The part of the loop under way that is done, in [0, 1): for weights that rise or fall with training."""
+        return self._progress_made
+
     def generator(self, role: str = "noise") -> torch.Generator:
-        """The random stream of a role, on the CPU so that every device sees the same numbers; checkpoints carry its state."""
+        """The random stream of a role, on the CPU so that every device sees the same numbers; checkpoints carry its state.
+
+        The same on every process. One stream for each kind of draw keeps micro-batches exact.
+        """
         if role not in self._generators:
             seed = self.seeds.get(role, derive_seed(role, self.seeds["noise"]))
             self._generators[role] = torch.Generator().manual_seed(seed)
@@ -228,13 +239,13 @@ class Run:
             self._phase = before
 
     def steps(self, batch_size: int, share: float = 1.0) -> int:
-        """Optimizer steps that ``share`` of the whole budget allows, never more than what is left of it.
+        """Optimizer steps that ``share`` of the whole budget allows, at least one, never more than what is left of it.
 
         Raises:
             UserError: nothing is left.
         """
         left = self.budget.student_examples - self.meter.counts["student_examples"]
-        steps = int(min(left, share * self.budget.student_examples)) // batch_size
+        steps = min(int(left) // batch_size, max(1, int(share * self.budget.student_examples) // batch_size))
         if steps < 1:
             raise UserError(f"the budget of {self.budget.student_examples} student examples is used up before phase {self._phase!r}")
         return steps
@@ -292,6 +303,7 @@ class Run:
             learner.prepare(self.training, self.device)
             self.seen.append(learner.module)
         torch.manual_seed(derive_seed(f"loop {self._unit}", self.seeds["noise"]))
+        self._tick()
         state = self._resume(learners)
         step, flops = state["step"], state["flops"]
         per_step = sum(x.updates for x in learners)
@@ -305,19 +317,22 @@ class Run:
             for module in learner.extra:
                 module.train()
         while step < steps:
+            self._progress_made = step / steps
             # Step 0 may fill tables once, so the second step stands for the first half; the middle one for the rest.
             counter = FlopCounterMode(display=False) if step in (min(1, steps - 1), steps // 2) else None
             with counter or contextlib.nullcontext():
                 for learner in learners:
                     if len(learners) > 1:
-                        for other in learners:
+                        for other in sorted(learners, key=lambda x: x is learner):  # itself last: learners may share a network
                             for p in other.parameters:
                                 p.requires_grad_(other is learner)
                     lr = learner.training.learning_rate * rate(learner.training, step, steps)
                     for group in learner.optimizer.param_groups:
                         group["lr"] = lr
+                    # Asking a GPU at every step would make it wait; what the trace shows has been looked at.
+                    watched = self._on_cpu or step % 16 == 0 or step % every == 0
                     for _ in range(learner.updates):
-                        terms = self._update(learner, next(stream).to(device), step)
+                        terms = self._update(learner, next(stream).to(device), step, watched)
                     if step % every == 0:
                         for name, value in terms.items():
                             self.trace.setdefault(f"{self._phase}/{name}", []).append(float(f"{float(value):.5g}"))
@@ -330,30 +345,36 @@ class Run:
             if now - shown > 0.1:
                 self._progress(self._phase, step, steps)
                 shown = now
-            if self._folder is not None and now - saved >= self._every and step < steps:
+            if self._folder is not None and now - saved >= self._every - self._loose and step < steps:
                 self._save(learners, step, flops)
                 saved = time.perf_counter()
         for learner in learners:
             for p in learner.parameters:
                 p.requires_grad_(True)
         self._progress(self._phase, steps, steps)
-        if self._folder is not None and time.perf_counter() - saved >= self._every:
-            self._save(learners, step, flops)
         self._tick()
+        unsaved = self._ticked - saved
+        if self._folder is not None and self._loose + unsaved >= self._every / 2:
+            self._save(learners, step, flops)
+        else:
+            self._loose += unsaved
         self._unit += 1
 
     # --- the engine -------------------------------------------------------------------------------------------
 
-    def _update(self, learner: Learner, batch: Batch, step: int) -> dict[str, Tensor]:
+    def _update(self, learner: Learner, batch: Batch, step: int, watched: bool) -> dict[str, Tensor]:
         """One optimizer step of one learner on one global batch; this process takes its share of it."""
         size, ranks, rank = len(batch), self._ranks, self._rank
+        if size < ranks:
+            raise UserError(f"a batch of {size} cannot be shared by {ranks} processes")
         low, high = rank * size // ranks, (rank + 1) * size // ranks
+        before = dict(self.meter.counts) if ranks > 1 else {}
         for p in learner.parameters:  # what optimizer.zero_grad does, without its profiling
             p.grad = None
         total: dict[str, Tensor] = {}
         finite = 0.0
         for part in range(self._micro):
-            start, stop = low + part * (high - low) // self._micro, low + (part + 1) * (high - low) // self._micro
+            start, stop = (low + _aligned(p * (high - low) // self._micro, high - low, self._micro) for p in (part, part + 1))
             if start == stop:
                 continue
             self._share = (stop - start) / size
@@ -365,10 +386,18 @@ class Run:
                 objective.backward()  # type: ignore[no-untyped-call]
             else:
                 learner.backward(dict(terms), learner.parameters)
-            if self._on_cpu or step % 16 == 0:  # asking a GPU at every step would make it wait
+            if watched:
                 finite += objective.item()
             for name, value in terms.items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
+        if ranks > 1:
+            # What was asked about this share stands for the whole batch, and every process sees the whole batch's loss:
+            # they stop together or not at all.
+            for asked in ("teacher_examples", "teacher_forwards"):
+                share = self.meter.counts[asked] - before[asked]
+                self.meter.add(asked, round(share * size / (high - low)) - share)
+            total = {name: self._accelerator.reduce(value, reduction="sum") for name, value in total.items()}
+            finite = float(sum(total.values())) if watched else 0.0
         if not math.isfinite(finite):
             self._tick()
             shown = ", ".join(f"{n}={float(v):.4g}" for n, v in total.items())
@@ -456,11 +485,11 @@ class Run:
                 continue
             try:
                 state = load_checkpoint(path)
-                for learner, saved in zip(learners, state["learners"], strict=True):
-                    learner.restore(saved)
-            except (UserError, RuntimeError, ValueError, KeyError) as error:
+            except UserError as error:
                 warnings.warn(f"{path.name} is not usable, going back to the one before: {error}", stacklevel=2)
                 continue
+            for learner, saved in zip(learners, state["learners"], strict=True):
+                learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start
             self.meter.counts.update(state["meter"])
             self._started, self.phases, self.trace = state["started"], state["phases"], state["trace"]
             set_rng_state(state["rng"])
@@ -468,6 +497,14 @@ class Run:
                 self.generator(role).set_state(saved)
             return state
         return fresh
+
+
+def _aligned(place: int, size: int, parts: int) -> int:
+    """Where a part begins: at a multiple of 16 where there is room, because torch draws normal numbers in blocks of 16.
+
+    So the noise of a batch is the same whether it is drawn at once or part by part.
+    """
+    return place - place % 16 if place < size and size >= 16 * parts else place
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
+import math
 import os
 import platform
 import subprocess
@@ -14,9 +16,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 from bench import registry
-from bench.card import Setting, from_data
+from bench.card import Setting, from_data, to_data
 from bench.errors import Diverged, SaveError, UserError
 from bench.nets import parameters
 from bench.plan import RunSpec
@@ -46,23 +49,33 @@ def execute(
         UserError: the setting cannot be loaded here (missing data, weights, packages).
         SaveError: something could not be written; checkpoints before it are kept.
     """
-    with store.lock(spec):
-        done = store.find(spec)
-        if done is not None:
-            return done
-        accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    # One run may be spread over several processes: the main one locks and writes, and all of them hear what it found.
+    with store.lock(spec) if accelerator.is_main_process else contextlib.nullcontext():
+        done = store.find(spec) if accelerator.is_main_process else None
+        if broadcast(torch.tensor(int(done is not None), device=accelerator.device)):
+            return done or _found(spec, store)
         if accelerator.device.type == "cpu":
             torch.set_num_threads(1)  # small networks are fastest so, and results do not depend on the number of cores
         record = _run(spec, store, progress, checkpoint_seconds, accelerator)
         if accelerator.is_main_process:
             store.save(record)
             store.clear(spec)
+        accelerator.wait_for_everyone()
         return record
 
 
+def _found(spec: RunSpec, store: Store) -> Record:
+    record = store.find(spec)
+    if record is None:
+        raise UserError(f"{store.root}: the processes of this run do not see the same store; name a shared folder with --out")
+    return record
+
+
 def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seconds: float, accelerator: Accelerator) -> Record:
-    suite = registry.find("suite", spec.suite).load()
-    method = registry.find("method", spec.method).load()
+    suite = _module(spec, registry.find("suite", spec.suite), "suite")
+    found = registry.find("method", spec.method, suite.CARD.problem)
+    method = _module(spec, found, "method")
     setting: Setting = from_data(spec.resolved["suite"]["card"]["settings"][spec.setting])
     seeds = spec.resolved["seeds"]
     data = Path(spec.data) if spec.data else None
@@ -105,10 +118,10 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         status, reason, cost = "failed", str(error), run.cost()
     except (SaveError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A method's failure is a result; the traceback's last own line says where, without a wall of text.
-        where = _where(error, registry.find("method", spec.method).path)
-        status, reason, cost, measurements = "failed", f"{type(error).__name__}: {error}{where}", run.cost(), []
+        where, said = _where(error, found.path), " ".join(str(error).split())
+        status, reason, cost, measurements = "failed", f"{type(error).__name__}: {said}{where}", run.cost(), []
     cost["total"]["peak_memory_bytes"] = memory.peak()
     cost["total"]["parameters"] = about["parameters"] if about else parameters(problem.student)
     return Record(
@@ -124,6 +137,13 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     )
 
 
+def _module(spec: RunSpec, entry: registry.Entry, kind: registry.Kind) -> Any:
+    """The code of the suite or of the method, which must still be the code that the run's identity states."""
+    if entry.source_digest() != spec.resolved[kind]["source"]:
+        raise UserError(f"{entry.path}: changed while runs of it were planned or under way; run the same command again")
+    return entry.load()
+
+
 def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator) -> dict[str, Any]:
     """Save the weights; what the record says of them."""
     blob = student.to_bytes()
@@ -131,8 +151,8 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
     return {
         "sha256": digest,
         "architecture": student.architecture.name,
-        "arguments": student.architecture.arguments,
-        "recipe": student.recipe,
+        "arguments": to_data(student.architecture.arguments),  # as JSON has them: a record read is the record made
+        "recipe": to_data(student.recipe),
         "averaged": student.averaged,
         "parameters": parameters(suite.rebuild(student)),
     }
@@ -142,16 +162,19 @@ def _complete(measurements: list[Measurement], spec: RunSpec) -> None:
     """Every metric on the card was scored, is finite and in its range: anything else is a defect of the suite, not a score."""
     card = from_data(spec.resolved["suite"]["card"])
     scored = {m.metric: m for m in measurements}
+    for name, m in scored.items():
+        if not all(map(math.isfinite, (m.value, *(m.per_example or ())))):
+            raise ValueError(f"{name} = {m.value} is not finite, or one of its examples is not")
     for metric in card.metrics:
         if metric.name not in scored:
             raise ValueError(f"the suite did not score {metric.name}")
         value = scored[metric.name].value
         low, high = metric.range or (None, None)
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
+        if (low is not None and value < low) or (high is not None and value > high):
             raise ValueError(f"{metric.name} = {value} is outside {metric.range}")
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     line = None
     trace = error.__traceback__
     while trace is not None:

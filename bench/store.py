@@ -66,8 +66,8 @@ class Store:
         marker = self.root / "store.json"
         if marker.exists():
             try:
-                schema = json.loads(marker.read_text())["schema"]
-            except (ValueError, KeyError, TypeError) as error:
+                schema = int(json.loads(marker.read_text())["schema"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f'{marker}: corrupt; restore it or write {{"schema": {SCHEMA}}} into it') from error
             if schema > SCHEMA:
                 raise UserError(f"{self.root}: a store of schema {schema}, this version knows {SCHEMA}; upgrade distillbench")

@@ -67,7 +67,6 @@ class Student:
         try:
             size = int.from_bytes(blob[:8], "little")
             about = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["distillbench"])
-            weights = load(blob)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            return Student(load(blob), Architecture(about["name"], about["arguments"]), about["recipe"], about["averaged"])
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{where}: not a distillbench student (safetensors with its metadata)") from error
-        return Student(weights, Architecture(about["name"], about["arguments"]), about["recipe"], about["averaged"])

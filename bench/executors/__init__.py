@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
-from bench.errors import SaveError, UserError
+from bench.errors import SaveError, UserError, WorkerDied
 from bench.plan import RunSpec
 from bench.record import Record
 from bench.store import Store
@@ -53,7 +55,8 @@ def _pool(
 ) -> Iterator[tuple[RunSpec, Outcome]]:
     context = get_context("spawn")
     manager = SyncManager(ctx=context)
-    manager.start(_ignore_interrupt)
+    with _uninterrupted():
+        manager.start(_attend)
     messages = manager.Queue()
     stop = threading.Event()
 
@@ -68,12 +71,23 @@ def _pool(
     listener.start()
     pool = ProcessPoolExecutor(min(workers, len(specs)), mp_context=context, initializer=_prepare, initargs=(messages,))
     try:
-        pending: dict[Future[Any], RunSpec] = {pool.submit(_work, s, str(store.root), checkpoint_seconds): s for s in specs}
+        with _uninterrupted():
+            pending: dict[Future[Any], RunSpec] = {pool.submit(_work, s, str(store.root), checkpoint_seconds): s for s in specs}
         while pending:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
                 spec = pending.pop(future)
-                kind, payload = future.result()
+                try:
+                    kind, payload = future.result()
+                except BrokenProcessPool:
+                    yield (
+                        spec,
+                        WorkerDied(
+                            "a worker process died (killed, or out of memory) and the others were stopped; the same command goes on "
+                            "where they were, and --workers 1 needs the least memory"
+                        ),
+                    )
+                    continue
                 if kind == "full":
                     raise SaveError(payload)
                 yield spec, Record.from_json(payload) if kind == "record" else UserError(payload)
@@ -91,13 +105,36 @@ def _pool(
 _messages: Any = None
 
 
-def _ignore_interrupt() -> None:
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, not even before they have come up; one that comes meanwhile is kept for us."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # by itself it would start below, and lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _attend() -> None:
+    """In a process of ours: leave Ctrl-C to the main process, and end with it, even where that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _prepare(messages: Any) -> None:
     global _messages
-    _ignore_interrupt()
+    _attend()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _messages = messages
 

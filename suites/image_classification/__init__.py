@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -296,11 +297,13 @@ def problem(
     net = _teacher(setting, data)
     train: Arrays | None = None
     tune: Arrays | None = None
+    once = None
     batches: Batches
     labelled: Batches
     if setting.tier == "paper":
         assert data is not None
         batches = labelled = published.training_batches(name, setting, data, seeds["order"], split)
+        once = functools.partial(published.one_pass, name, setting, data, split)
         teacher = ClassifierOracle(net)
     else:
         splits = _splits(setting, seeds["data"])
@@ -322,6 +325,7 @@ def problem(
         labelled=labelled,
         tune=tune,
         train=train,
+        once=once,
     )
 
 
