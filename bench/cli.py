@@ -85,6 +85,15 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="the record as it is")
     show.set_defaults(call=_show)
 
+    guard = commands.add_parser("guard", help="judge a student's weights again: exit 3 if they are worse than a record")
+    guard.add_argument("student", metavar="STUDENT.safetensors")
+    guard.add_argument("--record", required=True, metavar="FILE", help="what the student must live up to")
+    guard.add_argument("--margin", type=float, default=0.02, metavar="X", help="loss tolerated, in the metric's unit (default 0.02)")
+    guard.add_argument("--metric", action="append", metavar="M", help="what must hold (default: the suite's primary metric)")
+    guard.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
+    guard.add_argument("--json", action="store_true", help="JSON on stdout")
+    guard.set_defaults(call=_guard)
+
     doctor = commands.add_parser("doctor", help="what this machine can run, and what each missing thing would need")
     doctor.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
     doctor.add_argument("--json", action="store_true", help="JSON on stdout")
@@ -350,6 +359,23 @@ def _show(args: argparse.Namespace) -> int:
     ]
     table(rows, ["field", "value"])
     return 0
+
+
+def _guard(args: argparse.Namespace) -> int:
+    from bench.guard import guard
+    from bench.record import Record
+
+    data = args.data or os.environ.get("DISTILLBENCH_DATA")
+    verdicts = guard(
+        Path(args.student), Record.read(Path(args.record)), margin=args.margin, metrics=args.metric, data=Path(data) if data else None
+    )
+    if args.json:
+        _print_json([vars(v) for v in verdicts])
+    else:
+        state = {True: "holds", False: "WORSE", None: "shown"}
+        rows = [[state[v.holds], v.metric, *(f"{x + 0.0:.4f}" for x in (v.recorded, v.now, v.worse_by, v.at_most))] for v in verdicts]
+        table(rows, ["state", "metric", "record", "now", "worse by", "at most (95%)"])
+    return 3 if any(v.holds is False for v in verdicts) else 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

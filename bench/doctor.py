@@ -81,12 +81,15 @@ def _setting(track: str, data: str | None) -> Finding:
     missing = [r for r in setting.requires if importlib.util.find_spec(r) is None]
     if missing:
         return Finding(track, "missing", f"install {', '.join(missing)}")
+    wanted = []
     for asset, role in ((setting.data, "data"), (setting.teacher, "teacher")):
         if asset is None or asset.sha256 is not None or f"{role}_published" in setting.options:
             continue
         places = [str(p) for p in setting.options.get(f"{role}_path", ())]
         if data is None or not any((Path(data) / p).exists() for p in places):
-            return Finding(track, "missing", f"{asset.name} ({asset.source}) as {' or '.join(places)} in the folder named by --data")
+            wanted.append(f"{asset.name} ({asset.source}) as {' or '.join(places)}")
+    if wanted:
+        return Finding(track, "missing", f"{' and '.join(wanted)} in the folder named by --data")
     try:
         if setting.tier != "paper":
             plan(track, card.controls, [0])

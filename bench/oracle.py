@@ -82,7 +82,7 @@ class ClassifierOracle(Oracle):
                 logits: Tensor = self._module(batch.inputs)
             return logits
         self._asked(len(batch), computed=False)
-        return self._table(("logits",))["logits"][batch.index]
+        return self._rows(("logits",), batch)[0]
 
     def outputs(self, batch: Batch) -> Outputs:
         """Logits (B, C), embedding (B, D) and stages of a batch."""
@@ -92,8 +92,14 @@ class ClassifierOracle(Oracle):
                 return trace(self._module, batch.inputs).detach()
         self._asked(len(batch), computed=False)
         stages = tuple(f"stage{i}" for i in range(len(getattr(self._module, "stage_names", ()))))
-        table = self._table(("logits", "embedding", *stages))
-        return Outputs(table["logits"][batch.index], table["embedding"][batch.index], tuple(table[s][batch.index] for s in stages))
+        logits, embedding, *maps = self._rows(("logits", "embedding", *stages), batch)
+        return Outputs(logits, embedding, tuple(maps))
+
+    def _rows(self, fields: tuple[str, ...], batch: Batch) -> list[Tensor]:
+        """What the tables hold about the examples of a batch, on its device."""
+        tables = self._table(fields)
+        index = batch.index.to(tables[fields[0]].device)
+        return [tables[f][index].to(batch.inputs.device) for f in fields]
 
     @property
     def head_weight(self) -> Tensor:
@@ -119,7 +125,7 @@ class ClassifierOracle(Oracle):
         table: dict[str, Tensor] = {}
         if path is not None and path.exists():
             with contextlib.suppress(UserError, OSError):  # a damaged cache is computed anew, never trusted
-                table = {k: v.to(self._data.inputs.device) for k, v in load_checkpoint(path).items()}
+                table = {k: v.to(device) for k, v in load_checkpoint(path).items()}
         if not table:
             rows = self._data.inputs.to(device).split(CHUNK)
             with torch.no_grad():

@@ -94,7 +94,7 @@ def plan(
         raise UserError(f"unknown split {split!r}; 'test' is reported, 'tune' is for choosing hyper-parameters")
     slugs = list(dict.fromkeys(s for m in methods for s in _expand(m, card.problem)))
     wanted = [*card.controls, *(s for s in slugs if s not in card.controls)] if controls else slugs
-    chosen = {w: registry.find("method", w) for w in wanted}
+    chosen = {w: registry.find("method", w, card.problem) for w in wanted}
     for over in overrides:
         if over not in {e.slug for e in chosen.values()}:
             raise unknown("method in --set", over, [e.slug for e in chosen.values()])
@@ -121,12 +121,13 @@ def plan(
 
 
 def _expand(name: str, problem: str) -> list[str]:
-    """The slugs a name stands for: ``all``, the catalogue's name of a paper with several methods, or itself."""
-    cards = {s: e.card for s, e in registry.methods().items() if isinstance(e.card, Card)}
+    """What a name stands for: ``all``, the catalogue's name of a paper with several methods, or itself (``problem/`` left off)."""
+    cards = {e.slug: e.card for e in registry.methods().values() if isinstance(e.card, Card) and e.card.problem == problem}
     if name == "all":
-        return [s for s, c in cards.items() if c.problem == problem and not c.control]
-    if name in cards:
-        return [name]
+        return [s for s, c in cards.items() if not c.control]
+    slug = name.removeprefix(f"{problem}/")
+    if slug in cards:
+        return [slug]
     return [s for s, c in cards.items() if c.paper and c.paper.catalogue == name] or [name]
 
 

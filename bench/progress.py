@@ -14,7 +14,7 @@ class Display:
         self._total = total
         self._title = title
         self._finished = 0
-        self._started = time.monotonic()
+        self._first = 0.0
         self._said = 0.0
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
@@ -47,8 +47,12 @@ class Display:
     def done(self, name: str, line: str) -> None:
         """A run is finished; ``line`` says how."""
         self._finished += 1
-        elapsed = time.monotonic() - self._started
-        left = elapsed / self._finished * (self._total - self._finished)
+        now = time.monotonic()
+        self._first = self._first or now  # starting workers up takes long and happens once: not what the rest will take
+        since = self._finished - 1
+        left = (
+            f"about {(now - self._first) / since * (self._total - self._finished):.0f} s left" if since > 3 else "estimating the time left"
+        )
         if self._bars is not None:
             if name in self._tasks:
                 self._bars.remove_task(self._tasks.pop(name))
@@ -56,4 +60,4 @@ class Display:
             self._bars.update(self._all, completed=self._finished)
         elif self._finished == self._total or time.monotonic() - self._said > 5:
             self._said = time.monotonic()
-            print(f"[{self._finished}/{self._total}] {name}: {line}; about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"[{self._finished}/{self._total}] {name}: {line}; {left}", file=sys.stderr, flush=True)

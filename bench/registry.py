@@ -2,6 +2,8 @@
 
 Packages name a folder through the entry-point groups ``distillbench.methods`` and ``distillbench.suites``; ours are
 found the same way as other people's. A method is ``<folder>/<problem>/<slug>.py``; a suite is ``<folder>/<slug>/``.
+A method's slug is unique within its problem: every problem has its own ``scratch`` and ``teacher``. Where only one problem
+has a slug, the slug alone names the method; ``problem/slug`` always does.
 """
 
 from __future__ import annotations
@@ -39,6 +41,13 @@ class Entry:
     module: str | None
     card: Card | SuiteCard | None = None
     error: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What names it among all of its kind: ``problem/slug`` for a method, the slug for a suite."""
+        if self.kind == "suite":
+            return self.slug
+        return f"{self.card.problem if self.card else self.path.parent.name.replace('_', '-')}/{self.slug}"
 
     def sources(self) -> list[Path]:
         """The files that define it: the method's file, or every module of the suite and what suites share."""
@@ -123,14 +132,15 @@ def _found(kind: Kind) -> dict[str, Entry]:
             continue
         for path, slug, tail in _candidates(kind, folder):
             entry = _read(kind, path, slug, f"{point.value}.{tail}")
-            if slug in found and found[slug].path != path:
-                entry = Entry(kind, slug, path, None, error=f"two {kind}s are called {slug!r}: {found[slug].path} and {path}; rename one")
-            found[slug] = entry
+            key, other = entry.key, found.get(entry.key)
+            if other is not None and other.path != path:
+                entry = Entry(kind, slug, path, None, error=f"two {kind}s are called {key!r}: {other.path} and {path}; rename one")
+            found[key] = entry
     return found
 
 
 def methods() -> dict[str, Entry]:
-    """Every method found, by slug, the broken ones included."""
+    """Every method found, by ``problem/slug``, the broken ones included."""
     return dict(_found("method"))
 
 
@@ -144,11 +154,14 @@ def refresh() -> None:
     _found.cache_clear()
 
 
-def find(kind: Kind, name: str) -> Entry:
-    """The method or suite called ``name``; a method may also be named by the path of its file.
+def find(kind: Kind, name: str, problem: str | None = None) -> Entry:
+    """The method or suite called ``name``; a method may also be named by ``problem/slug`` or by the path of its file.
+
+    Args:
+        problem: where several problems have a method of this slug, the one of this problem is meant.
 
     Raises:
-        UserError: unknown (with the nearest name), or found but broken (with the reason).
+        UserError: unknown (with the nearest name), ambiguous, or found but broken (with the reason).
     """
     if kind == "method" and name.endswith(".py"):
         path = Path(name)
@@ -158,9 +171,13 @@ def find(kind: Kind, name: str) -> Entry:
         entry = inside or _read("method", path.resolve(), path.stem, None)
     else:
         known = _found(kind)
-        if name not in known:
-            raise unknown(kind, name, known, f"('distillbench list {kind}s' shows them)")
-        entry = known[name]
+        fitting = {key: e for key, e in known.items() if name in (key, e.slug)}
+        chosen = fitting.get(f"{problem}/{name}") or (next(iter(fitting.values())) if len(fitting) == 1 else None)
+        if chosen is None and fitting:
+            raise UserError(f"several problems have a {kind} called {name!r}: say {' or '.join(sorted(fitting))}")
+        if chosen is None:
+            raise unknown(kind, name, {e.slug for e in known.values()}, f"('distillbench list {kind}s' shows them)")
+        entry = chosen
     if entry.error:
         raise UserError(f"{kind} {entry.slug}: {entry.error}")
     return entry

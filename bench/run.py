@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import time
 import warnings
@@ -173,6 +174,9 @@ class Run:
         self._every = checkpoint_seconds
         self._micro = micro_batches
         self._accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+        # Read at every step, and slow to ask the accelerator for.
+        self._ranks, self._rank = self._accelerator.num_processes, self._accelerator.process_index
+        self._on_cpu = self.device.type == "cpu"
         self._progress = progress or (lambda phase, done, total: None)
         self._generators: dict[str, torch.Generator] = {}
         self._phase = "fit"
@@ -180,8 +184,9 @@ class Run:
         self._unit = 0
         self._share = 1.0
         self._loose = 0.0  # seconds of finished loops that no checkpoint holds: with the loop under way, never more than self._every
+        self._progress_made = 0.0
         self._ticked = time.perf_counter()
-        torch.manual_seed(derive_seed("run", self.seeds["noise"]))  # networks a method makes before its first loop are seeded too
+        torch.manual_seed(self.seeds["noise"])  # networks a method makes before its first loop are the same every time
 
     # --- what methods use -------------------------------------------------------------------------------------
 
@@ -191,8 +196,16 @@ class Run:
         device: torch.device = self._accelerator.device
         return device
 
+    @property
+    def progress(self) -> float:
+        """The part of the loop under way that is done, in [0, 1): for weights that rise or fall with training."""
+        return self._progress_made
+
     def generator(self, role: str = "noise") -> torch.Generator:
-        """The random stream of a role, on the CPU so that every device sees the same numbers; checkpoints carry its state."""
+        """The random stream of a role, on the CPU so that every device sees the same numbers; checkpoints carry its state.
+
+        The same on every process. One stream for each kind of draw keeps micro-batches exact.
+        """
         if role not in self._generators:
             seed = self.seeds.get(role, derive_seed(role, self.seeds["noise"]))
             self._generators[role] = torch.Generator().manual_seed(seed)
@@ -210,6 +223,8 @@ class Run:
         for name, value in terms.items():
             if value.dim() > 1:
                 raise UserError(f"loss term {name!r} has shape {tuple(value.shape)}; give one value per example: (B,)")
+        if self._share == 1.0:  # a product with 1 would change nothing and cost two kernels a term
+            return {name: value.mean() for name, value in terms.items()}
         return {name: value.mean() * self._share for name, value in terms.items()}
 
     @contextlib.contextmanager
@@ -224,13 +239,13 @@ class Run:
             self._phase = before
 
     def steps(self, batch_size: int, share: float = 1.0) -> int:
-        """Optimizer steps that ``share`` of the whole budget allows, never more than what is left of it.
+        """Optimizer steps that ``share`` of the whole budget allows, at least one, never more than what is left of it.
 
         Raises:
             UserError: nothing is left.
         """
         left = self.budget.student_examples - self.meter.counts["student_examples"]
-        steps = int(min(left, share * self.budget.student_examples)) // batch_size
+        steps = min(int(left) // batch_size, max(1, int(share * self.budget.student_examples) // batch_size))
         if steps < 1:
             raise UserError(f"the budget of {self.budget.student_examples} student examples is used up before phase {self._phase!r}")
         return steps
@@ -294,6 +309,7 @@ class Run:
         per_step = sum(x.updates for x in learners)
         stream = batches.stream(step * per_step)
         every = max(1, steps // TRACED)
+        device = self.device
         saved = self._ticked = time.perf_counter()
         shown = 0.0
         for learner in learners:
@@ -301,6 +317,7 @@ class Run:
             for module in learner.extra:
                 module.train()
         while step < steps:
+            self._progress_made = step / steps
             # Step 0 may fill tables once, so the second step stands for the first half; the middle one for the rest.
             counter = FlopCounterMode(display=False) if step in (min(1, steps - 1), steps // 2) else None
             with counter or contextlib.nullcontext():
@@ -313,9 +330,9 @@ class Run:
                     for group in learner.optimizer.param_groups:
                         group["lr"] = lr
                     # Asking a GPU at every step would make it wait; what the trace shows has been looked at.
-                    watched = self.device.type == "cpu" or step % 16 == 0 or step % every == 0
+                    watched = self._on_cpu or step % 16 == 0 or step % every == 0
                     for _ in range(learner.updates):
-                        terms = self._update(learner, next(stream).to(self.device), step, watched)
+                        terms = self._update(learner, next(stream).to(device), step, watched)
                     if step % every == 0:
                         for name, value in terms.items():
                             self.trace.setdefault(f"{self._phase}/{name}", []).append(float(f"{float(value):.5g}"))
@@ -347,26 +364,30 @@ class Run:
 
     def _update(self, learner: Learner, batch: Batch, step: int, watched: bool) -> dict[str, Tensor]:
         """One optimizer step of one learner on one global batch; this process takes its share of it."""
-        accelerator, size = self._accelerator, len(batch)
-        ranks, rank = accelerator.num_processes, accelerator.process_index
+        size, ranks, rank = len(batch), self._ranks, self._rank
         if size < ranks:
             raise UserError(f"a batch of {size} cannot be shared by {ranks} processes")
         low, high = rank * size // ranks, (rank + 1) * size // ranks
-        before = dict(self.meter.counts)
-        learner.optimizer.zero_grad(set_to_none=True)
+        before = dict(self.meter.counts) if ranks > 1 else {}
+        for p in learner.parameters:  # what optimizer.zero_grad does, without its profiling
+            p.grad = None
         total: dict[str, Tensor] = {}
+        finite = 0.0
         for part in range(self._micro):
-            start, stop = low + part * (high - low) // self._micro, low + (part + 1) * (high - low) // self._micro
+            start, stop = (low + _aligned(p * (high - low) // self._micro, high - low, self._micro) for p in (part, part + 1))
             if start == stop:
                 continue
             self._share = (stop - start) / size
             with self._autocast(learner.training):
-                terms = dict(learner.loss(batch if stop - start == size else batch.part(start, stop)))
+                terms = learner.loss(batch if stop - start == size else batch.part(start, stop))
             self._share = 1.0
+            objective = functools.reduce(torch.add, terms.values())
             if learner.backward is None:
-                accelerator.backward(sum(terms.values()))
+                objective.backward()  # type: ignore[no-untyped-call]
             else:
-                learner.backward(terms, learner.parameters)
+                learner.backward(dict(terms), learner.parameters)
+            if watched:
+                finite += objective.item()
             for name, value in terms.items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
         if ranks > 1:
@@ -375,20 +396,21 @@ class Run:
             for asked in ("teacher_examples", "teacher_forwards"):
                 share = self.meter.counts[asked] - before[asked]
                 self.meter.add(asked, round(share * size / (high - low)) - share)
-            total = {name: accelerator.reduce(value, reduction="sum") for name, value in total.items()}
-        if watched and not math.isfinite(float(sum(total.values()))):
+            total = {name: self._accelerator.reduce(value, reduction="sum") for name, value in total.items()}
+            finite = float(sum(total.values())) if watched else 0.0
+        if not math.isfinite(finite):
             self._tick()
             shown = ", ".join(f"{n}={float(v):.4g}" for n, v in total.items())
             raise Diverged(step, self._phase, shown)
         if ranks > 1:
             for p in learner.parameters:
                 if p.grad is not None:
-                    p.grad = accelerator.reduce(p.grad, reduction="sum")
+                    p.grad = self._accelerator.reduce(p.grad, reduction="sum")
             for m in (learner.module, *learner.extra):
                 for b in m.buffers():
-                    b.copy_(accelerator.reduce(b, reduction="mean") if b.is_floating_point() else b)
+                    b.copy_(self._accelerator.reduce(b, reduction="mean") if b.is_floating_point() else b)
         if learner.training.clip is not None:
-            accelerator.clip_grad_norm_(learner.parameters, learner.training.clip)
+            self._accelerator.clip_grad_norm_(learner.parameters, learner.training.clip)
         learner.optimizer.step()
         learner.follow()
         if learner.counts is not None:
@@ -475,6 +497,14 @@ class Run:
                 self.generator(role).set_state(saved)
             return state
         return fresh
+
+
+def _aligned(place: int, size: int, parts: int) -> int:
+    """Where a part begins: at a multiple of 16 where there is room, because torch draws normal numbers in blocks of 16.
+
+    So the noise of a batch is the same whether it is drawn at once or part by part.
+    """
+    return place - place % 16 if place < size and size >= 16 * parts else place
 
 
 def has_bfloat16(device: torch.device) -> bool:

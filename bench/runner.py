@@ -73,7 +73,9 @@ def _found(spec: RunSpec, store: Store) -> Record:
 
 
 def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seconds: float, accelerator: Accelerator) -> Record:
-    suite, method = (_module(spec, kind) for kind in ("suite", "method"))
+    suite = _module(spec, registry.find("suite", spec.suite), "suite")
+    found = registry.find("method", spec.method, suite.CARD.problem)
+    method = _module(spec, found, "method")
     setting: Setting = from_data(spec.resolved["suite"]["card"]["settings"][spec.setting])
     seeds = spec.resolved["seeds"]
     data = Path(spec.data) if spec.data else None
@@ -118,8 +120,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         raise
     except (Exception, SystemExit) as error:
         # A method's failure is a result; the traceback's last own line says where, without a wall of text.
-        where = _where(error, registry.find("method", spec.method).path)
-        said = " ".join(str(error).split())
+        where, said = _where(error, found.path), " ".join(str(error).split())
         status, reason, cost, measurements = "failed", f"{type(error).__name__}: {said}{where}", run.cost(), []
     cost["total"]["peak_memory_bytes"] = memory.peak()
     cost["total"]["parameters"] = about["parameters"] if about else parameters(problem.student)
@@ -136,9 +137,8 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     )
 
 
-def _module(spec: RunSpec, kind: registry.Kind) -> Any:
+def _module(spec: RunSpec, entry: registry.Entry, kind: registry.Kind) -> Any:
     """The code of the suite or of the method, which must still be the code that the run's identity states."""
-    entry = registry.find(kind, spec.suite if kind == "suite" else spec.method)
     if entry.source_digest() != spec.resolved[kind]["source"]:
         raise UserError(f"{entry.path}: changed while runs of it were planned or under way; run the same command again")
     return entry.load()

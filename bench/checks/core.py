@@ -162,9 +162,6 @@ def check_method(name: str, *, track: str | None = None, only: Iterable[str] | N
     Raises:
         UserError: there is no such method, or its card cannot be read.
     """
-    import bench.checks.objective
-    import bench.checks.training  # noqa: F401
-
     subject = Subject(name, track)
     results = [one(c, subject) for c in (CHECKS if only is None else only)]
     unknown = sorted(set(subject.card.exempt) - set(CHECKS))

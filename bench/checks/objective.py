@@ -39,8 +39,8 @@ def make_inputs(names: tuple[str, ...], seed: int = 0, dtype: torch.dtype = torc
 
 
 def learned(inputs: Inputs) -> list[str]:
-    """The arguments that belong to the student, so that gradients flow to them."""
-    return [n for n in inputs if n.startswith(("student", "auxiliary"))]
+    """The arguments that gradients flow to: the student's, or the logits of an objective that trains the teacher."""
+    return [n for n in inputs if n.startswith(("student", "auxiliary"))] or [n for n in inputs if n.endswith("_logits")]
 
 
 def gradients(objective: Objective, inputs: Inputs, **hyper: Any) -> tuple[list[Tensor], dict[str, Tensor]]:

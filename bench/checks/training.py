@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench import registry
 from bench.card import Budget, Setting, from_data
 from bench.checks.core import Failed, Skipped, Subject, check
+from bench.data import Batch, Batches
 from bench.plan import plan
+from bench.plan import track as find_track
+from bench.problems.classification import Classification
 from bench.run import Run
+from bench.stats import paired_difference
 from bench.student import Student, tensor_digest
 
 SHORT = 24  # batches of a short training
 SEEDS = 3
+LONG = 128_000  # examples of a training that is judged
 
 
 class _Killed(BaseException):
@@ -28,44 +34,59 @@ class _Killed(BaseException):
 
 @dataclasses.dataclass
 class Trial:
-    """One short training: the student, the run, the problem and what the teacher was seen doing."""
+    """One short training: the student, the run, the problem and what the teacher was seen doing.
+
+    Attributes:
+        starts, ends: parameters of every trained network before its first and after its last loop.
+    """
 
     student: Student
     run: Run
     problem: Any
     suite: Any
     teacher_faults: list[str]
+    starts: dict[nn.Module, dict[str, Tensor]]
+    ends: dict[nn.Module, dict[str, Tensor]]
 
 
 def train(
     subject: Subject,
     *,
-    batches: int | None = SHORT,
+    batches: int = SHORT,
     seeds: Mapping[str, int] | None = None,
-    seed: int = 0,
-    method: str | None = None,
     folder: Path | None = None,
     kill_at: int | None = None,
     micro_batches: int = 1,
+    edit: Callable[[Any], Any] | None = None,
+    **training: Any,
 ) -> Trial:
-    """Distil once on the subject's track. ``batches`` None is the whole budget; ``kill_at`` dies at that checkpoint."""
-    track = subject.track
-    [spec] = plan(track, [method or subject.name], [seed], controls=False)
-    entry = registry.find("suite", spec.suite)
-    suite = entry.load()
+    """Distil once on the subject's track.
+
+    Args:
+        kill_at: die when this checkpoint (counted from 1) has been written.
+        edit: the problem -> the problem that the method gets in its place.
+        training: fields of the track's :class:`bench.card.Training` to replace.
+    """
+    [spec] = plan(subject.track, [subject.name], [0], controls=False)
+    suite = registry.find("suite", spec.suite).load()
     setting: Setting = from_data(spec.resolved["suite"]["card"]["settings"][spec.setting])
-    if batches is not None:
-        setting = dataclasses.replace(setting, budget=Budget(student_examples=batches * setting.training.batch_size))
+    setting = dataclasses.replace(
+        setting,
+        budget=Budget(student_examples=batches * setting.training.batch_size),
+        training=dataclasses.replace(setting.training, **training),
+    )
     roles = dict(seeds or spec.resolved["seeds"])
     torch.set_num_threads(1)
     problem = suite.problem(spec.setting, setting, roles)
     faults = _watch(problem.oracle._module)
+    if edit is not None:
+        problem = edit(problem)
     run = Run(seeds=roles, budget=setting.budget, training=setting.training, meter=problem.oracle.meter, folder=folder,
               checkpoint_seconds=0.0, micro_batches=micro_batches)  # fmt: skip
     if kill_at is not None:
         _kill_after(run, kill_at)
-    module = subject.module if method is None else registry.find("method", method).load()
-    student = module.distill(problem, run, **spec.resolved["method"]["hyperparameters"])
+    starts, ends = _note_weights(run)
+    student = subject.module.distill(problem, run, **spec.resolved["method"]["hyperparameters"])
     if not isinstance(student, Student):
         raise Failed(f"distill returned {type(student).__name__}; return run.fit(...) or run.export(...)")
     digest = tensor_digest(dict(problem.oracle._module.state_dict()))
@@ -75,34 +96,69 @@ def train(
         faults.append("it was left in train mode")
     if any(p.requires_grad or p.grad is not None for p in problem.oracle._module.parameters()):
         faults.append("a gradient reached its parameters")
-    return Trial(student, run, problem, suite, faults)
+    return Trial(student, run, problem, suite, faults, starts, ends)
+
+
+@functools.lru_cache(maxsize=1)
+def first_training(subject: Subject) -> Trial:
+    """The training that several checks look at, made once. They read it and change nothing."""
+    return train(subject)
 
 
 def _watch(teacher: nn.Module) -> list[str]:
-    """Notes what is wrong with any forward pass of the teacher."""
+    """Notes what is wrong with any forward pass of the teacher or of a part of it."""
     faults: list[str] = []
+    parts = set(teacher.modules())  # copies carry the hook along, and may be trained
 
     def hook(module: nn.Module, *_: Any) -> None:
         for wrong, note in ((module.training, "it answered in train mode"), (torch.is_grad_enabled(), "it was asked with gradients on")):
-            if wrong and note not in faults:
+            if module in parts and wrong and note not in faults:
                 faults.append(note)
 
-    teacher.register_forward_pre_hook(hook)
+    for part in parts:
+        part.register_forward_pre_hook(hook)
     return faults
 
 
 def _kill_after(run: Run, saves: int) -> None:
-    original: Callable[..., None] = run._save
-    count = 0
+    """Die when checkpoint ``saves`` has been written. Of those before it only the last of each loop is written: it is restored."""
+    save: Callable[..., None] = run._save
+    count = steps = 0
 
-    def save(*args: Any) -> None:
+    def progress(_phase: str, _step: int, total: int) -> None:
+        nonlocal steps
+        steps = total
+
+    def save_and_die(learners: Any, step: int, flops: float) -> None:
         nonlocal count
-        original(*args)
         count += 1
-        if count >= saves:
+        if count == saves or step == steps:
+            save(learners, step, flops)
+        if count == saves:
             raise _Killed
 
-    run._save = save  # type: ignore[assignment,method-assign]
+    run._progress = progress
+    run._save = save_and_die  # type: ignore[method-assign]
+
+
+def _note_weights(run: Run) -> tuple[dict[nn.Module, dict[str, Tensor]], dict[nn.Module, dict[str, Tensor]]]:
+    """Parameters of the networks that loops of ``run`` train: before the first loop of each and after its last."""
+    loop: Callable[..., None] = run.loop
+    starts: dict[nn.Module, dict[str, Tensor]] = {}
+    ends: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def weights(module: nn.Module) -> dict[str, Tensor]:
+        return {name: p.detach().cpu().clone() for name, p in module.named_parameters()}
+
+    def noted(learners: Any, *args: Any, **options: Any) -> None:
+        for learner in learners:
+            starts.setdefault(learner.module, weights(learner.module))
+        loop(learners, *args, **options)
+        for learner in learners:
+            ends[learner.module] = weights(learner.module)
+
+    run.loop = noted  # type: ignore[method-assign]
+    return starts, ends
 
 
 def _digest(trial: Trial) -> str:
@@ -116,7 +172,7 @@ def _trains(trial: Trial) -> bool:
 @check
 def teacher_intact(subject: Subject) -> None:
     """The teacher answers in evaluation mode and without a graph, and leaves as it came."""
-    faults = train(subject).teacher_faults
+    faults = first_training(subject).teacher_faults
     if faults:
         raise Failed(f"the teacher is to be asked through problem.teacher only: {'; '.join(faults)}")
 
@@ -124,7 +180,7 @@ def teacher_intact(subject: Subject) -> None:
 @check
 def seeds(subject: Subject) -> str:
     """The same seeds give the same student bit for bit; another init or data order gives another one."""
-    first, again = train(subject), train(subject)
+    first, again = first_training(subject), train(subject)
     if _digest(first) != _digest(again):
         raise Failed("two trainings with the same seeds differ: draw randomness from run.generator(...) or torch's global generator only")
     if not _trains(first):
@@ -139,7 +195,7 @@ def seeds(subject: Subject) -> str:
 @check
 def resume(subject: Subject) -> str:
     """A training that is killed and resumed gives the same student bit for bit."""
-    whole = train(subject)
+    whole = first_training(subject)
     if not _trains(whole):
         raise Skipped("nothing is trained")
     points = (1, SHORT // 2, SHORT - 2)
@@ -153,7 +209,8 @@ def resume(subject: Subject) -> str:
                 continue
         if _digest(resumed) != _digest(whole):
             raise Failed(
-                f"killed after checkpoint {point} and resumed, the student is another one: is there state outside modules and run.generator?"
+                f"killed after checkpoint {point} and resumed, the student is another one: "
+                "is there state outside modules and run.generator?"
             )
         if resumed.run.meter.counts["student_examples"] != whole.run.meter.counts["student_examples"]:
             raise Failed("a resumed run is metered differently")
@@ -162,26 +219,122 @@ def resume(subject: Subject) -> str:
 
 @check
 def micro_batches(subject: Subject) -> str:
-    """Two micro-batches whose gradients are summed train the same student: the denominator is the whole batch."""
-    whole = train(subject, batches=6)
+    """Three unequal micro-batches whose gradients are summed train the same student: the denominator is the whole batch.
+
+    By plain gradient descent: Adam divides by the size of the gradient, and would hide a loss that is three times too large.
+    """
+    plain: dict[str, Any] = {
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "clip": None,
+        "schedule": "constant",
+    }
+    whole = train(subject, batches=6, **plain)
     if not _trains(whole):
         raise Skipped("nothing is trained")
-    parts = train(subject, batches=6, micro_batches=2)
-    worst = max(float((whole.student.weights[n] - parts.student.weights[n]).abs().max()) for n in whole.student.weights)
-    if worst > 2e-4:
-        raise Failed(f"weights differ by {worst:.2g} after 6 steps in 2 micro-batches")
-    return f"weights differ by {worst:.1g} after 6 steps"
+    parts = train(subject, batches=6, micro_batches=3, **plain)
+    moved = apart = 0.0
+    for (module, end), other in zip(whole.ends.items(), parts.ends.values(), strict=True):
+        for name, weight in end.items():
+            moved = max(moved, float((weight - whole.starts[module][name]).abs().max()))
+            apart = max(apart, float((weight - other[name]).abs().max()))
+    if not apart <= 1e-3 * moved:
+        raise Failed(
+            f"after 6 steps in 3 micro-batches the weights are off by {apart / moved if moved else apart:.2g} of the way they went: "
+            "reduce with run.loss, and divide by nothing that is summed over a batch"
+        )
+    return f"weights differ by {apart:.1g} after 6 steps"
+
+
+@check
+def alignment(subject: Subject) -> str:
+    """What is said of an example, by its label or by the teacher, moves that example: labels and teacher's answers are not shifted.
+
+    One example's label or teacher's answer is changed; the gradient in the inputs shows whom that reaches first.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+    train(subject, edit=functools.partial(_altered, seen=seen))
+    if not seen or all(not _gradient(x).any() for _, x in seen):
+        raise Skipped("no loss is a function of problem.batches")
+    row = int(seen[0][0][len(seen[0][0]) // 2])
+    found = []
+    for what in ("label", "teacher"):
+        changed: list[tuple[Tensor, Tensor]] = []
+        train(subject, edit=functools.partial(_altered, seen=changed, what=what, row=row))
+        for (index, before), (_, after) in zip(seen, changed, strict=True):
+            change = (_gradient(after) - _gradient(before)).norm(dim=1)
+            if change.max() <= 1e-5 * _gradient(before).norm(dim=1).max():
+                continue
+            own = change[index == row]
+            if not own.numel() or own.max() < 0.1 * change.max():
+                thing = "label" if what == "label" else "teacher's answer"
+                raise Failed(f"another {thing} for one example moves other examples and not that one: are rows shifted or mixed up?")
+            found.append(what)
+            break
+    if not found:
+        raise Skipped("neither a label nor the teacher's answer about one example changes a gradient")
+    return f"follows {' and '.join(found)}"
+
+
+def _gradient(inputs: Tensor) -> Tensor:
+    """What reached ``inputs`` (B, ...), as (B, N)."""
+    return (torch.zeros_like(inputs) if inputs.grad is None else inputs.grad).flatten(1)
+
+
+class _Altered:
+    """Batches whose inputs collect their gradient and stand in ``seen``, with another label for example ``row``."""
+
+    def __init__(self, batches: Batches, classes: int, row: int, seen: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches, self.classes, self.row, self.seen = batches, classes, row, seen
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in every batch."""
+        return self.batches.batch_size
+
+    def stream(self, start: int) -> Iterator[Batch]:
+        """The batches from step ``start`` on."""
+        for batch in self.batches.stream(start):
+            inputs = batch.inputs.clone().requires_grad_()
+            self.seen.append((batch.index, inputs))
+            labels = torch.where(batch.index == self.row, (batch.labels + 1) % self.classes, batch.labels)
+            yield dataclasses.replace(batch, inputs=inputs, labels=labels)
+
+
+def _altered(problem: Any, seen: list[tuple[Tensor, Tensor]], what: str = "", row: int = -1) -> Any:
+    """``problem`` with the inputs of its batches in ``seen`` and another label or teacher's answer for example ``row``."""
+    if not isinstance(problem, Classification):
+        raise Skipped("only for problems with labels")
+    if what == "teacher":
+        teacher: Any = problem.teacher
+        logits, outputs = teacher.logits, teacher.outputs
+
+        def other(batch: Batch, answer: Tensor) -> Tensor:
+            mine = (batch.index == row).view(-1, *[1] * (answer.dim() - 1))
+            return torch.where(mine, answer.roll(1, dims=1), answer)
+
+        def other_outputs(batch: Batch) -> Any:
+            true = outputs(batch)
+            stages = tuple(other(batch, s) for s in true.stages)
+            return dataclasses.replace(true, logits=other(batch, true.logits), embedding=other(batch, true.embedding), stages=stages)
+
+        teacher.logits = lambda batch: other(batch, logits(batch))
+        teacher.outputs = other_outputs
+    altered = functools.partial(_Altered, classes=problem.classes, row=row if what == "label" else -1, seen=seen)
+    return dataclasses.replace(problem, batches=altered(problem.batches), labelled=altered(problem.labelled))
 
 
 @check
 def export(subject: Subject) -> None:
-    """The exported weights, rebuilt without the method's code, answer as the network that was trained."""
-    trial = train(subject)
+    """The exported weights are those that were trained, and rebuilt without the method's code they answer as the network did."""
+    trial = first_training(subject)
     module = trial.run.trained
     if module is None:
         raise Failed("nothing was exported through run.fit or run.export")
-    if not trial.student.averaged and _trains(trial) and not _was_trained(trial, module):
-        raise Failed("the exported network is not one that was trained, and is not declared as an average (run.export(..., averaged=True))")
+    if not trial.student.averaged and _trains(trial):
+        _as_trained(trial, module)
     rebuilt = trial.suite.rebuild(Student.from_bytes(trial.student.to_bytes()))
     module.eval()
     batch = next(trial.problem.batches.stream(0))
@@ -193,45 +346,58 @@ def export(subject: Subject) -> None:
         )
 
 
-def _was_trained(trial: Trial, module: nn.Module) -> bool:
-    """Whether ``module`` is, or is part of, a network that a loop of this run has trained."""
-    return any(module is m or any(module is s for s in m.modules()) for m in trial.run.seen)
+def _as_trained(trial: Trial, module: nn.Module) -> None:
+    """Fail unless ``module`` is, or is part of, a network that a loop has trained, with the weights it had after that loop."""
+    for trained, end in reversed(trial.ends.items()):
+        prefix = next((f"{name}." if name else "" for name, part in trained.named_modules() if part is module), None)
+        if prefix is None:
+            continue
+        if any(not torch.equal(p.detach().cpu(), end[prefix + name]) for name, p in module.named_parameters()):
+            raise Failed("the exported weights were changed after the training; an average is declared with run.export(..., averaged=True)")
+        return
+    raise Failed("the exported network is not one that was trained, and is not declared as an average (run.export(..., averaged=True))")
 
 
-def _answer(module: nn.Module, batch: Any) -> torch.Tensor:
+def _answer(module: nn.Module, batch: Any) -> Tensor:
     inputs = batch.inputs
     try:
-        answer: torch.Tensor = module(inputs)
+        answer: Tensor = module(inputs)
     except TypeError:  # a denoiser also wants a noise level
         answer = module(inputs, torch.ones(len(inputs)), None)
     return answer
 
 
-@check
-def beats_scratch(subject: Subject) -> str:
-    """Better than the same student without a teacher, on the analytic track, on average over three seeds."""
-    if subject.card.control:
-        raise Skipped("a control is a yardstick")
+def _scores(method: str, track: str) -> dict[int, float]:
+    """Seed -> the track's primary metric for ``method``, with the budget or as much of it as a check may take."""
+    from bench.runner import execute
     from bench.store import Store
 
-    [first, *_] = plan(subject.track, [subject.name], [0], controls=False)
-    card = registry.suite_card(registry.find("suite", first.suite))
-    metric = card.metric()
-    from bench.runner import execute
-
-    means = {}
+    values = {}
     with tempfile.TemporaryDirectory() as name:
-        for who in (subject.name, "scratch"):
-            values = []
-            for spec in plan(subject.track, [who], range(SEEDS), controls=False):
-                record = execute(spec, Store(name))
-                value = record.value(metric.name)
-                if value is None or record.status != "ok":
-                    raise Failed(f"{who} seed {spec.seed} {record.status}: {record.reason}")
-                values.append(value)
-            means[who] = sum(values) / len(values)
-    ours, scratch = means[subject.name], means["scratch"]
-    line = f"{metric.name} {ours:.4f}, scratch {scratch:.4f} over {SEEDS} seeds"
-    if not (ours > scratch if metric.better == "higher" else ours < scratch):
+        budget = {"student_examples": min(find_track(track)[2].budget.student_examples, LONG)}
+        for spec in plan(track, [method], range(SEEDS), controls=False, budget=budget):
+            record = execute(spec, Store(name))
+            value = record.value(record.suite.primary)
+            if value is None or record.status != "ok":
+                raise Failed(f"{method} seed {spec.seed} {record.status}: {record.reason}")
+            values[spec.seed] = value
+    return values
+
+
+_scratch_scores = functools.cache(functools.partial(_scores, "scratch"))  # the same for every method of a track
+
+
+@check
+def beats_scratch(subject: Subject) -> str:
+    """Better than the same student without a teacher on the analytic track: the 90% interval of the paired difference says so."""
+    if subject.card.control:
+        raise Skipped("a control is a yardstick")
+    suite = subject.track.partition("/")[0]
+    metric = registry.suite_card(registry.find("suite", suite)).metric()
+    ours, scratch = _scores(subject.name, subject.track), _scratch_scores(subject.track)
+    ahead = paired_difference(ours, scratch, 0.9) if metric.better == "higher" else paired_difference(scratch, ours, 0.9)
+    assert ahead is not None
+    line = f"{metric.name} better than scratch by {ahead.estimate:.4f} [{ahead.low:.4f}, {ahead.high:.4f}] over {SEEDS} seeds"
+    if not ahead.low > 0:
         raise Failed(line)
     return line

@@ -36,10 +36,59 @@ CARD = Card(
             value=0.7333,
             source="CRD benchmark table, ResNet32x4 to ResNet8x4",
         ),
+        Reported(
+            suite="image-classification", setting="cifar100-resnet56-resnet20", metric="top1", value=0.7066, source="RepDistiller's README"
+        ),
+        Reported(
+            suite="image-classification", setting="cifar100-resnet110-resnet20", metric="top1", value=0.7067, source="RepDistiller's README"
+        ),
+        Reported(
+            suite="image-classification", setting="cifar100-resnet110-resnet32", metric="top1", value=0.7308, source="RepDistiller's README"
+        ),
+        Reported(
+            suite="image-classification", setting="cifar100-wrn_40_2-wrn_16_2", metric="top1", value=0.7492, source="RepDistiller's README"
+        ),
+        Reported(
+            suite="image-classification", setting="cifar100-wrn_40_2-wrn_40_1", metric="top1", value=0.7354, source="RepDistiller's README"
+        ),
+        Reported(suite="image-classification", setting="cifar100-vgg13-vgg8", metric="top1", value=0.7298, source="RepDistiller's README"),
+        Reported(
+            suite="image-classification", setting="cifar100-vgg13-MobileNetV2", metric="top1", value=0.6737, source="RepDistiller's README"
+        ),
+        Reported(
+            suite="image-classification",
+            setting="cifar100-ResNet50-MobileNetV2",
+            metric="top1",
+            value=0.6735,
+            source="RepDistiller's README",
+        ),
+        Reported(
+            suite="image-classification", setting="cifar100-ResNet50-vgg8", metric="top1", value=0.7381, source="RepDistiller's README"
+        ),
+        Reported(
+            suite="image-classification",
+            setting="cifar100-resnet32x4-ShuffleV1",
+            metric="top1",
+            value=0.7407,
+            source="RepDistiller's README",
+        ),
+        Reported(
+            suite="image-classification",
+            setting="cifar100-resnet32x4-ShuffleV2",
+            metric="top1",
+            value=0.7445,
+            source="RepDistiller's README",
+        ),
+        Reported(
+            suite="image-classification", setting="cifar100-wrn_40_2-ShuffleV1", metric="top1", value=0.7483, source="RepDistiller's README"
+        ),
     ],
     deviations=[
         "The 2015 text states the soft term as a cross-entropy; the divergence differs by the teacher's entropy, and has the same gradient."
     ],
+    results="Top-1, mean +- sd of 5 seeds (scratch, pseudo_label): blobs 0.744 +- 0.004 (0.578, 0.728), digits 0.963 +- 0.005 (0.821, "
+    "0.970), digits-scarce 0.925 +- 0.010 (0.821, 0.889), digits-tiny 0.904 +- 0.015 (0.777, 0.932). Far above scratch "
+    "everywhere; above pseudo_label on blobs and digits-scarce, below it on digits-tiny, not separated from it on digits.",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ CARD = SuiteCard(
         ),
         "digits": Setting(
             tier="embedded",
-            summary="Real handwritten digits: 100 labels, 1,197 transfer images, a student of 3.7k parameters, a teacher of 63k.",
+            summary="Real handwritten digits: 100 labels, 1,197 transfer images, a student of 3.7k parameters, a teacher of 62k.",
             budget=Budget(student_examples=72000),
             training=Training(batch_size=64, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
             data=Asset(
@@ -296,11 +297,13 @@ def problem(
     net = _teacher(setting, data)
     train: Arrays | None = None
     tune: Arrays | None = None
+    once = None
     batches: Batches
     labelled: Batches
     if setting.tier == "paper":
         assert data is not None
         batches = labelled = published.training_batches(name, setting, data, seeds["order"], split)
+        once = functools.partial(published.one_pass, name, setting, data, split)
         teacher = ClassifierOracle(net)
     else:
         splits = _splits(setting, seeds["data"])
@@ -322,6 +325,7 @@ def problem(
         labelled=labelled,
         tune=tune,
         train=train,
+        once=once,
     )
 
 
@@ -354,7 +358,12 @@ def rebuild(student: Student) -> nn.Module:
     from bench.errors import UserError
     from suites.image_classification.nets import build
 
-    net = build(student.architecture, 0)
+    about = student.architecture
+    try:
+        net = build(about, 0)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # arguments come from files, and may be anything
+        why = " ".join(str(error).split())
+        raise UserError(f"architecture {about.name} cannot be built from {about.arguments}: {type(error).__name__}: {why}") from error
     try:
         net.load_state_dict(student.weights)
     except RuntimeError as error:

@@ -299,7 +299,7 @@ def cifar_teacher(name: str, path: Path, num_classes: int = 100) -> nn.Module:
     return _load(NETS[name](num_classes), name, path, _read(path))
 
 
-def imagenet_teacher(name: str = "resnet34", path: Path | None = None) -> nn.Module:
+def imagenet_teacher(name: str = "resnet34", path: Path | None = None, num_classes: int = 1000) -> nn.Module:
     """A torchvision ResNet with ImageNet-1k weights, frozen, in eval mode, with ``stage_names`` and ``head_name`` for taps.
 
     The stem's tap is ``maxpool``: torchvision uses one ``relu`` module at several places of a block, but the stem's pooling once.
@@ -307,6 +307,7 @@ def imagenet_teacher(name: str = "resnet34", path: Path | None = None) -> nn.Mod
     Args:
         name: one of :data:`IMAGENET_TEACHERS`.
         path: a safetensors file with torchvision's names, or None for torchvision's ``IMAGENET1K_V1`` weights through torch.hub.
+        num_classes: outputs of the net; only fixtures have another number than 1000.
 
     Raises:
         UserError: an unknown name, a file that does not fit, or weights that can be neither fetched nor found.
@@ -314,7 +315,7 @@ def imagenet_teacher(name: str = "resnet34", path: Path | None = None) -> nn.Mod
     if name not in IMAGENET_TEACHERS:
         raise unknown("ImageNet teacher", name, IMAGENET_TEACHERS)
     state = _hub_weights(name) if path is None else _read(path)
-    net = models.get_model(name, weights=None)
+    net = models.get_model(name, weights=None, num_classes=num_classes)
     net.stage_names = ("maxpool", "layer1", "layer2", "layer3", "layer4")
     net.head_name = "fc"
     return _load(net, name, path or Path(f"torchvision:{name}"), state)

@@ -35,8 +35,7 @@ class Streamed:
         while True:
             order = epoch_order(self.rows, self.seed, epoch)
             loader = folders.batches(self.view, order, epoch, self.batch_size, self.workers, place * self.batch_size, drop_last=True)
-            for inputs, labels, index in loader:
-                yield Batch(inputs, labels, index, torch.ones(len(labels), dtype=torch.bool))
+            yield from _labelled(loader)
             epoch, place = epoch + 1, 0
 
 
@@ -54,12 +53,28 @@ def _held_out(count: int) -> Tensor:
     return torch.tensor([derive_seed("held out", i) % HELD_OUT == 0 for i in range(count)])
 
 
-def training_batches(name: str, setting: Setting, data: Path, seed: int, split: str) -> Streamed:
-    """All training images, or without the held-out ones where the run is for tuning."""
+def _training(name: str, setting: Setting, data: Path, split: str) -> tuple[folders.LabelledImages, Tensor]:
+    """The training images, and the rows that may be trained on: without the held-out ones where the run is for tuning."""
     dataset = _dataset(name, setting.options, data, train=True)
     rows = torch.arange(len(dataset))
-    if split == "tune":
-        rows = rows[~_held_out(len(dataset))]
+    return dataset, rows[~_held_out(len(dataset))] if split == "tune" else rows
+
+
+def _labelled(loader: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[Batch]:
+    for inputs, labels, index in loader:
+        yield Batch(inputs, labels, index, torch.ones(len(labels), dtype=torch.bool))
+
+
+def one_pass(name: str, setting: Setting, data: Path, split: str, size: int) -> Iterator[Batch]:
+    """Every training image once, without augmentation."""
+    dataset, rows = _training(name, setting, data, split)
+    view = folders.AugmentedView(dataset, _transform(setting.options, False), 0)
+    return _labelled(folders.batches(view, rows, 0, size, int(setting.options["workers"])))
+
+
+def training_batches(name: str, setting: Setting, data: Path, seed: int, split: str) -> Streamed:
+    """Augmented epochs over the training images."""
+    dataset, rows = _training(name, setting, data, split)
     view = folders.AugmentedView(dataset, _transform(setting.options, True), seed)
     return Streamed(view, rows, min(setting.training.batch_size, len(rows)), seed, int(setting.options["workers"]))
 
@@ -79,6 +94,7 @@ def teacher(setting: Setting, data: Path) -> nn.Module:
     """The setting's pretrained teacher."""
     name = str(setting.options["teacher_net"])
     path = data / str(setting.options["teacher_path"][0])
+    classes = int(setting.options["classes"])
     if setting.options["reader"] == "cifar100":
-        return folders.cifar_teacher(name, path, int(setting.options["classes"]))
-    return folders.imagenet_teacher(name, path if path.exists() else None)
+        return folders.cifar_teacher(name, path, classes)
+    return folders.imagenet_teacher(name, path if path.exists() else None, classes)

@@ -223,7 +223,7 @@ def test_the_doctor_names_every_part_and_a_remedy_for_what_is_missing(cli, monke
     assert all(set(f) == {"what", "state", "remedy"} and f["state"] in ("ok", "missing", "broken") for f in found.values())
     assert all(f["remedy"] for f in found.values() if f["state"] != "ok")
     assert not [f for f in found.values() if f["state"] == "broken"]
-    assert found[TRACK]["state"] == "ok" and found["method kd"]["state"] == "ok"
+    assert found[TRACK]["state"] == "ok" and found["method classification/kd"]["state"] == "ok"
     cifar = found["image-classification/cifar100"]
     assert cifar["state"] == "missing" and "--data" in cifar["remedy"] and "CIFAR-100" in cifar["remedy"]
 

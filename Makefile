@@ -1,0 +1,52 @@
+# Two commands do everything: 'make demo' and 'make test'. Both set up what they need first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check bench board records clean
+
+demo: $(VENV)/.train  ## set up, distil the digits with every method, print the board
+	$(BIN)/distillbench run image-classification/digits --method all --seeds 5 --out runs
+	@$(BIN)/distillbench board show image-classification/digits --records runs
+	@$(BIN)/distillbench board build --records runs --out site
+
+test: $(VENV)/.dev  ## set up, run the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/.dev  ## lint, types, the layer laws
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py
+
+bench: $(VENV)/.dev  ## speed, as ratios
+	$(BIN)/python -m pytest benchmarks
+
+board: $(VENV)/.train  ## the published records as a site
+	$(BIN)/distillbench board build --out site
+
+records: $(VENV)/.train  ## make the published records anew (about 15 minutes on 2 cores)
+	$(BIN)/distillbench run image-classification/blobs --method all --seeds 10 --out runs/published
+	$(BIN)/distillbench run image-classification/digits --method all --seeds 10 --out runs/published
+	$(BIN)/distillbench run image-classification/digits-scarce --method all --seeds 10 --out runs/published
+	$(BIN)/distillbench run image-classification/digits-tiny --method all --seeds 10 --out runs/published
+	$(BIN)/distillbench run image-generation/gaussians --method all --seeds 5 --out runs/published
+	rm -rf leaderboard/records/image-classification leaderboard/records/image-generation
+	cp -r runs/published/records/. leaderboard/records/
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@touch $@ $(VENV)/.train
+
+clean:  ## forget the environment, the demo's runs and its site
+	rm -rf $(VENV) runs site

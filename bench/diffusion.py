@@ -1,0 +1,146 @@
+"""Diffusion in the variance-exploding form, x_t = x_0 + sigma eps: pure functions that several methods and suites share.
+
+EDM is Karras et al. 2022 (arXiv 2206.00364), CM is Song et al. 2023 (arXiv 2303.01469). A denoiser is any function
+``denoise(noisy, sigma) -> x_0 estimate`` with noisy (B, ...) and sigma (B,); the teacher's oracle meters each call of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bench.data import Batch
+    from bench.problems.image_generation import ImageGeneration
+    from bench.run import Losses, Run
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` (B,) shaped (B, 1, ...) so that they broadcast over the rows of ``like`` (B, ...)."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def row_mean(values: Tensor) -> Tensor:
+    """The mean over all but the first dimension.   (B, ...) -> (B,)."""
+    return values.flatten(1).mean(1)
+
+
+# --- parameterisation -------------------------------------------------------------------------------------------
+
+
+def edm_scalings(sigma: Tensor, *, sigma_data: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """EDM table 1: D(x; s) = c_skip x + c_out F(c_in x; c_noise).   sigma: (B,) > 0; returns c_skip, c_out, c_in, c_noise, (B,) each.
+
+    c_skip = d^2 / (s^2 + d^2),  c_out = s d / sqrt(s^2 + d^2),  c_in = 1 / sqrt(s^2 + d^2),  c_noise = ln(s) / 4,  d = sigma_data.
+    """
+    total = sigma**2 + sigma_data**2
+    return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
+
+
+def consistency_scalings(sigma: Tensor, *, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """CM appendix C: as :func:`edm_scalings`, with f(x, e) = x exactly at e = sigma_min.   sigma: (B,) >= e; returns (B,) each.
+
+    c_skip = d^2 / ((s - e)^2 + d^2),  c_out = d (s - e) / sqrt(s^2 + d^2); the denominator of c_out has s, not s - e.
+    """
+    _, _, c_in, c_noise = edm_scalings(sigma, sigma_data=sigma_data)
+    above = sigma - sigma_min
+    return sigma_data**2 / (above**2 + sigma_data**2), sigma_data * above * c_in, c_in, c_noise
+
+
+def edm_weight(sigma: Tensor, *, sigma_data: float) -> Tensor:
+    """EDM table 1: lambda(s) = (s^2 + d^2) / (s d)^2 = 1/s^2 + 1/d^2 = 1/c_out^2.   (B,) -> (B,)."""
+    return sigma**-2 + sigma_data**-2
+
+
+def denoising_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, *, sigma_data: float) -> Tensor:
+    """EDM section 5: lambda(s) times the mean over components of (D(x_t; s) - x_0)^2.   (B, ...), (B, ...), (B,) -> (B,).
+
+    A mean over components where EDM's own code sums them: a factor that does not depend on anything trained.
+    """
+    return edm_weight(sigma, sigma_data=sigma_data) * row_mean((denoised - clean) ** 2)
+
+
+# --- noise levels -----------------------------------------------------------------------------------------------
+
+
+def karras_level(place: Tensor, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """EDM equation 5 at ``place`` in [0, 1]: 0 is sigma_max, 1 is sigma_min.   Any shape; returns the same shape.
+
+    s(u) = (s_max^(1/rho) + u (s_min^(1/rho) - s_max^(1/rho)))^rho; the two ends are exact.
+    """
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    level = (high + place * (low - high)) ** rho
+    return torch.where(place == 0, sigma_max, torch.where(place == 1, sigma_min, level))
+
+
+def karras_grid(count: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """EDM equation 5: ``count`` >= 2 levels from sigma_max down to sigma_min, both exact.   Returns (count,) float64."""
+    if count < 2:
+        raise ValueError(f"a grid needs two levels, not {count}")
+    return karras_level(torch.arange(count, dtype=torch.float64) / (count - 1), sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+
+
+# --- the probability-flow ODE -----------------------------------------------------------------------------------
+
+
+def euler_step(denoise: Denoise, noisy: Tensor, sigma: Tensor, after: Tensor) -> Tensor:
+    """One Euler step of dx/ds = (x - D(x; s)) / s from ``sigma`` (B,) > 0 to ``after`` (B,) >= 0. One evaluation a row."""
+    slope = (noisy - denoise(noisy, sigma)) / per_row(sigma, noisy)
+    return noisy + per_row(after - sigma, noisy) * slope
+
+
+def heun_step(denoise: Denoise, noisy: Tensor, sigma: Tensor, after: Tensor) -> Tensor:
+    """One Heun step (EDM algorithm 1, without churn) from ``sigma`` (B,) to ``after`` (B,), both > 0. Two evaluations a row."""
+    slope = (noisy - denoise(noisy, sigma)) / per_row(sigma, noisy)
+    step = per_row(after - sigma, noisy)
+    guess = noisy + step * slope
+    return noisy + step * (slope + (guess - denoise(guess, after)) / per_row(after, noisy)) / 2
+
+
+def heun_solve(denoise: Denoise, noisy: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """EDM algorithm 1 without churn: Heun steps along ``sigmas`` (decreasing, > 0), then an Euler step to 0.
+
+    noisy: (B, ...) at noise level ``sigmas[0]``; returns (B, ...) at level 0. 2N - 1 evaluations a row for N levels.
+    """
+    levels = [noisy.new_full((noisy.shape[0],), s) for s in sigmas]
+    for sigma, after in pairwise(levels):
+        noisy = heun_step(denoise, noisy, sigma, after)
+    return euler_step(denoise, noisy, levels[-1], torch.zeros_like(levels[-1]))
+
+
+# --- what one-step methods do first -----------------------------------------------------------------------------
+
+
+def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
+    """Give ``problem.student`` the teacher's knowledge, as papers do by copying its weights. Phase ``initialise`` of the record.
+
+    Where teacher and student are the same network, the weights are copied and no budget is used. Elsewhere (an exact teacher
+    has none) the student regresses onto the teacher's answers with the teacher's own loss, for ``share`` of the budget:
+    lambda(s) |D_student(x_t; s) - D_teacher(x_t; s)|^2, s uniform in its place on the Karras schedule.
+    """
+    teacher, student = problem.teacher.trainable_copy().state_dict(), problem.student
+    with run.phase("initialise"):
+        if {k: v.shape for k, v in teacher.items()} == {k: v.shape for k, v in student.state_dict().items()}:
+            student.load_state_dict(teacher)
+            return
+
+        def loss(batch: Batch) -> Losses:
+            sigma = problem.levels(batch.inputs, run.generator("levels"))
+            noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
+            answer = problem.teacher.denoise(noisy, sigma, batch.labels)
+            return run.loss(imitate=denoising_loss(student(noisy, sigma, batch.labels), answer, sigma, sigma_data=problem.sigma_data))
+
+        run.fit(student, loss, problem.batches, share=share)
+
+
+def twin(problem: ImageGeneration, network: nn.Module, **arguments: object) -> nn.Module:
+    """A new network of the student's architecture, with ``arguments`` over its own, that starts from the weights of ``network``."""
+    other = problem.new_student(**arguments)
+    other.load_state_dict(network.state_dict())
+    return other

@@ -1,0 +1,100 @@
+"""Claims are executable: what a card says its paper achieves, against what was measured on a board."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.card import Beats, Claim, Metric, Reported
+from bench.stats import LEVEL, Interval, paired_difference, paired_p
+from leaderboard.table import Board, Row
+
+Outcome = Literal["reproduced", "not reproduced", "undecided", "not measured here"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim beside its measurement.
+
+    Attributes:
+        claim: in words.  source: where the paper says it.  metric: its name; values are in its unit.
+        reported: the paper's number, or None for a comparison.
+        measured: the score's interval, or for a comparison that of the paired difference, positive where the claim holds.
+        note: why it is undecided or not measured.  elsewhere: whether it is about another track than the board's.
+    """
+
+    claim: str
+    source: str
+    metric: str
+    reported: float | None
+    measured: Interval | None
+    outcome: Outcome
+    note: str = ""
+    elsewhere: bool = False
+
+
+def verdicts(board: Board, row: Row) -> tuple[Verdict, ...]:
+    """The verdict on each claim of a row's card, in the card's order."""
+    return tuple(_verdict(board, row, claim) for claim in row.card.claims)
+
+
+def _verdict(board: Board, row: Row, claim: Claim) -> Verdict:
+    name = claim.metric or board.suite.primary
+    metric = next((m for m in board.suite.metrics if m.name == name), None)
+    if isinstance(claim, Beats):
+        text, reported = f"beats {claim.method} in {name}", None
+        measured, outcome, note = _beats(board, row, claim, metric)
+    else:
+        text, reported = f"{name} on {_place(claim)}{f' ({claim.note})' if claim.note else ''}", float(claim.value)
+        measured, outcome, note = _reported(board, row, claim, metric)
+    elsewhere = isinstance(claim, Reported) and not _here(board, claim)
+    return Verdict(text, claim.source, name, reported, measured, outcome, note, elsewhere)
+
+
+def _here(board: Board, claim: Reported) -> bool:
+    return claim.suite == board.suite.slug and claim.setting in (None, board.setting_name)
+
+
+def _place(claim: Reported) -> str:
+    return f"{claim.suite}/{claim.setting}" if claim.setting else claim.suite
+
+
+Judgement = tuple[Interval | None, Outcome, str]
+
+
+def _beats(board: Board, row: Row, claim: Beats, metric: Metric | None) -> Judgement:
+    if metric is None:
+        return None, "not measured here", f"{board.suite.slug} has no metric {claim.metric}"
+    other = board.reference(claim.method)
+    if other is None or metric.name not in other.scores:
+        return None, "not measured here", f"no scored {claim.method} on this board"
+    if metric.name not in row.scores:
+        return None, "not measured here", "no score"
+    mine, theirs = row.scores[metric.name], other.scores[metric.name]
+    ahead = paired_difference(mine, theirs) if metric.better == "higher" else paired_difference(theirs, mine)
+    if ahead is None:
+        return None, "undecided", "fewer than two shared seeds"
+    if over := [r.name for r in (row, other) if r.status == "over_budget"]:
+        return ahead, "undecided", f"not at equal cost: {', '.join(over)} over budget"
+    if not ahead.excludes(0):
+        return ahead, "undecided", "the interval holds 0"
+    if paired_p(mine, theirs, min(row.steps[metric.name], other.steps[metric.name])) >= 1 - LEVEL:
+        # A few equal differences have no spread and so an interval of no width; the test knows the score's own steps.
+        return ahead, "undecided", "within the rounding of the score"
+    return ahead, "reproduced" if ahead.low > 0 else "not reproduced", f"against {other.name}" if other.name != claim.method else ""
+
+
+def _reported(board: Board, row: Row, claim: Reported, metric: Metric | None) -> Judgement:
+    if not _here(board, claim):
+        return None, "not measured here", _place(claim)
+    if metric is None:
+        return None, "not measured here", f"{board.suite.slug} has no metric {claim.metric}"
+    score = row.intervals.get(metric.name)
+    if score is None:
+        return None, "not measured here", "no score"
+    if len(row.scores[metric.name]) < 3:
+        return score, "undecided", "fewer than 3 seeds"
+    if row.status == "over_budget":
+        return score, "undecided", "over budget"
+    reached = score.high >= claim.value if metric.better == "higher" else score.low <= claim.value
+    return score, "reproduced" if reached else "not reproduced", ""

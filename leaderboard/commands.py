@@ -1,0 +1,192 @@
+"""``distillbench board``: build the site, show one table. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leaderboard.table import Board
+
+PUBLISHED = Path(__file__).parent / "records"
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``board build`` and ``board show``; each sets ``call``, a function from the arguments to the exit code."""
+    board = subparsers.add_parser("board", help="leaderboards from records", description="Leaderboards, computed from records alone.")
+    commands = board.add_subparsers(dest="board_command", required=True, metavar="command")
+
+    build = commands.add_parser("build", help="write the static site", description="Write the site of all boards; open its index.html.")
+    build.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="folder of the site (default: site)")
+    build.add_argument("--json", action="store_true", help="print what was built as JSON")
+    build.set_defaults(call=_build)
+
+    show = commands.add_parser("show", help="print the board of a track", description="Print the newest board of a track.")
+    show.add_argument("track", metavar="SUITE/SETTING")
+    show.add_argument("--metric", metavar="M", help="judge in this metric of the suite instead of its primary one")
+    show.add_argument("--json", action="store_true", help="print the rows as JSON")
+    show.set_defaults(call=_show)
+
+    for parser in (build, show):
+        parser.add_argument(
+            "--records",
+            type=Path,
+            nargs="+",
+            action="extend",
+            metavar="DIR",
+            help="folders of records, or stores that 'distillbench run' made (default: the published records)",
+        )
+
+
+def _boards(folders: list[Path] | None) -> tuple[list[Board], list[str]]:
+    """The boards of the records below ``folders``, and the lines about unusable ones that went to stderr.
+
+    Raises:
+        UserError: a folder is missing, or there is not one record to show.
+    """
+    from bench.errors import UserError
+    from bench.record import read_records
+    from leaderboard.table import boards
+
+    given = folders or [PUBLISHED]
+    if not folders and not PUBLISHED.is_dir():
+        given = []
+    # Of a store only the records: what lies beside them (checkpoints, caches) is JSON too, and may be large.
+    records, unreadable = read_records(*(f / "records" if (f / "store.json").is_file() else f for f in given))
+    found, unfit = boards(records)
+    bad = unreadable + unfit
+    for line in bad:
+        print(line, file=sys.stderr)
+    if not found:
+        where = ", ".join(map(str, folders)) if folders else "the published records"
+        why = f"none of {len(bad)} could be used" if bad else "only tuning runs" if records else "no records"
+        raise UserError(
+            f"{where}: {why}; make some with 'distillbench run <suite>/<setting> --method <slug> --seeds 5 --out runs' "
+            "and name their folder: --records runs"
+        )
+    return found, bad
+
+
+def _build(args: argparse.Namespace) -> int:
+    found, bad = _boards(args.records)
+    from leaderboard.site import build
+
+    index = build(found, args.out)
+    if args.json:
+        tracks = sorted({b.track for b in found})
+        print(json.dumps({"index": str(index), "tracks": tracks, "boards": len(found), "unreadable": bad}))
+    else:
+        print(index)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    found, _ = _boards(args.records)
+    from bench.errors import unknown
+    from leaderboard.table import by_metric
+
+    same = [b for b in found if b.track == args.track]
+    if not same:
+        raise unknown("track", args.track, {b.track for b in found})
+    board = by_metric(same[0], args.metric)
+    if args.json:
+        print(json.dumps(_rows(board), indent=1, allow_nan=False))
+        return 0
+    if sys.stdout.isatty():
+        _print_rich(board, older=len(same) - 1)
+    else:
+        for line in _lines(board):
+            print("\t".join(" ".join(cell.split()) for cell in line))
+    return 0
+
+
+def _rows(board: Board) -> list[dict[str, Any]]:
+    """The rows of ``board show --json``: scores in the metric's unit, gaps as ratios, ``cost`` meter -> mean over seeds."""
+    from leaderboard.export import NOTHING, rounded
+
+    out = []
+    for row in board.rows:
+        score, gap = row.intervals.get(board.metric.name, NOTHING), row.gap or NOTHING
+        cells = {
+            "method": row.name,
+            "control": row.control,
+            "status": row.status,
+            "seeds": len(row.scores.get(board.metric.name, {})),
+            "score": score.estimate,
+            "low": score.low,
+            "high": score.high,
+            "gap_closed": gap.estimate,
+            "gap_low": gap.low,
+            "gap_high": gap.high,
+            "rank": row.rank,
+        }
+        out.append({k: rounded(v) for k, v in cells.items()} | {"cost": {m: rounded(v) for m, v in row.cost.items()}})
+    return out
+
+
+def _lines(board: Board) -> list[list[str]]:
+    """For pipes: a heading and a line a row, every cell one word or sentence."""
+    lines = [
+        [
+            "rank",
+            "method",
+            board.metric.name,
+            "low",
+            "high",
+            "gap_closed",
+            "gap_low",
+            "gap_high",
+            "seeds",
+            "wall_seconds",
+            "status",
+            "reason",
+        ]
+    ]
+    for row, data in zip(board.rows, _rows(board), strict=True):
+        numbers = [data[k] for k in ("score", "low", "high", "gap_closed", "gap_low", "gap_high")]
+        seeds, wall = f"{data['seeds']}/{len(board.seeds)}", data["cost"]["wall_seconds"]
+        status = "control" if row.control and row.status == "ok" else row.status
+        printed = ["" if v is None else f"{v:.6g}" for v in (row.rank, *numbers, wall)]
+        lines.append([printed[0], row.name, *printed[1:7], seeds, printed[7], status, row.reason])
+    return lines
+
+
+def _print_rich(board: Board, older: int) -> None:
+    """For people: fits 80 columns; reasons stand below the table instead of squeezing it."""
+    import math
+
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    metric = board.metric
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("rank", "method", metric.name, "gap closed", "seeds", "wall s", "status"):
+        text = name in ("method", "status")
+        table.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in board.rows:
+        score, gap, wall = row.intervals.get(metric.name), row.gap, row.cost["wall_seconds"]
+        half = f" ± {score.high - score.estimate:.2g}" if score and math.isfinite(score.high) else ""
+        cells = (
+            str(row.rank or "–"),
+            row.name,
+            f"{score.estimate:.4g}{half}" if score else "–",
+            f"{gap.estimate:.0%} [{100 * gap.low:.0f}, {100 * gap.high:.0f}]" if gap else "–",
+            f"{len(row.scores.get(metric.name, {}))}/{len(board.seeds)}",
+            "–" if wall is None else f"{wall:.4g}",
+            "control" if row.control and row.status == "ok" else row.status.replace("_", " "),
+        )
+        table.add_row(*map(Text, cells), style="dim" if row.rank is None else "bold" if row.rank == 1 else "")
+    lines = [f"{row.name}: {row.reason}" for row in board.rows if row.reason]
+    lines.append(f"{metric.name} in {metric.unit}, {metric.better} is better; 95% intervals over seeds; ties share a rank")
+    if older:
+        lines.append(f"{older} earlier board{'s' * (older > 1)} of this track: 'distillbench board build' shows what differs")
+    console = Console(highlight=False)
+    console.print(Text(board.track, style="bold"))
+    console.print(table)
+    for line in lines:
+        console.print(Text(line, style="dim"))

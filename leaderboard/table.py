@@ -1,0 +1,383 @@
+"""Records in, boards out: which rows there are, what they score, who is ahead, and by how much we are sure.
+
+A board belongs to one *arena*: everything in a spec that all runs of a track share (suite card and source, setting with
+its budget, split, digests of data and teacher, engine, schema). Numbers of different arenas never meet in one table.
+Within an arena a row is one entry: a method's card, source and hyper-parameters. Seeds are the unit of every statistic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.card import SLUG, Beats, Card, Hyperparameter, Metric, Reported, Setting, SuiteCard, from_data
+from bench.errors import UserError
+from bench.record import Record, Status, canonical, sha256
+from bench.stats import Interval, gap_closed, mean_interval, ranks
+
+METERS = ("wall_seconds", "training_flops", "student_examples", "teacher_examples", "parameters", "peak_memory_bytes")
+
+Scores = Mapping[int, float]  # seed -> value
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A run that gave no score, or one over budget. ``settled`` is True where another record of the same run was scored."""
+
+    seed: int
+    status: Status
+    reason: str
+    settled: bool
+
+
+def segment(name: str) -> str:
+    """``name`` as one part of a path; a name from a record that could leave its folder becomes a hash."""
+    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) else f"x-{sha256(name.encode())[:16]}"
+
+
+def method_page(problem: str, slug: str) -> str:
+    """Path of a method's page in the site: a slug is unique within its problem only."""
+    return f"methods/{segment(problem)}/{segment(slug)}.html"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry of a board.
+
+    Attributes:
+        key: SHA-256 of method card, source and hyper-parameters.  name: what people call it; unique on its board.
+        status: ``ok``; ``over_budget`` where any scored seed was; ``failed`` or ``skipped`` where no seed was scored.
+        seeds: the scored ones, ascending.  troubles: the runs without a score, by seed, with their reasons.
+        scores: metric -> seed -> value.  intervals: metric -> mean over seeds with its 95% interval, in the metric's unit.
+        steps: metric -> the step in which a score can differ (1/n for means of 0/1 values), else 0.
+        cost: meter -> mean over the scored seeds (seconds, FLOPs, examples, parameters, bytes); None where not metered.
+        trials: records on the tune split for this method on this track.
+        commits: commits of the repository that the scored runs were made from.
+        rank: 1 + how many are significantly better, or None where not ranked (controls, over budget, under two seeds).
+        gap: gap closed as a ratio (1 is the teacher's level), or None with the reason in ``gap_reason``.
+    """
+
+    key: str
+    name: str
+    card: Card
+    source: str
+    hyperparameters: dict[str, Any]
+    control: bool
+    status: Status
+    seeds: tuple[int, ...]
+    troubles: tuple[Trouble, ...]
+    scores: dict[str, dict[int, float]]
+    intervals: dict[str, Interval]
+    steps: dict[str, float]
+    cost: dict[str, float | None]
+    trials: int
+    commits: tuple[str, ...]
+    created: str
+    rank: int | None = None
+    gap: Interval | None = None
+    gap_reason: str = ""
+
+    @property
+    def page(self) -> str:
+        """Path of its method's page in the site."""
+        return method_page(self.card.problem, self.card.slug)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The hyper-parameters that differ from the card's defaults."""
+        defaults = {name: hp.default for name, hp in self.card.hyperparameters.items()}
+        return {k: v for k, v in sorted(self.hyperparameters.items()) if k not in defaults or defaults[k] != v}
+
+    @property
+    def reason(self) -> str:
+        """Why runs of this row have no score or are over budget, in one line; empty where all is well."""
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for t in self.troubles:
+            by_reason[f"{t.status.replace('_', ' ')}: {t.reason}{' (run again since)' if t.settled else ''}"].append(str(t.seed))
+        return "; ".join(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} {why}" for why, seeds in by_reason.items())
+
+
+@dataclass(frozen=True)
+class Board:
+    """The table of one arena, best row first, judged in ``metric``.
+
+    Attributes:
+        key: SHA-256 of the arena.  arena: the shared part of the specs, as plain data.
+        rows: ranked rows, then controls, then rows without a rank, then rows without a score.
+        seeds: every seed that any row was run with.  created: of its newest record.
+        differs: what distinguishes it from the track's newest board; empty for that one.
+    """
+
+    key: str
+    arena: dict[str, Any]
+    suite: SuiteCard
+    setting_name: str
+    setting: Setting
+    metric: Metric
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    created: str
+    differs: tuple[str, ...] = ()
+
+    @property
+    def track(self) -> str:
+        """``suite/setting``."""
+        return f"{self.suite.slug}/{self.setting_name}"
+
+    @property
+    def leaders(self) -> tuple[Row, ...]:
+        """The rows that share rank 1."""
+        return tuple(r for r in self.rows if r.rank == 1)
+
+    def reference(self, slug: str) -> Row | None:
+        """The scored row that stands for ``slug`` in comparisons: card defaults before others, newest first."""
+        return reference(self.rows, slug)
+
+
+def reference(rows: Sequence[Row], slug: str) -> Row | None:
+    """The scored row of ``slug`` that others are compared with, or None. Defaults first, so nobody picks the weakest."""
+    own = [r for r in rows if r.card.slug == slug and r.seeds]
+    return max(own, key=lambda r: (not r.changed, r.created, r.key)) if own else None
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def boards(records: Iterable[Record]) -> tuple[list[Board], list[str]]:
+    """Every board that ``records`` give, by track and newest first, and a line for each record that fits none.
+
+    The order of ``records`` does not matter. Only the test split makes rows; the tune split is counted as trials.
+    """
+    arenas: dict[bytes, list[Record]] = defaultdict(list)
+    trials: Counter[tuple[str, str]] = Counter()
+    bad: list[str] = []
+    for record in records:
+        if record.spec.get("split") == "tune":
+            trials[record.track, record.slug] += 1
+        elif record.spec.get("split") == "test":
+            arenas[canonical({k: v for k, v in record.spec.items() if k not in ("method", "seed", "seeds")})].append(record)
+        else:
+            bad.append(f"record {record.id[:16]}: unknown split {record.spec.get('split')!r}")
+    found: dict[str, list[Board]] = defaultdict(list)
+    for key in sorted(arenas):
+        try:
+            board = _board(sha256(key), arenas[key], trials, bad)
+        except UserError as error:
+            bad.extend(f"record {r.id[:16]}: {error}" for r in arenas[key])
+            continue
+        if board.rows:
+            found[board.track].append(board)
+    out: list[Board] = []
+    for _, same in sorted(found.items()):
+        newest, *older = sorted(sorted(same, key=lambda b: b.key), key=lambda b: b.created, reverse=True)
+        out += [newest, *(dataclasses.replace(b, differs=_differences(newest, b)) for b in older)]
+    return out, sorted(bad)
+
+
+def by_metric(board: Board, name: str | None) -> Board:
+    """``board`` judged in another metric of its suite. Raises UserError for an unknown metric (with the nearest)."""
+    metric = board.suite.metric(name)
+    return dataclasses.replace(board, metric=metric, rows=_judge(board.rows, metric))
+
+
+def _board(key: str, records: list[Record], trials: Counter[tuple[str, str]], bad: list[str]) -> Board:
+    suite, name = _suite(records[0].spec)
+    entries: dict[bytes, list[Record]] = defaultdict(list)
+    for record in records:
+        entries[canonical(record.spec["method"])].append(record)
+    rows, used = [], []
+    for entry in sorted(entries):
+        try:
+            rows.append(_row(sha256(entry), entries[entry], suite, trials))
+            used += entries[entry]
+        except UserError as error:
+            bad.extend(f"record {r.id[:16]}: {error}" for r in entries[entry])
+    return Board(
+        key=key,
+        arena={k: v for k, v in records[0].spec.items() if k not in ("method", "seed", "seeds")},
+        suite=suite,
+        setting_name=name,
+        setting=suite.settings[name],
+        metric=suite.metric(),
+        rows=_judge(_named(rows), suite.metric()),
+        seeds=tuple(sorted({r.seed for r in used})),
+        created=max((r.created for r in used), default=""),
+    )
+
+
+def _suite(spec: dict[str, Any]) -> tuple[SuiteCard, str]:
+    card, name = from_data(spec["suite"]["card"]), spec["setting"]
+    whole = (
+        isinstance(card, SuiteCard)
+        and _typed(card, title=str, problem=str, metrics=tuple, controls=tuple, settings=dict, summary=str)
+        and all(isinstance(m, Metric) and m.better in ("higher", "lower") for m in card.metrics)
+        and isinstance(card.settings.get(name), Setting)
+    )
+    if not whole or not SLUG.fullmatch(card.slug):
+        raise UserError("its suite card is not whole")
+    return card, name
+
+
+def _method(spec: dict[str, Any]) -> Card:
+    card: Card = from_data(spec["card"])
+    whole = (
+        isinstance(card, Card)
+        and _typed(
+            card, title=str, problem=str, equations=dict, hyperparameters=dict, claims=tuple, deviations=tuple, exempt=dict, results=str
+        )
+        and all(isinstance(h, Hyperparameter) for h in card.hyperparameters.values())
+        and all(isinstance(c, Beats) or (isinstance(c, Reported) and isinstance(c.value, int | float)) for c in card.claims)
+    )
+    if not whole or not SLUG.fullmatch(card.slug) or not _typed(spec, source=str, hyperparameters=dict):
+        raise UserError("its method card is not whole")
+    return card
+
+
+def _typed(value: Any, **types: type) -> bool:
+    """Whether the named fields have their types: a record from outside is checked before a page relies on it."""
+    return all(isinstance(value.get(n) if isinstance(value, dict) else getattr(value, n), t) for n, t in types.items())
+
+
+def _row(key: str, records: list[Record], suite: SuiteCard, trials: Counter[tuple[str, str]]) -> Row:
+    spec = records[0].spec["method"]
+    card = _method(spec)
+    scored: dict[int, Record] = {}
+    for record in sorted(records, key=lambda r: (r.created, r.id)):  # the newest of one seed stays
+        if record.finished and record.value(suite.primary) is not None:
+            scored[record.seed] = record
+    seeds = tuple(sorted(scored))
+    chosen = [scored[s] for s in seeds]
+    troubles = {
+        Trouble(r.seed, r.status, r.reason or f"{suite.primary} was not scored", scored.get(r.seed) is not r and r.seed in scored)
+        for r in records
+        if not r.finished or r.value(suite.primary) is None or (r.status == "over_budget" and scored[r.seed] is r)
+    }
+    scores: dict[str, dict[int, float]] = {}
+    steps: dict[str, float] = {}
+    for metric in suite.metrics:
+        found = {s: m for s in seeds for m in scored[s].measurements if m.metric == metric.name}
+        if found:
+            scores[metric.name] = {s: float(m.value) for s, m in found.items()}
+            binary = all(m.per_example and m.n and set(m.per_example) <= {0, 1} for m in found.values())
+            steps[metric.name] = 1 / min(m.n for m in found.values()) if binary else 0.0
+    return Row(
+        key=key,
+        name=card.slug,
+        card=card,
+        source=spec["source"],
+        hyperparameters=spec["hyperparameters"],
+        control=card.control or card.slug in suite.controls,
+        status=_status(records, chosen),
+        seeds=seeds,
+        troubles=tuple(sorted(troubles, key=lambda t: (t.seed, t.status, t.reason, t.settled))),
+        scores=scores,
+        intervals={name: mean_interval(list(by_seed.values())) for name, by_seed in scores.items()},
+        steps=steps,
+        cost={m: _mean([r.cost.get("total", {}).get(m) for r in chosen]) for m in METERS},
+        trials=trials[records[0].track, card.slug],
+        commits=tuple(sorted({str(c) for r in chosen if (c := r.environment.get("commit"))})),
+        created=max(r.created for r in records),
+    )
+
+
+def _status(records: list[Record], scored: list[Record]) -> Status:
+    """One seed over budget spoils the comparison at equal cost for the whole row."""
+    if scored:
+        return "over_budget" if any(r.status == "over_budget" for r in scored) else "ok"
+    return "skipped" if all(r.status == "skipped" for r in records) else "failed"
+
+
+def _mean(values: list[Any]) -> float | None:
+    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return statistics.fmean(numbers) if numbers else None
+
+
+def _named(rows: list[Row]) -> list[Row]:
+    """Slug, then what differs from the card's defaults, then as much of a hash as still tells rows apart."""
+
+    def unique(rows: list[Row], suffix: str) -> list[Row]:
+        shared = Counter(r.name for r in rows)
+        return [dataclasses.replace(r, name=f"{r.name} @{getattr(r, suffix)[:8]}") if shared[r.name] > 1 else r for r in rows]
+
+    labels = [", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.changed.items()) for r in rows]
+    named = [dataclasses.replace(r, name=f"{r.name} ({text})") if text else r for r, text in zip(rows, labels, strict=True)]
+    return unique(unique(named, "source"), "key")
+
+
+# --- judging ------------------------------------------------------------------------------------------------------
+
+
+def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
+    """Ranks and gaps of ``rows`` in ``metric``, best first."""
+    name = metric.name
+    entrants = {r.key: r for r in rows if not r.control and r.status == "ok" and len(r.scores.get(name, {})) >= 2}
+    steps = [r.steps[name] for r in entrants.values()]
+    place = ranks(
+        {k: r.scores[name] for k, r in entrants.items()},
+        higher_is_better=metric.better == "higher",
+        resolution=max(steps) if steps and all(steps) else 0.0,
+    )
+    scratch, teacher = reference(rows, "scratch"), reference(rows, "teacher")
+    judged = []
+    for row in rows:
+        gap, reason = _gap(row, scratch, teacher, name)
+        judged.append(dataclasses.replace(row, rank=place.get(row.key), gap=gap, gap_reason=reason))
+
+    def order(row: Row) -> tuple[float, ...]:
+        score = row.intervals[name].estimate if name in row.intervals else 0.0
+        group = 0 if row.rank else 3 if name not in row.intervals else 1 if row.control else 2
+        return (group, row.rank or 0, -score if metric.better == "higher" else score)
+
+    return tuple(sorted(judged, key=lambda r: (*order(r), r.name)))
+
+
+def _gap(row: Row, scratch: Row | None, teacher: Row | None, metric: str) -> tuple[Interval | None, str]:
+    """The gap closed by a row, or None and the reason why there is no such number."""
+    if scratch is None or metric not in scratch.scores:
+        return None, "no scored scratch on this board"
+    if teacher is None or metric not in teacher.scores:
+        return None, "no scored teacher on this board"
+    if row.key in (scratch.key, teacher.key):
+        return None, "an end of the gap itself"
+    if metric not in row.scores:
+        return None, "no score"
+    low, high = scratch.scores[metric], teacher.scores[metric]
+    if len(row.scores[metric].keys() & low.keys() & high.keys()) < 2:
+        return None, "fewer than two seeds shared with scratch and teacher"
+    gap = gap_closed(row.scores[metric], low, high)
+    return gap, "" if gap else "scratch and teacher are not separated"
+
+
+# --- what differs between arenas ----------------------------------------------------------------------------------
+
+
+def _differences(newest: Board, other: Board) -> tuple[str, ...]:
+    """What sets ``other`` apart from the track's newest board: ``budget.student_examples 1000 (newest: 2000)``."""
+    here, there = _flat(other.arena), _flat(newest.arena)
+    lines = []
+    for path in sorted(here.keys() | there.keys()):
+        a, b = here.get(path), there.get(path)
+        if a != b:
+            label = path.removeprefix(f"suite.card.settings.{other.setting_name}.").removeprefix("suite.card.")
+            lines.append(f"{label.replace('suite.source', 'suite source')} {_short(a)} (newest: {_short(b)})")
+    return tuple(lines)
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, dict) and data:
+        return {k: v for name, inner in data.items() for k, v in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()}
+    if isinstance(data, list) and data:
+        return {k: v for i, inner in enumerate(data) for k, v in _flat(inner, f"{prefix}.{i}").items()}
+    return {prefix: data}
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return text[:8]
+    return text if len(text) <= 60 else f"{text[:57]}..."

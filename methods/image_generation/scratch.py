@@ -1,0 +1,31 @@
+"""The control every gain is measured from: the same student, data and budget, and no teacher."""
+
+from __future__ import annotations
+
+from bench.card import Card
+from bench.data import Batch
+from bench.diffusion import denoising_loss, per_row
+from bench.problems.image_generation import ImageGeneration
+from bench.run import Losses, Run
+from bench.student import Student
+
+CARD = Card(
+    slug="scratch",
+    version=1,
+    problem="image-generation",
+    title="Denoising the real samples alone",
+    control=True,
+    equations={"distill": "L = lambda(s) mean (D(x_0 + s eps; s) - x_0)^2, over real x_0 and all noise levels s; sampled in one step"},
+)
+
+
+def distill(problem: ImageGeneration, run: Run) -> Student:
+    """The teacher's kind of training, on real samples, for the whole budget; sampled at the student's number of steps."""
+
+    def loss(batch: Batch) -> Losses:
+        sigma = problem.levels(batch.inputs, run.generator("levels"))
+        noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
+        denoised = problem.student(noisy, sigma, batch.labels)
+        return run.loss(denoise=denoising_loss(denoised, batch.inputs, sigma, sigma_data=problem.sigma_data))
+
+    return run.fit(problem.student, loss, problem.batches, recipe=problem.one_step())

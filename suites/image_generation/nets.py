@@ -1,0 +1,116 @@
+"""Networks of the generation settings: the student's denoiser and the exact teacher."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bench.diffusion import consistency_scalings, edm_scalings, per_row
+from bench.errors import unknown
+from bench.nets import Architecture
+
+FREQUENCIES = 8
+
+
+class _Block(nn.Module):
+    """h + W2 silu(W1 ((1 + scale(e)) h + shift(e))): a residual block modulated by the condition e.
+
+    Without normalisation: in few dimensions the length of h says how far out a sample is.
+    """
+
+    def __init__(self, width: int, condition: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(condition, 2 * width)
+        self.widen = nn.Linear(width, width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulation(condition).chunk(2, dim=1)
+        changed: Tensor = self.project(nn.functional.silu(self.widen(hidden * (1 + scale) + shift)))
+        return hidden + changed
+
+
+class Denoiser(nn.Module):
+    """A residual MLP with EDM's preconditioning, or with the consistency boundary f(x, sigma_min) = x.
+
+    ``forward``: noisy (B, *shape), sigma (B,), labels (B,) int64 or None -> x_0 estimate (B, *shape). Its last layer starts at 0,
+    so a fresh network answers c_skip x.
+
+    Args:
+        shape: of one sample.  width, blocks: of the MLP.  classes: 0 for an unconditional network; labels are then ignored.
+        boundary: whether :func:`bench.diffusion.consistency_scalings` replace EDM's. The weights are the same either way.
+    """
+
+    def __init__(
+        self, shape: list[int], width: int, blocks: int, sigma_data: float, sigma_min: float, classes: int = 0, boundary: bool = False
+    ) -> None:
+        super().__init__()
+        self.shape, self.sigma_data, self.sigma_min, self.boundary = tuple(shape), sigma_data, sigma_min, boundary
+        size, condition = math.prod(shape), 2 * FREQUENCIES
+        self.classes = nn.Embedding(classes, condition) if classes else None
+        self.embed = nn.Linear(condition, width)
+        self.enter = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(_Block(width, width) for _ in range(blocks))
+        self.leave = nn.Linear(width, size)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, noisy: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The x_0 estimate (B, *shape)."""
+        if self.boundary:
+            c_skip, c_out, c_in, c_noise = consistency_scalings(sigma, sigma_data=self.sigma_data, sigma_min=self.sigma_min)
+        else:
+            c_skip, c_out, c_in, c_noise = edm_scalings(sigma, sigma_data=self.sigma_data)
+        angle = math.pi * c_noise[:, None] * torch.arange(1, FREQUENCIES + 1, dtype=sigma.dtype, device=sigma.device)
+        condition = torch.cat([angle.cos(), angle.sin()], dim=1)
+        if self.classes is not None and labels is not None:
+            condition = condition + self.classes(labels)
+        condition = nn.functional.silu(self.embed(condition))
+        hidden = self.enter((per_row(c_in, noisy) * noisy).flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        answer: Tensor = per_row(c_skip, noisy) * noisy + per_row(c_out, noisy) * self.leave(hidden).view_as(noisy)
+        return answer
+
+
+class GaussianMixture(nn.Module):
+    """The exact denoiser of equally likely N(m_k, std^2 I), at every noise level.
+
+    E[x_0 | x] = sum_k w_k (m_k + r (x - m_k)),  w = softmax_k(-|x - m_k|^2 / (2 (std^2 + s^2))),  r = std^2 / (std^2 + s^2).
+    ``forward``: noisy (B, d), sigma (B,), labels ignored -> (B, d). Computes in the type of ``noisy``.
+    """
+
+    means: Tensor
+    std: Tensor
+
+    def __init__(self, means: list[list[float]], std: float) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.tensor(means, dtype=torch.float64))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float64))
+
+    def forward(self, noisy: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The posterior mean (B, d)."""
+        means, variance = self.means.to(noisy.dtype), self.std.to(noisy.dtype) ** 2
+        total = (variance + sigma**2)[:, None]
+        # |x|^2 is the same for every component and drops out of the softmax; so do equal |m_k|^2, but not others.
+        weight = torch.softmax((noisy @ means.T - (means**2).sum(1) / 2) / total, dim=1)
+        kept = variance / total
+        return kept * noisy + (1 - kept) * (weight @ means)
+
+
+def build(architecture: Architecture, seed: int) -> nn.Module:
+    """The network an :class:`Architecture` names, freshly initialised from ``seed`` and tagged for export.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    kinds = {"denoiser-mlp": Denoiser, "gaussian-mixture": GaussianMixture}
+    if architecture.name not in kinds:
+        raise unknown("architecture", architecture.name, kinds)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net: nn.Module = kinds[architecture.name](**architecture.arguments)
+    net.architecture = architecture  # type: ignore[assignment]
+    return net
