@@ -7,15 +7,13 @@ their last checkpoint and finished ones are restored, so the code between them m
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import functools
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,112 +24,14 @@ from bench.card import Budget, Training
 from bench.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from bench.data import Batch, Batches
 from bench.errors import Diverged, UserError
+from bench.learner import Backward, Learner, Losses, rate
 from bench.oracle import Meter
 from bench.record import derive_seed
 from bench.student import Student
 
-Losses = Mapping[str, Tensor]
-Backward = Callable[[dict[str, Tensor], list[nn.Parameter]], None]
+__all__ = ["Learner", "Losses", "Run", "has_bfloat16"]
 
 TRACED = 40  # points of each loss term that a record keeps
-
-
-class Learner:
-    """A network with its loss and its optimizer: one player of a loop.
-
-    Args:
-        module: what is trained.
-        loss: ``loss(batch)`` returns ``run.loss(...)``.
-        extra: networks trained along and thrown away (regressors, auxiliary heads).
-        updates: optimizer steps of this learner per iteration of the loop.
-        ema: decay of an exponential moving average of the weights, kept as :attr:`average`, or None.
-        counts: what one example of an update is metered as; None for an auxiliary network such as a fake score.
-        backward: replaces the sum-and-backward: gets the reduced terms and the parameters, and leaves ``.grad`` set.
-        options: fields of :class:`bench.card.Training` that differ from the track's (``learning_rate=2e-4``).
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Callable[[Batch], Losses],
-        *,
-        extra: Sequence[nn.Module] = (),
-        updates: int = 1,
-        ema: float | None = None,
-        counts: Literal["student_examples", "teacher_examples"] | None = "student_examples",
-        backward: Backward | None = None,
-        **options: Any,
-    ) -> None:
-        self.module = module
-        self.loss = loss
-        self.extra = list(extra)
-        self.updates = updates
-        self.decay = ema
-        self.average = copy.deepcopy(module).requires_grad_(False) if ema is not None else None
-        self.counts = counts
-        self.backward = backward
-        self.options = options
-        self.parameters = [p for m in (module, *self.extra) for p in m.parameters() if p.requires_grad]
-        self.training: Training
-        self.optimizer: torch.optim.Optimizer
-
-    def prepare(self, training: Training, device: torch.device) -> None:
-        """Move to ``device`` and make the optimizer."""
-        for module in (self.module, *self.extra, *([self.average] if self.average is not None else [])):
-            module.to(device)
-        self.training = dataclasses.replace(training, **self.options)
-        self.optimizer = make_optimizer(self.parameters, self.training)
-
-    def follow(self) -> None:
-        """Move the average towards the weights; buffers are copied."""
-        if self.average is None or self.decay is None:
-            return
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), 1 - self.decay)
-            for mean, now in zip(self.average.buffers(), self.module.buffers(), strict=True):
-                mean.copy_(now)
-
-    def state(self) -> dict[str, Any]:
-        """All that a checkpoint needs."""
-        return {
-            "module": self.module.state_dict(),
-            "extra": [m.state_dict() for m in self.extra],
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state`."""
-        self.module.load_state_dict(state["module"])
-        for module, saved in zip(self.extra, state["extra"], strict=True):
-            module.load_state_dict(saved)
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
-def make_optimizer(parameters: Sequence[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    """The optimizer a :class:`Training` describes."""
-    lr, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, nesterov=training.nesterov, weight_decay=decay, fused=True)
-    if training.optimizer == "radam":
-        return torch.optim.RAdam(parameters, lr=lr, betas=training.betas, weight_decay=decay)
-    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
-
-
-def rate(training: Training, step: int, steps: int) -> float:
-    """The factor on the learning rate at ``step`` of ``steps`` (0-based), in [0, 1]: a function, so nothing is to be saved."""
-    done = step / max(steps, 1)
-    if training.warmup and done < training.warmup:
-        return min((step + 1) / (training.warmup * steps), 1.0)
-    if training.schedule == "cosine":
-        span = (done - training.warmup) / (1 - training.warmup)
-        return 0.5 * (1 + math.cos(math.pi * span))
-    if training.schedule == "steps":
-        return training.gamma ** sum(done >= m for m in training.milestones)
-    return 1.0
 
 
 class Run:

@@ -13,11 +13,12 @@ from bench.card import Budget, Training
 from bench.checkpoint import load_checkpoint, save_checkpoint
 from bench.data import Arrays, Batch, Shuffled
 from bench.errors import Diverged, UserError
+from bench.learner import rate
 from bench.losses import cross_entropy, kl_divergence, soft_cross_entropy, without
 from bench.nets import Architecture
 from bench.oracle import ClassifierOracle
 from bench.record import derive_seed
-from bench.run import Learner, Run, rate
+from bench.run import Learner, Run
 from bench.student import Student, tensor_digest
 
 SEEDS = {"noise": 1, "order": 2, "init": 3}

@@ -25,10 +25,11 @@ from torchvision.models import get_model
 from bench import cli
 from bench.card import Budget, Setting
 from bench.errors import UserError
+from bench.learner import rate
 from bench.nets import Architecture, Marginalized, parameters
 from bench.plan import plan, seeds_by_role
 from bench.record import Measurement, read_records, sha256
-from bench.run import Run, rate
+from bench.run import Run
 from bench.student import Student, tensor_digest
 from methods.classification import kd
 from suites import image_classification as suite
