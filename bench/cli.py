@@ -243,6 +243,9 @@ def _run(args: argparse.Namespace) -> int:
     else:
         _scores(ordered)
         print(f"records: {store.root / 'records'}   board: distillbench board show {args.track} --records {store.root}", file=sys.stderr)
+    for spec, outcome in ordered:
+        if isinstance(outcome, Record) and outcome.status != "ok":
+            print(f"{spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
     errors = {str(r): r.exit_code for r in results.values() if isinstance(r, UserError)}
     for error in sorted(errors):
         print(f"distillbench: {' '.join(error.split())}", file=sys.stderr)
