@@ -191,7 +191,7 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
     ),
     "entropy of the operating system": (
         [(STUDENT, STUDENT.replace("batch.inputs", "batch.inputs + float(np.random.default_rng().normal()) / 100"))],
-        {"seeds", "resume", "micro_batches"},
+        {"seeds", "resume", "micro_batches", "alignment"},
         "same seeds differ",
     ),
     "own fixed order of the data": (
@@ -208,7 +208,7 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
             (STUDENT, f"{STUDENT}        CALLS.append(1)\n"),
             (KD, KD.replace("divergence", "len(CALLS) / 10 * divergence")),
         ],
-        {"seeds", "resume", "micro_batches"},
+        {"seeds", "resume", "micro_batches", "alignment"},
         "same seeds differ",
     ),
     "a term of shape (B, C)": ([(KD, "kd=(student - teacher) ** 2,")], TRAINING, "shape (64, 5)"),
@@ -260,13 +260,25 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
     "teacher's rows rolled by one": (
         [(ASK, ASK.replace("(batch)", "(batch).roll(1, 0)"))],
         {"alignment", "micro_batches"},
-        "teacher's answer",
+        "another answer of the teacher",
     ),
     "labels rolled by one": ([(CE, CE.replace("batch.labels", "batch.labels.roll(1)"))], {"alignment", "micro_batches"}, "another label"),
     "teacher asked about the next example": (
         [(ASK, ASK.replace("(batch)", "(dataclasses.replace(batch, index=(batch.index + 1) % len(problem.train)))"))],
         {"alignment"},
-        "another teacher's answer",
+        "another answer of the teacher",
+    ),
+    "teacher's rows in another order": (
+        [
+            (
+                LOSS,
+                "    order = torch.randperm(len(problem.train), generator=torch.Generator().manual_seed(0))\n"
+                f"    table = problem.teacher.logits(problem.train.take(order))\n\n{LOSS}",
+            ),
+            (ASK, "        teacher = table[batch.index]\n"),
+        ],
+        {"alignment"},
+        "another answer of the teacher",
     ),
     "teacher's rows matched by step": (
         [
@@ -278,7 +290,7 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
             (ASK, "        teacher = table[(next(order) + torch.arange(len(batch))) % len(table)]\n"),
         ],
         {"alignment", "resume", "micro_batches"},
-        "another teacher's answer",
+        "another answer of the teacher",
     ),
     "exports a perturbed copy": (
         [
