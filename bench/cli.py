@@ -309,7 +309,8 @@ def _scores(ordered: Sequence[tuple[Any, Any]]) -> None:
         bad = [r.status for r in records if r.status != "ok"]
         if values:
             i = mean_interval(values)
-            rows.append([method, len(values), f"{i.estimate:.4f}", f"{i.low:.4f}", f"{i.high:.4f}", ",".join(sorted(set(bad))) or "ok"])
+            bounds = ["" if v != v else f"{v:.4f}" for v in (i.low, i.high)]  # one seed has no interval
+            rows.append([method, len(values), f"{i.estimate:.4f}", *bounds, ",".join(sorted(set(bad))) or "ok"])
         else:
             rows.append([method, 0, "", "", "", ",".join(sorted(set(bad)))])
     table(rows, ["method", "seeds", primary, "low", "high", "status"])
