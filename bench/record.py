@@ -129,9 +129,11 @@ class Record:
         return next((m.value for m in self.measurements if m.metric == metric), None)
 
     def to_json(self) -> str:
-        """The record's text: indented JSON with ``id`` and ``digest`` first."""
+        """The record's text: JSON with ``id`` and ``digest`` first and a line for each field, short because examples are many."""
         body = asdict(self)
-        return json.dumps({"id": self.id, "digest": sha256(canonical(body)), **body}, indent=1, allow_nan=False) + "\n"
+        whole = {"id": self.id, "digest": sha256(canonical(body)), **body}
+        lines = (f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'), allow_nan=False)}" for k, v in whole.items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @staticmethod
     def from_json(text: str | bytes, where: str = "record") -> Record:

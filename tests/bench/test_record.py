@@ -121,8 +121,8 @@ def test_every_edit_of_a_number_or_word_is_noticed():
         ("0.25", "0.26"),
         ('"ok"', '"failed"'),
         ('"tiny"', '"tiny2"'),
-        ('"seed": 0', '"seed": 1'),
-        ('"n": 3', '"n": 4'),
+        ('"seed":0', '"seed":1'),
+        ('"n":3', '"n":4'),
         ("0.5", "0.4"),
     ):
         assert old in text, old

@@ -1,0 +1,45 @@
+"""The published records: whole, made from a clean commit, every method and control of their tracks, at least five seeds each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+from bench.record import Record, read_records
+
+FOLDER = Path(__file__).resolve().parents[2] / "leaderboard" / "records"
+TRACKS = ("blobs", "digits", "digits-scarce", "digits-tiny")
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    found, bad = read_records(FOLDER)
+    assert not bad
+    return found
+
+
+def test_every_method_and_control_has_five_seeds(records):
+    seeds = defaultdict(set)
+    for record in records:
+        if record.status == "ok":
+            seeds[record.track, record.slug].add(record.seed)
+    wanted = {"image-generation/gaussians": "image-generation", **{f"image-classification/{t}": "classification" for t in TRACKS}}
+    for track, problem in wanted.items():
+        for entry in registry.methods().values():
+            if registry.method_card(entry).problem == problem:
+                assert len(seeds[track, entry.slug]) >= 5, (track, entry.slug)
+
+
+def test_they_name_a_clean_commit(records):
+    assert all(r.environment["commit"] and r.environment["dirty"] is False for r in records)
+
+
+def test_they_spent_the_same_budget(records):
+    for record in records:
+        used = record.cost["total"]["student_examples"]
+        assert used <= record.setting.budget.student_examples
+        if record.slug not in ("teacher", "teacher_one_step"):
+            assert used > 0.9 * record.setting.budget.student_examples, (record.track, record.slug)
