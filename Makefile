@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(VENV)/.train  ## set up, distil the digits with every method, print the board
 	$(BIN)/distillbench run image-classification/digits --method all --seeds 5 --out runs
 	@$(BIN)/distillbench board show image-classification/digits --records runs
-	@$(BIN)/distillbench board build --records runs --out site
+	@echo; printf "board: "; $(BIN)/distillbench board build --records runs --out site
 
 test: $(VENV)/.dev  ## set up, run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -27,7 +27,7 @@ bench: $(VENV)/.dev  ## speed, as ratios
 board: $(VENV)/.train  ## the published records as a site
 	$(BIN)/distillbench board build --out site
 
-records: $(VENV)/.train  ## make the published records anew (about 15 minutes on 2 cores)
+records: $(VENV)/.train  ## make the published records anew (about 20 minutes on 2 cores)
 	$(BIN)/distillbench run image-classification/blobs --method all --seeds 10 --out runs/published
 	$(BIN)/distillbench run image-classification/digits --method all --seeds 10 --out runs/published
 	$(BIN)/distillbench run image-classification/digits-scarce --method all --seeds 10 --out runs/published
