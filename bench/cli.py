@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", type=_positive, metavar="EXAMPLES", help="another number of student examples; makes another board")
     run.add_argument("--no-controls", action="store_true", help="leave out scratch, teacher and the other yardsticks")
     run.add_argument("--workers", type=_positive, metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
-    run.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="the most work a kill can lose (default 30)")
+    run.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, metavar="S", help="the most work a kill can lose (default 30)")
     run.add_argument("--json", action="store_true", help="JSON on stdout")
     run.set_defaults(call=_run)
 
@@ -136,6 +136,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> None:

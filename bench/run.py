@@ -147,7 +147,10 @@ class Run:
         left = self.budget.student_examples - self.meter.counts["student_examples"]
         steps = min(int(left) // batch_size, max(1, int(share * self.budget.student_examples) // batch_size))
         if steps < 1:
-            raise UserError(f"the budget of {self.budget.student_examples} student examples is used up before phase {self._phase!r}")
+            raise UserError(
+                f"the budget of {self.budget.student_examples} student examples is used up before phase {self._phase!r}: "
+                f"{left:.0f} left, one batch takes {batch_size}"
+            )
         return steps
 
     def fit(

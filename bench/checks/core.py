@@ -16,6 +16,7 @@ import torch
 from bench import registry
 from bench.card import Card
 from bench.errors import UserError
+from bench.plan import plan
 
 Outcome = Literal["passed", "failed", "skipped", "exempt"]
 
@@ -160,9 +161,11 @@ def check_method(name: str, *, track: str | None = None, only: Iterable[str] | N
         name: a slug or the path of a file.  track: the track to train on; by default the problem's analytic one.
 
     Raises:
-        UserError: there is no such method, or its card cannot be read.
+        UserError: there is no such method, its card cannot be read, or it cannot run on ``track``.
     """
     subject = Subject(name, track)
+    if track is not None:
+        plan(track, [name], [0], controls=False)  # what is wrong with the request is one line, not a failure of every check
     results = [one(c, subject) for c in (CHECKS if only is None else only)]
     unknown = sorted(set(subject.card.exempt) - set(CHECKS))
     if unknown:

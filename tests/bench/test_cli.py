@@ -330,3 +330,18 @@ def test_a_dead_worker_is_one_line_and_exit_code_one(cli, monkeypatch, tmp_path)
     code, _, err = cli("run", TRACK, "-m", "kd", "--seeds", "3", "--no-controls", "--out", tmp_path)
     assert code == 1
     assert [line for line in err.splitlines() if line.startswith("distillbench:")] == ["distillbench: a worker process died"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("check", "kd", "--suite", "image-classification/nope"), "unknown setting"),
+        (("check", "kd", "--suite", "image-classification/cifar100"), "--data"),
+        (("check", "dmd", "--suite", "image-classification/blobs"), "it runs on: image-generation"),
+        (("run", TRACK, "-m", "kd", "--checkpoint-seconds", "-5"), "not a number of seconds"),
+        (("run", TRACK, "-m", "kd", "--checkpoint-seconds", "soon"), "not a number of seconds"),
+    ],
+)
+def test_a_request_that_cannot_work_is_one_line_before_anything_runs(cli, monkeypatch, words, says):
+    monkeypatch.delenv("DISTILLBENCH_DATA", raising=False)
+    bad(cli(*words), 2, says)
