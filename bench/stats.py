@@ -1,7 +1,7 @@
 """Intervals, paired tests and ranks with doubt. Seeds are the unit; lengths are (n_seeds,) float arrays throughout.
 
 The interval and the test are Student's t over seeds: exact for normal seed noise at any n >= 2, and with the
-error rates that ``tests/test_stats.py`` shows by simulation at the seed counts in use. A sign-flip permutation test
+error rates that ``tests/bench/test_stats.py`` shows by simulation at the seed counts in use. A sign-flip permutation test
 over 5 seeds could never reach 0.05 two-sided, so it is not used.
 """
 
