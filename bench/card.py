@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from bench.errors import UserError, unknown
 
+LATER = {"later": True}  # a field added after records were made: see to_data
+
 SLUG = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
@@ -268,7 +270,10 @@ class Asset:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone."""
+    """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone.
+
+    ``metrics`` names those of the suite's metrics that are judged here, the primary one first; none named means all of them.
+    """
 
     tier: Literal["analytic", "embedded", "paper"]
     summary: str
@@ -280,6 +285,7 @@ class Setting:
     requires: tuple[str, ...] | list[str] = ()
     device: Literal["any", "cuda"] = "any"
     supersedes: int | None = None
+    metrics: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +332,12 @@ class SuiteCard:
             if metric.name == wanted:
                 return metric
         raise unknown("metric", wanted, [m.name for m in self.metrics])
+
+    def at(self, name: str) -> SuiteCard:
+        """The card as it is for setting ``name``: that setting alone, with the metrics and the primary one that it names."""
+        setting = self.settings[name]
+        judged = [self.metric(m) for m in setting.metrics] or self.metrics
+        return dataclasses.replace(self, settings={name: setting}, metrics=judged, primary=(*setting.metrics, self.primary)[0])
 
 
 CONSTRUCTORS = {
@@ -393,9 +405,13 @@ def _literal(node: ast.expr, path: Path) -> Any:
 
 
 def to_data(value: Any) -> Any:
-    """``value`` as plain JSON data; a dataclass becomes a dict with its class name under ``_``."""
+    """``value`` as plain JSON data; a dataclass becomes a dict with its class name under ``_``.
+
+    A field that a later version added is left out at its default, so that what does not use it keeps its identity.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        shown = (f for f in dataclasses.fields(value) if not (f.metadata.get("later") and getattr(value, f.name) == f.default))
+        fields = {f.name: to_data(getattr(value, f.name)) for f in shown}
         return {"_": type(value).__name__, **fields}
     if isinstance(value, dict):
         return {str(k): to_data(v) for k, v in value.items()}

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from bench.data import Batch
+    from bench.oracle import DenoiserOracle
     from bench.problems.image_generation import ImageGeneration
     from bench.run import Losses, Run
+
+PAIRS = 1024  # pairs solved at once
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,6 +32,19 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 def row_mean(values: Tensor) -> Tensor:
     """The mean over all but the first dimension.   (B, ...) -> (B,)."""
     return values.flatten(1).mean(1)
+
+
+def guided(network: Callable[[Tensor, Tensor, Tensor | None], Tensor], guidance: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Classifier-free guidance: D_none + g (D_label - D_none), with labels None for D_none.   Two evaluations a row.
+
+    Ho and Salimans 2022 (arXiv 2207.12598), equation 6, in the convention where g = 1 is the conditional model alone.
+    """
+
+    def answer(noisy: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        free = network(noisy, sigma, None)
+        return free + guidance * (network(noisy, sigma, labels) - free)
+
+    return answer
 
 
 # --- parameterisation -------------------------------------------------------------------------------------------
@@ -64,6 +80,15 @@ def denoising_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, *, sigma_data
     A mean over components where EDM's own code sums them: a factor that does not depend on anything trained.
     """
     return edm_weight(sigma, sigma_data=sigma_data) * row_mean((denoised - clean) ** 2)
+
+
+def pseudo_huber(difference: Tensor, *, c: float) -> Tensor:
+    """sqrt(|d|^2 + c^2) - c over a row: |d|^2 / 2c where it is small, |d| - c where it is large.   (B, ...), c > 0 -> (B,).
+
+    Charbonnier et al. 1997, as in Song and Dhariwal 2023 (arXiv 2310.14189), equation 8. |d|^2 is a sum over components.
+    """
+    squares = difference.flatten(1).square().sum(1)
+    return squares / ((squares + c**2).sqrt() + c)  # the same value without the cancellation
 
 
 # --- noise levels -----------------------------------------------------------------------------------------------
@@ -114,6 +139,25 @@ def heun_solve(denoise: Denoise, noisy: Tensor, sigmas: Sequence[float]) -> Tens
     return euler_step(denoise, noisy, levels[-1], torch.zeros_like(levels[-1]))
 
 
+def euler_solve(denoise: Denoise, noisy: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Euler steps along ``sigmas`` (decreasing, > 0), the last one to 0: DDIM's steps.   (B, ...) at ``sigmas[0]`` -> (B, ...).
+
+    The step is the same in every parameterisation that predicts x_0 on a line between data and noise: a rectified flow with
+    x_t = (1 - t) x_0 + t z takes it too, with sigma = t / (1 - t). N evaluations a row for N levels.
+    """
+    for sigma, after in pairwise([*sigmas, 0.0]):
+        noisy = euler_step(denoise, noisy, noisy.new_full((noisy.shape[0],), sigma), noisy.new_full((noisy.shape[0],), after))
+    return noisy
+
+
+def renoise(clean: Tensor, fresh: Tensor, sigma: Tensor, *, sigma_min: float) -> Tensor:
+    """``clean`` (B, ...), itself at ``sigma_min``, with noise added up to level ``sigma`` (B,): CM algorithm 1.
+
+    x + sqrt(s^2 - sigma_min^2) z with z = ``fresh`` standard normal (B, ...); levels below sigma_min add nothing.
+    """
+    return clean + per_row((sigma**2 - sigma_min**2).clamp(min=0).sqrt(), clean) * fresh
+
+
 # --- what one-step methods do first -----------------------------------------------------------------------------
 
 
@@ -139,8 +183,38 @@ def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
         run.fit(student, loss, problem.batches, share=share)
 
 
+def frozen(problem: ImageGeneration, network: nn.Module) -> DenoiserOracle:
+    """An oracle over a frozen copy of ``network`` (of the student's architecture), which counts on the teacher's meter.
+
+    After :func:`initialise` this is the teacher itself wherever teacher and student are one architecture; elsewhere it is the
+    student's imitation of it, which has the stages that an exact teacher has not.
+    """
+    return problem.teacher.over(twin(problem, network))
+
+
 def twin(problem: ImageGeneration, network: nn.Module, **arguments: object) -> nn.Module:
     """A new network of the student's architecture, with ``arguments`` over its own, that starts from the weights of ``network``."""
     other = problem.new_student(**arguments)
     other.load_state_dict(network.state_dict())
     return other
+
+
+def ode_pairs(problem: ImageGeneration, run: Run, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` pairs of the teacher's ODE: unit noise z and where Heun along the teacher's grid takes sigma_max z, with labels.
+
+    The labels are those of real samples, in the order of the stream. (count, ...), (count, ...), (count,). Phase ``pairs`` of the
+    record; the teacher is asked 2 N - 1 times a pair.
+    """
+    with run.phase("pairs"):
+        stream = problem.batches.stream(0)
+        batches = [next(stream) for _ in range(-(-count // problem.batches.batch_size))]
+        labels = torch.cat([b.labels for b in batches])[:count].to(run.device)
+        empty = batches[0].inputs.new_empty(count, *batches[0].inputs.shape[1:])
+        noise = problem.noise(empty.to(run.device), run.generator("pairs"))
+        grid = karras_grid(problem.teacher_steps, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max).tolist()
+
+        def solve(noise: Tensor, labels: Tensor) -> Tensor:
+            return heun_solve(lambda x, s: problem.teacher.denoise(x, s, labels), problem.sigma_max * noise, grid)
+
+        made = [solve(z, c) for z, c in zip(noise.split(PAIRS), labels.split(PAIRS), strict=True)]
+        return noise, torch.cat(made), labels

@@ -52,7 +52,8 @@ def guard(weights: Path, record: Record, *, margin: float, metrics: list[str] | 
     card, suite = record.suite, registry.find("suite", record.suite.slug).load()
     wanted = [card.metric(m).name for m in metrics] if metrics else [card.primary]
     measured = suite.evaluate(student, record.spec["setting"], record.setting, record.spec["seeds"], split=record.spec["split"], data=data)
-    then = {m.metric: m for m in record.measurements}
+    judged = {m.name for m in card.metrics}
+    then = {m.metric: m for m in record.measurements if m.metric in judged}
     return [
         _compare(card.metric(now.metric), then[now.metric], now, margin, now.metric in wanted) for now in measured if now.metric in then
     ]

@@ -26,7 +26,8 @@ class Learner:
         loss: ``loss(batch)`` returns ``run.loss(...)``.
         extra: networks trained along and thrown away (regressors, auxiliary heads).
         updates: optimizer steps of this learner per iteration of the loop.
-        ema: decay of an exponential moving average of the weights, kept as :attr:`average`, or None.
+        ema: decay of an exponential moving average of the weights, kept as :attr:`average` (what is exported), or None.
+        target: decay of a second average, kept as :attr:`target`, that the loss itself looks at (consistency models), or None.
         counts: what one example of an update is metered as; None for an auxiliary network such as a fake score.
         backward: replaces the sum-and-backward: gets the reduced terms and the parameters, and leaves ``.grad`` set.
         options: fields of :class:`bench.card.Training` that differ from the track's (``learning_rate=2e-4``).
@@ -40,6 +41,7 @@ class Learner:
         extra: Sequence[nn.Module] = (),
         updates: int = 1,
         ema: float | None = None,
+        target: float | None = None,
         counts: Literal["student_examples", "teacher_examples"] | None = "student_examples",
         backward: Backward | None = None,
         **options: Any,
@@ -48,8 +50,9 @@ class Learner:
         self.loss = loss
         self.extra = list(extra)
         self.updates = updates
-        self.decay = ema
         self.average = copy.deepcopy(module).requires_grad_(False) if ema is not None else None
+        self.target = copy.deepcopy(module).requires_grad_(False) if target is not None else None
+        self._followers = [(m, d) for m, d in ((self.average, ema), (self.target, target)) if m is not None and d is not None]
         self.counts = counts
         self.backward = backward
         self.options = options
@@ -59,26 +62,25 @@ class Learner:
 
     def prepare(self, training: Training, device: torch.device) -> None:
         """Move to ``device`` and make the optimizer."""
-        for module in (self.module, *self.extra, *([self.average] if self.average is not None else [])):
+        for module in (self.module, *self.extra, *(m for m, _ in self._followers)):
             module.to(device)
         self.training = dataclasses.replace(training, **self.options)
         self.optimizer = make_optimizer(self.parameters, self.training)
 
     def follow(self) -> None:
-        """Move the average towards the weights; buffers are copied."""
-        if self.average is None or self.decay is None:
-            return
+        """Move the averages towards the weights; buffers are copied."""
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), 1 - self.decay)
-            for mean, now in zip(self.average.buffers(), self.module.buffers(), strict=True):
-                mean.copy_(now)
+            for follower, decay in self._followers:
+                torch._foreach_lerp_(list(follower.parameters()), list(self.module.parameters()), 1 - decay)
+                for mean, now in zip(follower.buffers(), self.module.buffers(), strict=True):
+                    mean.copy_(now)
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint needs."""
         return {
             "module": self.module.state_dict(),
             "extra": [m.state_dict() for m in self.extra],
-            "average": None if self.average is None else self.average.state_dict(),
+            "followers": [m.state_dict() for m, _ in self._followers],
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -87,8 +89,8 @@ class Learner:
         self.module.load_state_dict(state["module"])
         for module, saved in zip(self.extra, state["extra"], strict=True):
             module.load_state_dict(saved)
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        for (module, _), saved in zip(self._followers, state["followers"], strict=True):
+            module.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
 
 

@@ -49,7 +49,7 @@ def head(module: nn.Module) -> nn.Linear:
 
 
 @contextmanager
-def _captured(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _captured(module: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -61,9 +61,9 @@ def _captured(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     def keep_input(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen["embedding"] = inputs[0]
 
-    handles = [head(module).register_forward_hook(keep_input)]
-    names: tuple[str, ...] = getattr(module, "stage_names", ())
-    handles += [module.get_submodule(n).register_forward_hook(keep(f"stage:{n}")) for n in names]
+    handles = [module.get_submodule(n).register_forward_hook(keep(f"stage:{n}")) for n in names]
+    if hasattr(module, "head_name"):
+        handles.append(head(module).register_forward_hook(keep_input))
     try:
         yield seen
     finally:
@@ -72,13 +72,29 @@ def _captured(module: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def trace(module: nn.Module, inputs: Tensor) -> Outputs:
-    """One forward pass that also shows the embedding and the stages.
+    """One forward pass of a classifier that also shows the embedding and the stages.
 
     Works for any network with ``head_name`` (a linear layer) and ``stage_names`` (submodules), by forward hooks.
     """
-    with _captured(module) as seen:
+    head(module)  # says what is missing
+    names: tuple[str, ...] = getattr(module, "stage_names", ())
+    with _captured(module, names) as seen:
         logits = module(inputs)
-    return Outputs(logits, seen["embedding"], tuple(seen[f"stage:{n}"] for n in getattr(module, "stage_names", ())))
+    return Outputs(logits, seen["embedding"], tuple(seen[f"stage:{n}"] for n in names))
+
+
+def staged(module: nn.Module, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One forward pass of any network that declares ``stage_names``: its output, and the output of each stage, with their graph.
+
+    Raises:
+        UserError: it declares none.
+    """
+    names: tuple[str, ...] = getattr(module, "stage_names", ())
+    if not names:
+        raise UserError(f"{type(module).__name__} declares no stage_names; methods that look at features need them")
+    with _captured(module, names) as seen:
+        output: Tensor = module(*inputs)
+    return output, tuple(seen[f"stage:{n}"] for n in names)
 
 
 class Marginalized(nn.Module):

@@ -137,7 +137,7 @@ def _method(entry: registry.Entry, card: Card, given: Mapping[str, Any]) -> dict
 
 def _frame(entry: registry.Entry, card: SuiteCard, setting: Setting, name: str, split: str, data: str | None) -> dict[str, Any]:
     """What every run of a track shares: two records are on one board exactly when this is the same."""
-    shown = dataclasses.replace(card, settings={name: setting})
+    shown = dataclasses.replace(card, settings={name: setting}).at(name)
     return {
         "schema": SCHEMA,
         "engine": ENGINE,

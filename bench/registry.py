@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ from bench.errors import UserError, unknown
 from bench.record import canonical, sha256
 
 Kind = Literal["method", "suite"]
+
+
+def _imported(file: Path, root: Path) -> list[Path]:
+    """The modules of the package at ``root`` (``suites``) that ``file`` imports with ``from <root>.a.b import ...``."""
+    names = re.findall(rf"^\s*from {root.name}\.([\w.]+) import", file.read_text(encoding="utf-8"), re.MULTILINE)
+    places = [root.joinpath(*name.split(".")).with_suffix(".py") for name in sorted(set(names))]
+    return [p for p in places if p.is_file()]
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,15 @@ class Entry:
         return f"{self.card.problem if self.card else self.path.parent.name.replace('_', '-')}/{self.slug}"
 
     def sources(self) -> list[Path]:
-        """The files that define it: the method's file, or every module of the suite and what suites share."""
+        """The files that define it: the method's file; of a suite every module, what suites share, and what it imports from others."""
         if self.path.name != "__init__.py":
             return [self.path]
+        own = sorted(self.path.parent.rglob("*.py"))
         shared = sorted((self.path.parent.parent / "metrics").glob("*.py"))
-        return sorted(self.path.parent.rglob("*.py")) + shared
+        found = [*own, *shared]
+        for file in found:  # grows while it is read: what is imported may import more
+            found += [p for p in _imported(file, self.path.parent.parent) if p not in found]
+        return found
 
     def source_digest(self) -> str:
         """SHA-256 over the names and bytes of :meth:`sources` (line ends normalised)."""

@@ -400,8 +400,8 @@ def beats_scratch(subject: Subject) -> str:
     """Better than the same student without a teacher on the analytic track: the 90% interval of the paired difference says so."""
     if subject.card.control:
         raise Skipped("a control is a yardstick")
-    suite = subject.track.partition("/")[0]
-    metric = registry.suite_card(registry.find("suite", suite)).metric()
+    suite, _, setting = subject.track.partition("/")
+    metric = registry.suite_card(registry.find("suite", suite)).at(setting).metric()
     ours, scratch = _scores(subject.name, subject.track), _scratch_scores(subject.track)
     ahead = paired_difference(ours, scratch, 0.9) if metric.better == "higher" else paired_difference(scratch, ours, 0.9)
     assert ahead is not None

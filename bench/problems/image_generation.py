@@ -19,10 +19,10 @@ class ImageGeneration(Problem):
 
     ``student(noisy, sigma, labels=None)`` gives an x_0 estimate, as the teacher does: noisy (B, ...), sigma (B,), labels (B,).
     A generator of few steps is that same network at a few noise levels. How it is sampled leaves with it as a recipe,
-    ``{"rule": "denoise" or "heun", "sigmas": [...]}``; the suite samples, from noise that all methods share.
+    ``{"rule": "denoise", "euler" or "heun", "sigmas": [...]}``; the suite samples, from noise that all methods share.
 
     Attributes:
-        teacher: the denoiser; every call is metered, a row an evaluation.
+        teacher: the denoiser, guided where the setting says so; every call is metered, a row an evaluation.
         batches: real samples; labels are 0 where the data has no classes.
         steps: network evaluations a sample that a student of this setting may use.
         teacher_steps: Heun steps at which the teacher is taken to be converged.
@@ -50,11 +50,38 @@ class ImageGeneration(Problem):
         place = 1 - (low + (high - low) * torch.rand(like.shape[0], generator=generator, dtype=like.dtype))
         return karras_level(place, sigma_min=self.sigma_min, sigma_max=self.sigma_max).to(like.device)
 
-    def one_step(self, sigma: float | None = None) -> dict[str, object]:
-        """The recipe of a one-step generator: x = f(sigma z, sigma), at sigma_max unless told otherwise."""
-        return {"rule": "denoise", "sigmas": [self.sigma_max if sigma is None else sigma]}
+    def lognormal_levels(self, like: Tensor, generator: torch.Generator, *, mean: float, std: float) -> Tensor:
+        """A noise level for every row of ``like`` (B, ...): ln s ~ N(mean, std^2), kept within the schedule.   Returns (B,).
+
+        EDM (arXiv 2206.00364), table 1, trains at mean -1.2, std 1.2.
+        """
+        level = (mean + std * torch.randn(like.shape[0], generator=generator, dtype=like.dtype)).exp()
+        return level.clamp(self.sigma_min, self.sigma_max).to(like.device)
+
+    def few_steps(self, steps: int = 0, start: float | None = None) -> list[float]:
+        """Noise levels of a generator of ``steps`` evaluations (0: as many as the setting allows), evenly placed on the schedule.
+
+        The first is ``start``, sigma_max by default and at most; level i is Karras' schedule from there at place i / steps, which
+        for one step is ``start`` alone.
+
+        Raises:
+            ValueError: more steps than the setting allows.
+        """
+        count, first = steps or self.steps, min(start or self.sigma_max, self.sigma_max)
+        if count > self.steps:
+            raise ValueError(f"{count} steps, where this setting allows {self.steps} evaluations a sample")
+        return karras_grid(count + 1, sigma_min=self.sigma_min, sigma_max=first)[:-1].tolist()
+
+    def recipe(self, steps: int = 0, start: float | None = None) -> dict[str, object]:
+        """The recipe of a generator of few steps: x = f(s_1 z, s_1), then noise anew and f again at each of :meth:`few_steps`."""
+        return {"rule": "denoise", "sigmas": self.few_steps(steps, start)}
 
     def heun(self, steps: int | None = None) -> dict[str, object]:
-        """The recipe of the probability-flow ODE: Heun along ``steps`` Karras levels, the teacher's number by default."""
+        """The recipe of the teacher's probability-flow ODE: Heun along ``steps`` Karras levels, guided as the teacher is."""
         grid = karras_grid(steps or self.teacher_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
-        return {"rule": "heun", "sigmas": grid.tolist()}
+        return {"rule": "heun", "sigmas": grid.tolist(), **self.guidance}
+
+    @property
+    def guidance(self) -> dict[str, object]:
+        """What a recipe of the teacher's own network needs besides rule and levels: its guidance, where that is not 1."""
+        return {} if self.teacher.guidance == 1.0 else {"guidance": self.teacher.guidance}

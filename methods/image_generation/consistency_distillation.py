@@ -92,4 +92,4 @@ def distill(
     with run.phase("distil"):
         run.loop([learner], problem.batches)
     assert learner.average is not None
-    return run.export(learner.average, recipe=problem.one_step(), averaged=True)
+    return run.export(learner.average, recipe=problem.recipe(), averaged=True)

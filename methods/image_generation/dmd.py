@@ -7,9 +7,10 @@ from torch import Tensor
 
 from bench.card import Beats, Card, Integer, Paper, Real, Reported
 from bench.data import Batch
-from bench.diffusion import denoising_loss, heun_solve, initialise, karras_grid, per_row, row_mean, twin
+from bench.diffusion import ode_pairs, per_row, row_mean
+from bench.matching import Matching
 from bench.problems.image_generation import ImageGeneration
-from bench.run import Learner, Losses, Run
+from bench.run import Losses, Run
 from bench.student import Student
 
 CARD = Card(
@@ -32,13 +33,14 @@ CARD = Card(
     hyperparameters={
         "regression_weight": Real(5.0, ge=0, note="lambda_reg; the paper's value for CIFAR-10; 0 leaves the pairs out"),
         "pairs": Integer(4096, ge=1, note="noise-sample pairs of the teacher's ODE, made before training"),
-        "generator_rate": Real(1e-3, gt=0),
-        "fake_rate": Real(1e-3, gt=0),
+        "generator_rate": Real(0.333, gt=0, note="times the track's learning rate"),
+        "fake_rate": Real(0.333, gt=0, note="times the track's learning rate"),
         "beta1": Real(0.9, ge=0, lt=1),
         "fake_updates": Integer(1, ge=1, note="fake-score steps per generator step; DMD2 takes 5"),
         "start_sigma": Real(2.5, gt=0, note="noise level the generator is evaluated at"),
         "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a place on the Karras schedule"),
         "high": Real(0.98, gt=0, le=1),
+        "average": Real(0.99, ge=0, lt=1, note="decay of the generator's average, which is exported; 0 exports the last weights"),
         "initial_share": Real(0.15, gt=0, lt=1, note="part of the budget for the initialisation, where weights cannot be copied"),
     },
     claims=[
@@ -90,52 +92,25 @@ def distill(
     start_sigma: float,
     low: float,
     high: float,
+    average: float,
     initial_share: float,
 ) -> Student:
     """Generator and fake score in turn; the generator also regresses onto pairs of the teacher's ODE."""
-    student, teacher = problem.student, problem.teacher
-    initialise(problem, run, share=initial_share)
-    fake = twin(problem, student)
-    start = min(start_sigma, problem.sigma_max)
+    game = Matching(problem, run, start=start_sigma, low=low, high=high, initial_share=initial_share)
     references = ode_pairs(problem, run, pairs) if regression_weight else None
 
-    def generate(noise: Tensor) -> Tensor:
-        answer: Tensor = student(start * noise, noise.new_full((len(noise),), start))
-        return answer
-
     def generator_loss(batch: Batch) -> Losses:
-        generated = generate(problem.noise(batch.inputs, run.generator("latents")))
-        with torch.no_grad():
-            sigma = problem.levels(generated, run.generator("levels"), low=low, high=high)
-            noisy = generated + per_row(sigma, generated) * problem.noise(generated, run.generator())
-            gradient = matching_gradient(generated, teacher.denoise(noisy, sigma, batch.labels), fake(noisy, sigma, batch.labels))
+        generated = game.generate(batch)
+        noisy, sigma = game.perturb(generated.detach())
+        gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.labels))
         terms = {"matching": surrogate_loss(generated, gradient)}
         if references is not None:
             row = torch.randint(pairs, (len(batch),), generator=run.generator("rows")).to(generated.device)
-            terms["regression"] = regression_weight * row_mean((generate(references[0][row]) - references[1][row]) ** 2)
+            noise, target, labels = (r[row] for r in references)
+            answer = game.student(game.sigmas[0] * noise, noise.new_full((len(noise),), game.sigmas[0]), labels)
+            terms["regression"] = regression_weight * row_mean((answer - target) ** 2)
         return run.loss(**terms)
 
-    def fake_loss(batch: Batch) -> Losses:
-        with torch.no_grad():
-            generated = generate(problem.noise(batch.inputs, run.generator("latents")))
-        sigma = problem.levels(generated, run.generator("levels"))
-        noisy = generated + per_row(sigma, generated) * problem.noise(generated, run.generator())
-        return run.loss(fake=denoising_loss(fake(noisy, sigma, batch.labels), generated, sigma, sigma_data=problem.sigma_data))
-
-    betas = (beta1, 0.999)
-    players = [
-        Learner(student, generator_loss, learning_rate=generator_rate, betas=betas),
-        Learner(fake, fake_loss, counts=None, updates=fake_updates, learning_rate=fake_rate, betas=betas),
-    ]
-    with run.phase("match"):
-        run.loop(players, problem.batches)
-    return run.export(student, recipe=problem.one_step(start))
-
-
-def ode_pairs(problem: ImageGeneration, run: Run, count: int) -> tuple[Tensor, Tensor]:
-    """``count`` pairs (z, y): unit noise, and where the teacher's ODE takes sigma_max z.   (count, ...) each."""
-    with run.phase("pairs"):
-        like = next(problem.batches.stream(0)).inputs[:1].to(run.device)
-        noise = problem.noise(like.expand(count, *like.shape[1:]), run.generator("pairs"))
-        grid = karras_grid(problem.teacher_steps, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max)
-        return noise, heun_solve(problem.teacher.denoise, problem.sigma_max * noise, grid.tolist())
+    return game.train(
+        generator_loss, generator_rate=generator_rate, fake_rate=fake_rate, fake_updates=fake_updates, beta1=beta1, average=average
+    )

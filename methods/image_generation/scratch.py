@@ -28,4 +28,4 @@ def distill(problem: ImageGeneration, run: Run) -> Student:
         denoised = problem.student(noisy, sigma, batch.labels)
         return run.loss(denoise=denoising_loss(denoised, batch.inputs, sigma, sigma_data=problem.sigma_data))
 
-    return run.fit(problem.student, loss, problem.batches, recipe=problem.one_step())
+    return run.fit(problem.student, loss, problem.batches, recipe=problem.recipe())

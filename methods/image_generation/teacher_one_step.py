@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bench.card import Card
-from bench.diffusion import karras_grid
 from bench.problems.image_generation import ImageGeneration
 from bench.run import Run
 from bench.student import Student
@@ -19,7 +18,4 @@ CARD = Card(
 
 def distill(problem: ImageGeneration, run: Run) -> Student:
     """No training: the teacher's answer to pure noise, with noise added anew where the setting allows more steps than one."""
-    sigmas = [problem.sigma_max]
-    if problem.steps > 1:
-        sigmas = karras_grid(problem.steps + 1, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max)[:-1].tolist()
-    return run.export(problem.teacher.trainable_copy(), recipe={"rule": "denoise", "sigmas": sigmas})
+    return run.export(problem.teacher.trainable_copy(), recipe={**problem.recipe(), **problem.guidance})

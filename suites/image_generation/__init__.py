@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Budget, Metric, Setting, SuiteCard, Training
+from bench.card import Asset, Budget, Metric, Setting, SuiteCard, Training, Variant
 
 if TYPE_CHECKING:
     from bench.problems.image_generation import ImageGeneration
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 CARD = SuiteCard(
     slug="image-generation",
-    version=1,
+    version=2,
     problem="image-generation",
     title="Image generation",
-    summary="One diffusion model, one generator of few steps, one budget: how close does each method come to the data in one evaluation?",
+    summary="One diffusion model, one generator of few steps, one budget: how close to the data does each method come?",
     metrics=[
         Metric(
             name="mmd2",
@@ -31,7 +31,7 @@ CARD = SuiteCard(
             unit="data units",
             better="lower",
             range=(0, None),
-            meaning="sliced Wasserstein-2 distance to as many fresh real samples; hardly sees a mode that shrinks in place",
+            meaning="sliced Wasserstein-2 distance to as many real samples; hardly sees a mode that shrinks in place",
         ),
         Metric(
             name="spread_error",
@@ -54,7 +54,14 @@ CARD = SuiteCard(
             range=(0, 1),
             meaning="share of modes that get at least a fifth of their fair share of samples",
         ),
-        Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample"),
+        Metric(
+            name="fd_digits_cnn",
+            unit="squared feature distance",
+            better="lower",
+            range=(0, None),
+            meaning="Frechet distance of 1,000 samples to the real test images in the penultimate features of the shipped digit classifier",
+        ),
+        Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample, counted"),
     ],
     primary="mmd2",
     controls=["scratch", "teacher", "teacher_one_step"],
@@ -62,13 +69,18 @@ CARD = SuiteCard(
         "gaussians": Setting(
             tier="analytic",
             summary="Eight Gaussian modes of std 0.1 on the unit circle; the teacher is their exact denoiser at any noise level. One step.",
-            budget=Budget(student_examples=512000, teacher_examples=1024000),
+            budget=Budget(student_examples=512000, teacher_examples=1536000),
             training=Training(batch_size=256, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
+            metrics=["mmd2", "sliced_wasserstein", "spread_error", "between_modes", "coverage", "nfe"],
             options={
+                "world": "gaussians",
                 "modes": 8,
+                "classes": 0,
+                "guidance": 1.0,
                 "radius": 1.0,
                 "std": 0.1,
                 "train": 5000,
+                "draws": 4,
                 "samples": 2000,
                 "bandwidths": [0.05, 0.1, 0.2, 0.5, 1.0],
                 "sigma_min": 0.01,
@@ -79,6 +91,53 @@ CARD = SuiteCard(
                 "student": {"name": "denoiser-mlp", "arguments": {"shape": [2], "width": 64, "blocks": 2}},
             },
         ),
+        "digits": Setting(
+            tier="embedded",
+            summary="Real 8x8 handwritten digits, by class; the teacher is a diffusion model of 1.2M parameters. One step.",
+            budget=Budget(student_examples=51200, teacher_examples=512000),
+            training=Training(batch_size=128, optimizer="adamw", learning_rate=0.001, schedule="cosine"),
+            data=Asset(
+                name="digits",
+                source="scikit-learn load_digits",
+                licence="CC BY 4.0",
+                sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+            ),
+            teacher=Asset(
+                name="digits_teacher",
+                source="shipped; made by suites/image_generation/train_digits_teacher.py",
+                licence="Apache-2.0",
+                sha256="365f09225cc5392d71e385ae851a3d76526e47515299f87b86115b949b061a82",
+            ),
+            metrics=["fd_digits_cnn", "nfe"],
+            options={
+                "world": "digits",
+                "classes": 10,
+                "guidance": 1.0,
+                "draws": 5,
+                "samples": 1000,
+                "sigma_min": 0.02,
+                "sigma_max": 80.0,
+                "sigma_data": 0.75,
+                "steps": 1,
+                "teacher_steps": 18,
+                "student": {
+                    "name": "denoiser-mlp",
+                    "arguments": {"shape": [1, 8, 8], "width": 256, "blocks": 3, "classes": 10, "expansion": 2, "normalise": True},
+                },
+            },
+        ),
+    },
+    variants={
+        "gaussians-guided": Variant(
+            of="gaussians",
+            summary="Eight modes in four classes; the teacher is their exact denoiser with classifier-free guidance 2. One step.",
+            options={
+                "classes": 4,
+                "guidance": 2.0,
+                "student": {"name": "denoiser-mlp", "arguments": {"shape": [2], "width": 64, "blocks": 2, "classes": 4}},
+            },
+        ),
+        "digits-few": Variant(of="digits", summary="The digits, with up to two evaluations a sample.", options={"steps": 2}),
     },
 )
 
@@ -95,8 +154,8 @@ def problem(
     """The problem of one setting for one set of seeds.
 
     Args:
-        split: where the student will be judged; exact samples are fresh for either, so training is the same.
-        data: the user's folder of data sets.  cache: not used; an exact teacher costs less than a look-up.
+        split: where the student will be judged; training is the same for either.
+        data: the user's folder of data sets.  cache: not used; a denoiser is never asked twice about the same noisy sample.
     """
     import torch
 
@@ -104,20 +163,19 @@ def problem(
     from bench.nets import Architecture
     from bench.oracle import DenoiserOracle
     from bench.problems.image_generation import ImageGeneration
-    from suites.image_generation import gaussians
     from suites.image_generation.nets import build
 
-    options = setting.options
+    options, world = setting.options, _world(setting)
     about = options["student"]
     levels = {k: float(options[k]) for k in ("sigma_min", "sigma_max", "sigma_data")}
     arguments = {"sigma_data": levels["sigma_data"], "sigma_min": levels["sigma_min"], **about["arguments"]}
     architecture = Architecture(about["name"], {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
-    train = gaussians.train(options, seeds["data"])
+    train = world.train(setting, seeds)
     return ImageGeneration(
         setting=name,
         student=build(architecture, seeds["init"]),
         build=lambda a: build(a, seeds["init"]),
-        teacher=DenoiserOracle(_teacher(setting)),
+        teacher=DenoiserOracle(world.teacher(setting), guidance=float(options["guidance"])),
         batches=Shuffled(train, torch.arange(len(train)), setting.training.batch_size, seeds["order"]),
         steps=int(options["steps"]),
         teacher_steps=int(options["teacher_steps"]),
@@ -126,13 +184,11 @@ def problem(
     )
 
 
-def _teacher(setting: Setting) -> Any:
-    from bench.nets import Architecture
-    from suites.image_generation import gaussians
-    from suites.image_generation.nets import build
+def _world(setting: Setting) -> Any:
+    """The module that knows a setting's data, teacher and metrics."""
+    from suites.image_generation import digits, gaussians
 
-    arguments = {"means": gaussians.means(setting.options).tolist(), "std": float(setting.options["std"])}
-    return build(Architecture("gaussian-mixture", arguments), 0).eval()
+    return {"gaussians": gaussians, "digits": digits}[setting.options["world"]]
 
 
 def rebuild(student: Student) -> Any:
@@ -150,60 +206,61 @@ def rebuild(student: Student) -> Any:
     return net.eval()
 
 
-def generate(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test") -> Any:
-    """The samples (N, ...) that are judged: the suite draws them by the student's recipe, from noise all methods share.
+def generate(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test") -> tuple[list[tuple[Any, Any]], float]:
+    """What is judged: independent draws of (samples (N, ...), labels (N,)), and the network evaluations that a sample took.
+
+    The suite draws by the student's recipe, from noise and labels that all methods share; every class as often as any other.
 
     Raises:
         UserError: the student cannot be rebuilt, its recipe is none or takes more steps than the setting allows, a sample is
-            not finite, or all samples are the same.
+            not finite, or all samples (of one class) are the same.
     """
     import torch
 
     from bench.errors import UserError
     from bench.record import derive_seed
+    from bench.student import tensor_digest
     from suites.image_generation import sampling
 
-    options = setting.options
+    options, net = setting.options, rebuild(student)
     used = sampling.evaluations(student.recipe, sigma_max=float(options["sigma_max"]))
-    net = rebuild(student)
-    teacher = student.architecture == _teacher(setting).architecture  # only the teacher itself, the yardstick, may take more
-    if used > int(options["steps"]) and not teacher:
+    if used > int(options["steps"]) and tensor_digest(student.weights) != tensor_digest(
+        dict(_world(setting).teacher(setting).state_dict())
+    ):
+        # Only the teacher itself, the yardstick, may take more.
         raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
-    generator = torch.Generator().manual_seed(derive_seed(f"{split} noise", seeds["evaluation"]))
-    noise = torch.randn(int(options["samples"]), 2, generator=generator)
-    samples = sampling.sample(net, student.recipe, noise, generator, sigma_min=float(options["sigma_min"]))
-    sampling.sound(samples)
-    return samples
+    shape, classes = options["student"]["arguments"]["shape"], int(options["classes"])
+    draws, spent = [], 0.0
+    for i in range(int(options["draws"])):
+        generator = torch.Generator().manual_seed(derive_seed(f"{split} noise {i}", seeds["evaluation"]))
+        noise = torch.randn(int(options["samples"]), *shape, generator=generator)
+        labels = torch.arange(len(noise)) % max(1, classes)
+        samples, spent = sampling.sample(
+            net, student.recipe, noise, labels if classes else None, generator, sigma_min=float(options["sigma_min"])
+        )
+        sampling.sound(samples, labels if classes else None)
+        draws.append((samples, labels))
+    return draws, spent
 
 
 def evaluate(
     student: Student, name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None
 ) -> list[Measurement]:
-    """Judge plain weights on a split: samples from its evaluation noise, against fresh exact samples of its own.
+    """Judge plain weights on a split: samples from its evaluation noise, against real samples of that split.
 
-    Beside the card's metrics it measures ``spread_ratio``, for which neither more nor less is better.
+    Every metric is the mean over independent draws, whose values the measurement keeps. Beside the card's metrics some are
+    measured for which neither more nor less is better (``spread_ratio``, ``class_accuracy``): they rank nothing.
 
     Raises:
         UserError: as :func:`generate`.
     """
-    from bench.record import Measurement, derive_seed
-    from suites.image_generation import gaussians, sampling
-    from suites.metrics.mmd import mmd2
-    from suites.metrics.modes import between_modes, coverage, spread_error, spread_ratio
-    from suites.metrics.sliced_wasserstein import sliced_wasserstein
+    from bench.record import Measurement
 
-    options = setting.options
-    samples = generate(student, setting, seeds, split=split)
-    count = len(samples)
-    real = gaussians.draw(options, count, derive_seed(f"{split} reference", seeds["evaluation"]))
-    modes, std = gaussians.means(options), float(options["std"])
-    ratio = spread_ratio(samples, modes, std)
-    return [
-        Measurement("mmd2", mmd2(samples, real, bandwidths=options["bandwidths"]), count),
-        Measurement("sliced_wasserstein", sliced_wasserstein(samples, real), count),
-        Measurement("spread_error", spread_error(ratio), count),
-        Measurement("spread_ratio", ratio, count),
-        Measurement.mean("between_modes", between_modes(samples, modes, std).double().tolist()),
-        Measurement("coverage", coverage(samples, modes, std), count),
-        Measurement("nfe", float(sampling.evaluations(student.recipe, sigma_max=float(options["sigma_max"]))), count),
-    ]
+    draws, spent = generate(student, setting, seeds, split=split)
+    return [*_world(setting).measure(draws, setting, seeds, split), Measurement("nfe", spent, len(draws))]
+
+
+def picture(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test") -> Any:
+    """A sheet of samples as grey or colour values in [0, 1], (H, W) or (H, W, 3), from the noise all methods share."""
+    draws, _ = generate(student, setting, seeds, split=split)
+    return _world(setting).pixels(draws, setting.options)

@@ -1,34 +1,109 @@
-"""The analytic setting: a mixture of Gaussians on a circle, whose exact denoiser is the teacher."""
+"""The analytic settings: a mixture of Gaussians on a circle, whose exact denoiser is the teacher."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bench.card import Setting
 from bench.data import Arrays
+from bench.diffusion import guided, heun_solve, karras_grid
+from bench.nets import Architecture
+from bench.record import Measurement, derive_seed
 from bench.student import tensor_digest
+from suites.image_generation.nets import build
+from suites.metrics.mmd import mmd2
+from suites.metrics.modes import between_modes, coverage, spread_error, spread_ratio
+from suites.metrics.sliced_wasserstein import sliced_wasserstein
+
+EXACT_STEPS = 64  # Heun steps of the guided flow's reference: 128 give the same samples to 1e-3 of a mode's width
 
 
-def means(options: dict[str, Any]) -> Tensor:
+def means(options: Mapping[str, Any]) -> Tensor:
     """The modes (K, 2), evenly spaced on the circle, float64."""
     angle = 2 * math.pi * torch.arange(int(options["modes"]), dtype=torch.float64) / int(options["modes"])
     return float(options["radius"]) * torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
-def draw(options: dict[str, Any], count: int, seed: int) -> Tensor:
-    """``count`` exact samples (N, 2), float32."""
+def draw(options: Mapping[str, Any], count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """``count`` exact samples (N, 2), float32, and their labels (N,): all 0 where there are no classes."""
     generator = torch.Generator().manual_seed(seed)
     modes = means(options)
     chosen = torch.randint(len(modes), (count,), generator=generator)
     noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
-    return (modes[chosen] + float(options["std"]) * noise).float()
+    return (modes[chosen] + float(options["std"]) * noise).float(), chosen % max(1, int(options["classes"]))
 
 
-def train(options: dict[str, Any], seed: int) -> Arrays:
-    """The real samples a run may look at, drawn with its data seed; labels are all 0."""
-    inputs = draw(options, int(options["train"]), seed)
-    labels = torch.zeros(len(inputs), dtype=torch.int64)
-    return Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs}))
+def train(setting: Setting, seeds: Mapping[str, int]) -> Arrays:
+    """The real samples a run may look at, drawn with its data seed."""
+    inputs, labels = draw(setting.options, int(setting.options["train"]), seeds["data"])
+    return Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs, "labels": labels}))
+
+
+def teacher(setting: Setting) -> nn.Module:
+    """The exact denoiser."""
+    options = setting.options
+    arguments = {"means": means(options).tolist(), "std": float(options["std"]), "classes": int(options["classes"])}
+    return build(Architecture("gaussian-mixture", arguments), 0).eval()
+
+
+def reference(setting: Setting, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """What a perfect student would give: fresh exact samples (N, 2), or where the teacher is guided those of its exact flow.
+
+    Guided flows sample another law than the data's, without a closed form; theirs is solved from the exact guided denoiser
+    with so many steps that more change nothing that a metric could see.
+    """
+    options = setting.options
+    samples, labels = draw(options, count, seed)
+    if float(options["guidance"]) == 1.0:
+        return samples, labels
+    generator = torch.Generator().manual_seed(derive_seed("guided flow", seed))
+    answer = guided(teacher(setting), float(options["guidance"]))
+    grid = karras_grid(EXACT_STEPS, sigma_min=float(options["sigma_min"]), sigma_max=float(options["sigma_max"])).tolist()
+    noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    return heun_solve(lambda x, s: answer(x, s, labels), grid[0] * noise, grid).float(), labels
+
+
+def measure(draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split: str) -> list[Measurement]:
+    """Judge the draws (samples, labels): the mean over draws of each metric, against fresh reference samples for each."""
+    options = setting.options
+    modes, std = means(options), float(options["std"])
+    found: dict[str, list[float]] = {}
+    for i, (samples, labels) in enumerate(draws):
+        real, real_labels = reference(setting, len(samples), derive_seed(f"{split} reference {i}", seeds["evaluation"]))
+        scores = {
+            "mmd2": mmd2(_with_label(samples, labels, options), _with_label(real, real_labels, options), bandwidths=options["bandwidths"]),
+            "sliced_wasserstein": sliced_wasserstein(samples, real),
+        }
+        if float(options["guidance"]) == 1.0:  # the modes of a guided law are narrower, and elsewhere
+            ratio = spread_ratio(samples, modes, std)
+            scores |= {
+                "spread_error": spread_error(ratio),
+                "spread_ratio": ratio,
+                "between_modes": float(between_modes(samples, modes, std).double().mean()),
+                "coverage": coverage(samples, modes, std),
+            }
+        for name, value in scores.items():
+            found.setdefault(name, []).append(value)
+    return [Measurement.mean(name, values) for name, values in found.items()]
+
+
+def _with_label(samples: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """Samples beside their class, so that the right sample under the wrong label is far from everything."""
+    classes = int(options["classes"])
+    return torch.cat([samples, 10 * nn.functional.one_hot(labels, classes).to(samples)], dim=1) if classes else samples
+
+
+def pixels(draws: Sequence[tuple[Tensor, Tensor]], options: Mapping[str, Any]) -> Tensor:
+    """The samples as a picture (96, 96) of grey values in [0, 1]: how many fall where, white for none."""
+    side, reach = 96, 1.6 * float(options["radius"])
+    points = torch.cat([s for s, _ in draws])
+    place = ((points + reach) / (2 * reach) * side).long()
+    inside = ((place >= 0) & (place < side)).all(1)
+    x, y = place[inside].T
+    counts = torch.zeros(side * side).index_add_(0, (side - 1 - y) * side + x, torch.ones(len(x))).view(side, side)
+    return 1 - (counts / counts.max().clamp(min=1)).sqrt()

@@ -15,20 +15,20 @@ FREQUENCIES = 8
 
 
 class _Block(nn.Module):
-    """h + W2 silu(W1 ((1 + scale(e)) h + shift(e))): a residual block modulated by the condition e.
+    """h + W2 silu(W1 ((1 + scale(e)) n(h) + shift(e))): a residual block modulated by the condition e; n is layer norm or nothing."""
 
-    Without normalisation: in few dimensions the length of h says how far out a sample is.
-    """
-
-    def __init__(self, width: int, condition: int) -> None:
+    def __init__(self, width: int, expansion: int, normalise: bool, dropout: float) -> None:
         super().__init__()
-        self.modulation = nn.Linear(condition, 2 * width)
-        self.widen = nn.Linear(width, width)
-        self.project = nn.Linear(width, width)
+        self.normalise = nn.LayerNorm(width, elementwise_affine=False) if normalise else nn.Identity()
+        self.modulation = nn.Linear(width, 2 * width)
+        self.widen = nn.Linear(width, expansion * width)
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(expansion * width, width)
 
     def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.modulation(condition).chunk(2, dim=1)
-        changed: Tensor = self.project(nn.functional.silu(self.widen(hidden * (1 + scale) + shift)))
+        inner = nn.functional.silu(self.widen(self.normalise(hidden) * (1 + scale) + shift))
+        changed: Tensor = self.project(self.dropout(inner))
         return hidden + changed
 
 
@@ -39,12 +39,25 @@ class Denoiser(nn.Module):
     so a fresh network answers c_skip x.
 
     Args:
-        shape: of one sample.  width, blocks: of the MLP.  classes: 0 for an unconditional network; labels are then ignored.
+        shape: of one sample.  width, blocks: of the MLP, whose blocks widen ``expansion`` times.
+        classes: 0 for an unconditional network, whose labels are ignored; elsewhere labels None is the unconditional answer.
+        normalise: layer norm in the blocks (adaLN). Not in few dimensions, where the length of h says how far out a sample is.
+        dropout: within the blocks, while training.
         boundary: whether :func:`bench.diffusion.consistency_scalings` replace EDM's. The weights are the same either way.
     """
 
     def __init__(
-        self, shape: list[int], width: int, blocks: int, sigma_data: float, sigma_min: float, classes: int = 0, boundary: bool = False
+        self,
+        shape: list[int],
+        width: int,
+        blocks: int,
+        sigma_data: float,
+        sigma_min: float,
+        classes: int = 0,
+        expansion: int = 1,
+        normalise: bool = False,
+        dropout: float = 0.0,
+        boundary: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.sigma_data, self.sigma_min, self.boundary = tuple(shape), sigma_data, sigma_min, boundary
@@ -52,7 +65,8 @@ class Denoiser(nn.Module):
         self.classes = nn.Embedding(classes, condition) if classes else None
         self.embed = nn.Linear(condition, width)
         self.enter = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(_Block(width, width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block(width, expansion, normalise, dropout) for _ in range(blocks))
+        self.stage_names = tuple(f"blocks.{i}" for i in range(blocks))
         self.leave = nn.Linear(width, size)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
@@ -63,7 +77,8 @@ class Denoiser(nn.Module):
             c_skip, c_out, c_in, c_noise = consistency_scalings(sigma, sigma_data=self.sigma_data, sigma_min=self.sigma_min)
         else:
             c_skip, c_out, c_in, c_noise = edm_scalings(sigma, sigma_data=self.sigma_data)
-        angle = math.pi * c_noise[:, None] * torch.arange(1, FREQUENCIES + 1, dtype=sigma.dtype, device=sigma.device)
+        # Half a turn a unit: c_noise spans about two, so no two levels look alike.
+        angle = math.pi / 2 * c_noise[:, None] * torch.arange(1, FREQUENCIES + 1, dtype=sigma.dtype, device=sigma.device)
         condition = torch.cat([angle.cos(), angle.sin()], dim=1)
         if self.classes is not None and labels is not None:
             condition = condition + self.classes(labels)
@@ -76,17 +91,19 @@ class Denoiser(nn.Module):
 
 
 class GaussianMixture(nn.Module):
-    """The exact denoiser of equally likely N(m_k, std^2 I), at every noise level.
+    """The exact denoiser of equally likely N(m_k, std^2 I), at every noise level; mode k has class k mod ``classes``.
 
-    E[x_0 | x] = sum_k w_k (m_k + r (x - m_k)),  w = softmax_k(-|x - m_k|^2 / (2 (std^2 + s^2))),  r = std^2 / (std^2 + s^2).
-    ``forward``: noisy (B, d), sigma (B,), labels ignored -> (B, d). Computes in the type of ``noisy``.
+    E[x_0 | x] = sum_k w_k (m_k + r (x - m_k)),  w = softmax_k(-|x - m_k|^2 / (2 (std^2 + s^2))),  r = std^2 / (std^2 + s^2),
+    over the modes of the label's class, or over all of them where there is no label or there are no classes.
+    ``forward``: noisy (B, d), sigma (B,), labels (B,) int64 or None -> (B, d). Computes in the type of ``noisy``.
     """
 
     means: Tensor
     std: Tensor
 
-    def __init__(self, means: list[list[float]], std: float) -> None:
+    def __init__(self, means: list[list[float]], std: float, classes: int = 0) -> None:
         super().__init__()
+        self.classes = classes
         self.register_buffer("means", torch.tensor(means, dtype=torch.float64))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float64))
 
@@ -95,9 +112,12 @@ class GaussianMixture(nn.Module):
         means, variance = self.means.to(noisy.dtype), self.std.to(noisy.dtype) ** 2
         total = (variance + sigma**2)[:, None]
         # |x|^2 is the same for every component and drops out of the softmax; so do equal |m_k|^2, but not others.
-        weight = torch.softmax((noisy @ means.T - (means**2).sum(1) / 2) / total, dim=1)
+        logits = (noisy @ means.T - (means**2).sum(1) / 2) / total
+        if self.classes and labels is not None:
+            own = torch.arange(len(means), device=noisy.device) % self.classes == labels[:, None]
+            logits = logits.masked_fill(~own, -torch.inf)
         kept = variance / total
-        return kept * noisy + (1 - kept) * (weight @ means)
+        return kept * noisy + (1 - kept) * (torch.softmax(logits, dim=1) @ means)
 
 
 def build(architecture: Architecture, seed: int) -> nn.Module:

@@ -9,56 +9,94 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.diffusion import heun_solve, per_row
+from bench.diffusion import euler_solve, guided, heun_solve, renoise
 from bench.errors import UserError
 
-RULES = ("denoise", "heun")
+RULES = {"denoise": (1, 0), "euler": (1, 0), "heun": (2, -1)}  # evaluations for n levels: a n + b
+ROWS = 4096  # samples at once: more would only take memory
 
 
 def evaluations(recipe: dict[str, Any], *, sigma_max: float) -> int:
-    """Network evaluations a sample (NFE) of a recipe ``{"rule": ..., "sigmas": [...]}``: N for ``denoise``, 2N - 1 for ``heun``.
+    """Network evaluations a sample (NFE) that a recipe ``{"rule": ..., "sigmas": [...]}`` needs; twice as many where it is guided.
 
     Raises:
-        UserError: it is not a recipe: another key or rule, or levels that are not decreasing within (0, sigma_max].
+        UserError: it is not a recipe: another key or rule, levels that are not decreasing within (0, sigma_max], no finite guidance.
     """
-    sigmas = recipe.get("sigmas")
-    if set(recipe) != {"rule", "sigmas"} or recipe["rule"] not in RULES or not isinstance(sigmas, list | tuple):
+    sigmas, rule, guidance = recipe.get("sigmas"), recipe.get("rule"), recipe.get("guidance", 1.0)
+    if set(recipe) - {"guidance"} != {"rule", "sigmas"} or rule not in RULES or not isinstance(sigmas, list | tuple):
         raise UserError(f"a generator leaves with recipe={{'rule': one of {', '.join(RULES)}, 'sigmas': [...]}}, not {recipe!r}")
     if not sigmas or not all(isinstance(s, int | float) and 0 < s <= sigma_max for s in sigmas):
         raise UserError(f"the recipe's noise levels must lie within (0, {sigma_max}], not {list(sigmas)}")
     if any(after >= before for before, after in pairwise(sigmas)):
         raise UserError(f"the recipe's noise levels must decrease, not {list(sigmas)}")
-    return len(sigmas) if recipe["rule"] == "denoise" else 2 * len(sigmas) - 1
+    if not isinstance(guidance, int | float) or not math.isfinite(guidance):
+        raise UserError(f"the recipe's guidance must be a number, not {guidance!r}")
+    each, less = RULES[rule]
+    return (each * len(sigmas) + less) * (1 if guidance == 1.0 else 2)
+
+
+class Counted:
+    """A network that counts its evaluations: ``rows`` that it has answered."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.rows = net, 0
+
+    def __call__(self, noisy: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The network's answer."""
+        self.rows += len(noisy)
+        answer: Tensor = self.net(noisy, sigma, labels)
+        return answer
 
 
 @torch.no_grad()
-def sample(net: nn.Module, recipe: dict[str, Any], noise: Tensor, generator: torch.Generator, *, sigma_min: float) -> Tensor:
-    """Samples (B, ...) from standard normal ``noise`` (B, ...).
+def sample(
+    net: nn.Module, recipe: dict[str, Any], noise: Tensor, labels: Tensor | None, generator: torch.Generator, *, sigma_min: float
+) -> tuple[Tensor, float]:
+    """Samples (B, ...) from standard normal ``noise`` (B, ...) for ``labels`` (B,), and the evaluations a sample they took.
 
     ``denoise``: x = f(s_1 z, s_1); then for each further level s: x = f(x + sqrt(s^2 - sigma_min^2) z', s) with fresh z'
-    (Song et al. 2023, algorithm 1).   ``heun``: the probability-flow ODE from s_1 z along the levels, then to 0.
+    (Song et al. 2023, algorithm 1).   ``heun``, ``euler``: the probability-flow ODE from s_1 z along the levels, then to 0.
     """
-    sigmas = [float(s) for s in recipe["sigmas"]]
-    if recipe["rule"] == "heun":
-        return heun_solve(net, sigmas[0] * noise, sigmas)
-    result = net(sigmas[0] * noise, noise.new_full((len(noise),), sigmas[0]))
+    counted = Counted(net)
+    made = []
+    for start in range(0, len(noise), ROWS):
+        rows = slice(start, start + ROWS)
+        made.append(_sample(counted, recipe, noise[rows], None if labels is None else labels[rows], generator, sigma_min))
+    return torch.cat(made), counted.rows / len(noise)
+
+
+def _sample(
+    net: Counted, recipe: dict[str, Any], noise: Tensor, labels: Tensor | None, generator: torch.Generator, sigma_min: float
+) -> Tensor:
+    sigmas, guidance = [float(s) for s in recipe["sigmas"]], float(recipe.get("guidance", 1.0))
+    answer = net if guidance == 1.0 or labels is None else guided(net, guidance)
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        return answer(noisy, sigma, labels)  # type: ignore[arg-type]
+
+    if recipe["rule"] != "denoise":
+        solve = heun_solve if recipe["rule"] == "heun" else euler_solve
+        return solve(denoise, sigmas[0] * noise, sigmas)
+    result = denoise(sigmas[0] * noise, noise.new_full((len(noise),), sigmas[0]))
     for sigma in sigmas[1:]:
-        fresh = torch.randn(noise.shape, generator=generator, dtype=noise.dtype)
+        fresh = torch.randn(noise.shape, generator=generator, dtype=noise.dtype).to(noise.device)
         level = noise.new_full((len(noise),), sigma)
-        result = net(result + per_row((level**2 - sigma_min**2).clamp(min=0).sqrt(), noise) * fresh, level)
-    answer: Tensor = result
-    return answer
+        result = denoise(renoise(result, fresh, level, sigma_min=sigma_min), level)
+    return result
 
 
-def sound(samples: Tensor) -> None:
-    """Refuse what no metric should score.
+def sound(samples: Tensor, labels: Tensor | None = None) -> None:
+    """Refuse what no metric should score.   samples: (N, ...), labels: (N,) or None.
 
     Raises:
-        UserError: a value is not finite, or all samples are the same: the generator ignores its noise.
+        UserError: a value is not finite, or all samples (of one label) are the same: the generator ignores its noise.
     """
     broken = int((~torch.isfinite(samples).flatten(1).all(1)).sum())
     if broken:
         raise UserError(f"{broken} of {len(samples)} samples are not finite")
-    spread = float((samples.max(0).values - samples.min(0).values).max())
-    if spread <= 1e-6 * max(1.0, math.fabs(float(samples.abs().max()))):
-        raise UserError(f"the generator ignores its noise: all {len(samples)} samples are the same")
+    for label in [None] if labels is None else labels.unique().tolist():
+        own = samples if labels is None else samples[labels == label]
+        spread = float((own.max(0).values - own.min(0).values).max())
+        if len(own) > 1 and spread <= 1e-6 * max(1.0, math.fabs(float(own.abs().max()))):
+            whose = "" if label is None else f" of class {label}"
+            raise UserError(f"the generator ignores its noise: all {len(own)} samples{whose} are the same")

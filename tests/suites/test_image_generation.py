@@ -125,7 +125,7 @@ def test_a_fresh_student_answers_c_skip_x_and_rebuilds_bit_for_bit():
     assert torch.allclose(problem.student(x, s), x / 2)
     with torch.no_grad():
         problem.student.leave.weight.normal_()
-    student = Student.from_bytes(Student.of(problem.student, problem.one_step()).to_bytes())
+    student = Student.from_bytes(Student.of(problem.student, problem.recipe()).to_bytes())
     assert torch.equal(suite.rebuild(student)(x, s), problem.student.eval()(x, s))
 
 
@@ -139,7 +139,7 @@ def test_labels_change_a_conditional_network_only():
 
 
 def test_weights_that_do_not_fit_are_named():
-    student = Student.of(world().student, world().one_step())
+    student = Student.of(world().student, world().recipe())
     broken = dataclasses.replace(student, weights={k: v for k, v in student.weights.items() if k != "enter.bias"})
     with pytest.raises(UserError, match="do not fit architecture denoiser-mlp"):
         judge(broken)
@@ -150,13 +150,15 @@ def test_weights_that_do_not_fit_are_named():
 
 def test_the_one_step_rule_is_one_call_at_the_given_level():
     net, z = mixture(MEANS.tolist(), 0.1), torch.randn(5, 2)
-    x = sampling.sample(net, {"rule": "denoise", "sigmas": [2.5]}, z, torch.Generator(), sigma_min=0.01)
+    x, spent = sampling.sample(net, {"rule": "denoise", "sigmas": [2.5]}, z, None, torch.Generator(), sigma_min=0.01)
+    assert spent == 1
     assert torch.equal(x, net(2.5 * z, torch.full((5,), 2.5)))
 
 
 def test_the_many_step_rule_noises_anew_to_the_next_level():
     net, z = mixture(MEANS.tolist(), 0.1), torch.randn(5, 2)
-    x = sampling.sample(net, {"rule": "denoise", "sigmas": [10.0, 0.8]}, z, torch.Generator().manual_seed(1), sigma_min=0.01)
+    x, spent = sampling.sample(net, {"rule": "denoise", "sigmas": [10.0, 0.8]}, z, None, torch.Generator().manual_seed(1), sigma_min=0.01)
+    assert spent == 2
     fresh = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
     first = net(10 * z, torch.full((5,), 10.0))
     assert torch.allclose(x, net(first + (0.8**2 - 0.01**2) ** 0.5 * fresh, torch.full((5,), 0.8)))
@@ -166,8 +168,10 @@ def test_the_many_step_rule_noises_anew_to_the_next_level():
     ("recipe", "said"),
     [
         ({}, "leaves with recipe"),
-        ({"rule": "euler", "sigmas": [1.0]}, "leaves with recipe"),
-        ({"rule": "denoise", "sigmas": [1.0], "guidance": 2}, "leaves with recipe"),
+        ({"rule": "magic", "sigmas": [1.0]}, "leaves with recipe"),
+        ({"rule": "denoise", "sigmas": [1.0], "extra": 2}, "leaves with recipe"),
+        ({"rule": "denoise", "sigmas": [1.0], "guidance": float("nan")}, "guidance must be a number"),
+        ({"rule": "denoise", "sigmas": [1.0], "guidance": 2}, "takes 2 evaluations"),
         ({"rule": "denoise", "sigmas": []}, "must lie within"),
         ({"rule": "denoise", "sigmas": [11.0]}, "must lie within"),
         ({"rule": "denoise", "sigmas": [float("nan")]}, "must lie within"),
@@ -195,7 +199,7 @@ def test_a_setting_of_two_steps_takes_two():
 def test_the_teacher_with_many_steps_is_at_the_floor_and_in_one_step_a_blur():
     problem = world()
     teacher = problem.teacher.trainable_copy()
-    many, one = judge(Student.of(teacher, problem.heun())), judge(Student.of(teacher, problem.one_step()))
+    many, one = judge(Student.of(teacher, problem.heun())), judge(Student.of(teacher, problem.recipe()))
     assert abs(many["mmd2"]) < 0.002
     assert many["spread_ratio"] == pytest.approx(1, abs=0.03)
     assert (many["nfe"], one["nfe"]) == (35, 1)
@@ -216,16 +220,21 @@ def test_a_collapse_within_modes_shows_in_mmd_and_spread_and_not_in_coverage():
 
 def test_every_method_is_judged_from_the_same_noise_and_a_split_has_its_own():
     problem = world()
-    student = Student.of(problem.teacher.trainable_copy(), problem.one_step())
-    first, second = (suite.generate(student, SETTING, SEEDS) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, suite.generate(student, SETTING, SEEDS, split="tune"))
-    assert not torch.equal(first, suite.generate(student, SETTING, seeds_by_role(1)))
+    student = Student.of(problem.teacher.trainable_copy(), problem.recipe())
+
+    def draws(seeds=SEEDS, split="test"):
+        return torch.stack([samples for samples, _ in suite.generate(student, SETTING, seeds, split=split)[0]])
+
+    first = draws()
+    assert torch.equal(first, draws())
+    assert not torch.equal(first, draws(split="tune"))
+    assert not torch.equal(first, draws(seeds_by_role(1)))
+    assert not torch.equal(first[0], first[1])
 
 
 def test_sampling_leaves_global_randomness_alone_and_does_not_depend_on_it():
     problem = world()
-    student = Student.of(problem.teacher.trainable_copy(), problem.one_step())
+    student = Student.of(problem.teacher.trainable_copy(), problem.recipe())
     torch.manual_seed(0)
     first = judge(student)
     torch.manual_seed(1)
@@ -234,7 +243,7 @@ def test_sampling_leaves_global_randomness_alone_and_does_not_depend_on_it():
 
 def test_a_generator_that_ignores_its_noise_is_named():
     with pytest.raises(UserError, match="ignores its noise: all 2000 samples are the same"):
-        judge(Student.of(mixture([[0.5, 0.5]], 0.0), world().one_step()))
+        judge(Student.of(mixture([[0.5, 0.5]], 0.0), world().recipe()))
 
 
 def test_samples_that_are_not_finite_are_counted():
@@ -243,7 +252,7 @@ def test_samples_that_are_not_finite_are_counted():
         net.leave.weight.fill_(1e38)
         net.enter.weight.fill_(1e38)
     with pytest.raises(UserError, match=r"\d+ of 2000 samples are not finite"):
-        judge(Student.of(net, world().one_step()))
+        judge(Student.of(net, world().recipe()))
 
 
 METHOD = """
@@ -259,7 +268,7 @@ def distill(problem, run):
     ("body", "reason"),
     [
         (
-            "torch.nn.init.constant_(problem.student.leave.weight, 3e38); return run.export(problem.student, recipe=problem.one_step())",
+            "torch.nn.init.constant_(problem.student.leave.weight, 3e38); return run.export(problem.student, recipe=problem.recipe())",
             "not finite",
         ),
         ("return run.export(problem.student)", "leaves with recipe"),

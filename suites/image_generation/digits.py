@@ -1,0 +1,98 @@
+"""The embedded settings: scikit-learn's 1,797 real handwritten digits (8x8), with a class-conditional diffusion model as the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.card import Setting
+from bench.data import Arrays
+from bench.errors import UserError
+from bench.nets import trace
+from bench.record import Measurement, sha256
+from bench.student import Student, tensor_digest
+from suites.image_classification import digits as images
+from suites.image_classification import nets as classifiers
+from suites.image_generation.nets import build
+
+TEACHER = Path(__file__).parent / "digits_teacher.safetensors"
+CLASSES = 10
+
+
+def split(name: str, sha: str | None = None) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 8, 8) in [-1, 1] and labels (N,) of ``train`` (1197), ``tune`` (200) or ``test`` (400)."""
+    pixels, labels = images.load(sha)
+    rows = images.partition()[name]
+    return pixels[rows], labels[rows]
+
+
+def train(setting: Setting, seeds: Mapping[str, int]) -> Arrays:
+    """All training images with their labels: the same for every seed."""
+    inputs, labels = split("train", setting.data.sha256 if setting.data else None)
+    return Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs, "labels": labels}))
+
+
+def teacher(setting: Setting) -> nn.Module:
+    """The shipped teacher. Raises UserError where its file is not the one the card pins."""
+    blob = TEACHER.read_bytes()
+    if setting.teacher is not None and sha256(blob) != setting.teacher.sha256:
+        raise UserError(f"{TEACHER.name} is not the file that this setting pins; install distillbench again")
+    student = Student.from_bytes(blob, TEACHER.name)
+    net = build(student.architecture, 0)
+    net.load_state_dict(student.weights)
+    return net.eval()
+
+
+@cache
+def _classifier() -> nn.Module:
+    student = Student.from_bytes(images.TEACHER.read_bytes(), images.TEACHER.name)
+    net = classifiers.build(student.architecture, 0)
+    net.load_state_dict(student.weights)
+    return net.eval()
+
+
+@torch.no_grad()
+def features(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The shipped digit classifier's penultimate features (N, 74) and decisions (N,) of images (N, 1, 8, 8)."""
+    seen = trace(_classifier(), pixels)
+    return seen.embedding, seen.logits.argmax(1)
+
+
+def measure(draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split_name: str) -> list[Measurement]:
+    """Judge the draws (samples, labels): the mean over draws of each metric, against the real images of the split."""
+    found: dict[str, list[float]] = {}
+    held_out, _ = split(split_name)
+    real, _ = features(held_out)
+    for samples, labels in draws:
+        seen, decisions = features(samples)
+        scores = {
+            "fd_digits_cnn": _frechet(seen, real),
+            "class_accuracy": float((decisions == labels).double().mean()),
+        }
+        for name, value in scores.items():
+            found.setdefault(name, []).append(value)
+    return [Measurement.mean(name, values) for name, values in found.items()]
+
+
+def _frechet(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    ca, cb = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(ca)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cb @ root).clamp(min=0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * cross)
+
+
+def pixels(draws: Sequence[tuple[Tensor, Tensor]], options: Mapping[str, Any]) -> Tensor:
+    """The first ten samples of each class as a sheet (89, 89) of grey values in [0, 1]: a row a class, ink dark."""
+    samples, labels = draws[0]
+    sheet = torch.ones(CLASSES * 9 - 1, CLASSES * 9 - 1)
+    for c in range(CLASSES):
+        for i, image in enumerate(samples[labels == c][:10]):
+            sheet[9 * c : 9 * c + 8, 9 * i : 9 * i + 8] = (1 - image[0].clamp(-1, 1)) / 2
+    return sheet
