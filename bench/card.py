@@ -154,7 +154,17 @@ class Beats:
     source: str = ""
 
 
-Claim = Reported | Beats
+@dataclass(frozen=True)
+class Gains:
+    """The claim that this method scores better than itself with ``hyperparameter`` at ``over`` (two steps beat one)."""
+
+    hyperparameter: str
+    over: Any
+    metric: str | None = None
+    source: str = ""
+
+
+Claim = Reported | Beats | Gains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +352,24 @@ class SuiteCard:
 
 CONSTRUCTORS = {
     c.__name__: c
-    for c in (Card, SuiteCard, Paper, Reported, Beats, Real, Integer, Choice, Flag, Metric, Budget, Training, Asset, Setting, Variant)
+    for c in (
+        Card,
+        SuiteCard,
+        Paper,
+        Reported,
+        Beats,
+        Gains,
+        Real,
+        Integer,
+        Choice,
+        Flag,
+        Metric,
+        Budget,
+        Training,
+        Asset,
+        Setting,
+        Variant,
+    )
 }
 
 

@@ -6,6 +6,7 @@ finished work. ``digest`` is the SHA-256 of everything else in the record, so an
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -20,6 +21,8 @@ from bench.errors import UserError
 SCHEMA = 1
 ENGINE = 1  # raised when the engine's own arithmetic changes results: part of every identity
 ROLES = ("teacher", "data", "init", "order", "noise", "evaluation")
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 Status = Literal["ok", "failed", "skipped", "over_budget"]
 
@@ -69,6 +72,7 @@ class Record:
     ``cost`` has ``total`` and ``phases`` (name -> the same meters): student_examples, student_steps,
     teacher_examples (asked), teacher_forwards (computed, less what a cache held), training_flops, wall_seconds,
     peak_memory_bytes, parameters. ``student`` says how to rebuild it: architecture, arguments, sha256 of its weights.
+    ``picture`` is a sheet of a generator's samples, a PNG in base64; records without one do not have the field.
     """
 
     spec: dict[str, Any]
@@ -81,6 +85,7 @@ class Record:
     created: str
     trace: dict[str, list[float]] = field(default_factory=dict)
     schema: int = SCHEMA
+    picture: str | None = None
 
     @property
     def id(self) -> str:
@@ -130,7 +135,7 @@ class Record:
 
     def to_json(self) -> str:
         """The record's text: JSON with ``id`` and ``digest`` first and a line for each field, short because examples are many."""
-        body = asdict(self)
+        body = {k: v for k, v in asdict(self).items() if k != "picture" or v is not None}
         whole = {"id": self.id, "digest": sha256(canonical(body)), **body}
         lines = (f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'), allow_nan=False)}" for k, v in whole.items())
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -158,6 +163,8 @@ class Record:
                 for m in data["measurements"]
             )
             record = Record(**data)
+            if record.picture is not None and not base64.b64decode(record.picture, validate=True).startswith(PNG):
+                raise ValueError("picture")
             _ = (record.track, record.slug, record.seed)  # a spec without its parts is damage too, met here and not in a table
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: not a whole record (missing or odd {error}); delete it and run again") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import functools
+import io
 import math
 import os
 import platform
@@ -101,6 +103,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     reason: str | None = None
     measurements: list[Measurement] = []
     about: dict[str, Any] | None = None
+    sheet: str | None = None
     try:
         student = method.distill(problem, run, **spec.resolved["method"]["hyperparameters"])
         if not isinstance(student, Student):
@@ -110,6 +113,8 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         cost = run.cost()
         about = _about(student, suite, store, accelerator)
         measurements = list(suite.evaluate(student, spec.setting, setting, seeds, split=spec.split, data=data))
+        if hasattr(suite, "picture"):
+            sheet = png(suite.picture(student, setting, seeds, split=spec.split, data=data))
         _complete(measurements, spec)
         over = run.over_budget()
         if over is not None:
@@ -134,7 +139,17 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         environment=environment(accelerator, setting),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         trace=run.trace,
+        picture=sheet,
     )
+
+
+def png(values: torch.Tensor) -> str:
+    """``values`` in [0, 1], (H, W) grey or (H, W, 3) colour, as a PNG in base64."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray((values.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _module(spec: RunSpec, entry: registry.Entry, kind: registry.Kind) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.card import Beats, Claim, Metric, Reported
+from bench.card import Beats, Claim, Gains, Metric, Reported
 from bench.stats import LEVEL, Interval, paired_difference, paired_p
 from leaderboard.table import Board, Row
 
@@ -43,7 +43,10 @@ def _verdict(board: Board, row: Row, claim: Claim) -> Verdict:
     metric = next((m for m in board.suite.metrics if m.name == name), None)
     if isinstance(claim, Beats):
         text, reported = f"beats {claim.method} in {name}", None
-        measured, outcome, note = _beats(board, row, claim, metric)
+        measured, outcome, note = _ahead(board, row, board.reference(claim.method), claim.method, metric)
+    elif isinstance(claim, Gains):
+        text, reported = f"beats itself with {claim.hyperparameter}={claim.over} in {name}", None
+        measured, outcome, note = _gains(board, row, claim, metric)
     else:
         text, reported = f"{name} on {_place(claim)}{f' ({claim.note})' if claim.note else ''}", float(claim.value)
         measured, outcome, note = _reported(board, row, claim, metric)
@@ -62,12 +65,21 @@ def _place(claim: Reported) -> str:
 Judgement = tuple[Interval | None, Outcome, str]
 
 
-def _beats(board: Board, row: Row, claim: Beats, metric: Metric | None) -> Judgement:
+def _gains(board: Board, row: Row, claim: Gains, metric: Metric | None) -> Judgement:
+    name = f"{row.card.slug} with {claim.hyperparameter}={claim.over}"
+    wanted = {**row.hyperparameters, claim.hyperparameter: claim.over}
+    if wanted == row.hyperparameters:
+        return None, "not measured here", "this is the row that others are compared with"
+    same = [r for r in board.rows if (r.card, r.source, r.hyperparameters) == (row.card, row.source, wanted)]
+    return _ahead(board, row, same[0] if same else None, name, metric)
+
+
+def _ahead(board: Board, row: Row, other: Row | None, name: str, metric: Metric | None) -> Judgement:
+    """Whether ``row`` is ahead of ``other``, which the claim calls ``name``."""
     if metric is None:
-        return None, "not measured here", f"{board.suite.slug} has no metric {claim.metric}"
-    other = board.reference(claim.method)
+        return None, "not measured here", f"{board.suite.slug} does not judge by this metric here"
     if other is None or metric.name not in other.scores:
-        return None, "not measured here", f"no scored {claim.method} on this board"
+        return None, "not measured here", f"no scored {name} on this board"
     if metric.name not in row.scores:
         return None, "not measured here", "no score"
     mine, theirs = row.scores[metric.name], other.scores[metric.name]
@@ -81,7 +93,7 @@ def _beats(board: Board, row: Row, claim: Beats, metric: Metric | None) -> Judge
     if paired_p(mine, theirs, min(row.steps[metric.name], other.steps[metric.name])) >= 1 - LEVEL:
         # A few equal differences have no spread and so an interval of no width; the test knows the score's own steps.
         return ahead, "undecided", "within the rounding of the score"
-    return ahead, "reproduced" if ahead.low > 0 else "not reproduced", f"against {other.name}" if other.name != claim.method else ""
+    return ahead, "reproduced" if ahead.low > 0 else "not reproduced", f"against {other.name}" if other.name != name else ""
 
 
 def _reported(board: Board, row: Row, claim: Reported, metric: Metric | None) -> Judgement:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.card import SLUG, Beats, Card, Hyperparameter, Metric, Reported, Setting, SuiteCard, from_data
+from bench.card import SLUG, Beats, Card, Gains, Hyperparameter, Metric, Reported, Setting, SuiteCard, from_data
 from bench.errors import UserError
 from bench.record import Record, Status, canonical, sha256
 from bench.stats import Interval, gap_closed, mean_interval, ranks
@@ -57,6 +57,7 @@ class Row:
         steps: metric -> the step in which a score can differ (1/n for means of 0/1 values), else 0.
         cost: meter -> mean over the scored seeds (seconds, FLOPs, examples, parameters, bytes); None where not metered.
         trials: records on the tune split for this method on this track.
+        picture: base64 PNG of samples of its first scored seed, or None.
         commits: commits of the repository that the scored runs were made from.
         rank: 1 + how many are significantly better, or None where not ranked (controls, over budget, under two seeds).
         gap: gap closed as a ratio (1 is the teacher's level), or None with the reason in ``gap_reason``.
@@ -78,6 +79,7 @@ class Row:
     trials: int
     commits: tuple[str, ...]
     created: str
+    picture: str | None = None
     rank: int | None = None
     gap: Interval | None = None
     gap_reason: str = ""
@@ -231,7 +233,7 @@ def _method(spec: dict[str, Any]) -> Card:
             card, title=str, problem=str, equations=dict, hyperparameters=dict, claims=tuple, deviations=tuple, exempt=dict, results=str
         )
         and all(isinstance(h, Hyperparameter) for h in card.hyperparameters.values())
-        and all(isinstance(c, Beats) or (isinstance(c, Reported) and isinstance(c.value, int | float)) for c in card.claims)
+        and all(isinstance(c, Beats | Gains) or (isinstance(c, Reported) and isinstance(c.value, int | float)) for c in card.claims)
     )
     if not whole or not SLUG.fullmatch(card.slug) or not _typed(spec, source=str, hyperparameters=dict):
         raise UserError("its method card is not whole")
@@ -282,6 +284,7 @@ def _row(key: str, records: list[Record], suite: SuiteCard, trials: Counter[tupl
         trials=trials[records[0].track, card.slug],
         commits=tuple(sorted({str(c) for r in chosen if (c := r.environment.get("commit"))})),
         created=max(r.created for r in records),
+        picture=next((r.picture for r in chosen if r.picture), None),
     )
 
 

@@ -130,10 +130,10 @@ CARD = SuiteCard(
     variants={
         "gaussians-guided": Variant(
             of="gaussians",
-            summary="Eight modes in four classes; the teacher is their exact denoiser with classifier-free guidance 2. One step.",
+            summary="Eight modes in four classes; the teacher is their exact denoiser with classifier-free guidance 3. One step.",
             options={
                 "classes": 4,
-                "guidance": 2.0,
+                "guidance": 3.0,
                 "student": {"name": "denoiser-mlp", "arguments": {"shape": [2], "width": 64, "blocks": 2, "classes": 4}},
             },
         ),
@@ -206,7 +206,9 @@ def rebuild(student: Student) -> Any:
     return net.eval()
 
 
-def generate(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test") -> tuple[list[tuple[Any, Any]], float]:
+def generate(
+    student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", draws: int | None = None
+) -> tuple[list[tuple[Any, Any]], float]:
     """What is judged: independent draws of (samples (N, ...), labels (N,)), and the network evaluations that a sample took.
 
     The suite draws by the student's recipe, from noise and labels that all methods share; every class as often as any other.
@@ -230,8 +232,8 @@ def generate(student: Student, setting: Setting, seeds: Mapping[str, int], *, sp
         # Only the teacher itself, the yardstick, may take more.
         raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
     shape, classes = options["student"]["arguments"]["shape"], int(options["classes"])
-    draws, spent = [], 0.0
-    for i in range(int(options["draws"])):
+    made, spent = [], 0.0
+    for i in range(draws or int(options["draws"])):
         generator = torch.Generator().manual_seed(derive_seed(f"{split} noise {i}", seeds["evaluation"]))
         noise = torch.randn(int(options["samples"]), *shape, generator=generator)
         labels = torch.arange(len(noise)) % max(1, classes)
@@ -239,8 +241,8 @@ def generate(student: Student, setting: Setting, seeds: Mapping[str, int], *, sp
             net, student.recipe, noise, labels if classes else None, generator, sigma_min=float(options["sigma_min"])
         )
         sampling.sound(samples, labels if classes else None)
-        draws.append((samples, labels))
-    return draws, spent
+        made.append((samples, labels))
+    return made, spent
 
 
 def evaluate(
@@ -260,7 +262,7 @@ def evaluate(
     return [*_world(setting).measure(draws, setting, seeds, split), Measurement("nfe", spent, len(draws))]
 
 
-def picture(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test") -> Any:
-    """A sheet of samples as grey or colour values in [0, 1], (H, W) or (H, W, 3), from the noise all methods share."""
-    draws, _ = generate(student, setting, seeds, split=split)
+def picture(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None) -> Any:
+    """A sheet of samples of the first draw, in [0, 1], (H, W) grey or (H, W, 3) colour, from the noise that all methods share."""
+    draws, _ = generate(student, setting, seeds, split=split, draws=1)
     return _world(setting).pixels(draws, setting.options)

@@ -278,3 +278,22 @@ def test_odd_cards_in_a_record_are_one_line(data, says):
     with pytest.raises(UserError, match=says) as caught:
         from_data(data)
     assert one_line(caught)
+
+
+def test_a_setting_names_its_own_metrics_and_its_primary_one():
+    card = suite_card()
+    assert card.at("base").primary == "top1" and len(card.at("base").metrics) == 2
+    own = dataclasses.replace(card.settings["base"], metrics=("nll",))
+    other = dataclasses.replace(card, settings={"base": own, "rest": card.settings["base"]}).at("base")
+    assert (other.primary, [m.name for m in other.metrics], list(other.settings)) == ("nll", ["nll"], ["base"])
+    unknown = dataclasses.replace(card, settings={"base": dataclasses.replace(own, metrics=("nil",))})
+    with pytest.raises(UserError, match="did you mean 'nll'"):
+        unknown.at("base")
+
+
+def test_a_field_added_later_is_left_out_at_its_default_so_old_identities_stay():
+    setting = suite_card().settings["base"]
+    assert "metrics" not in to_data(setting)
+    changed = dataclasses.replace(setting, metrics=("nll",))
+    assert to_data(changed)["metrics"] == ["nll"]
+    assert from_data(to_data(changed)).metrics == ("nll",)

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import json
 import math
@@ -200,3 +201,13 @@ def test_the_digest_covers_everything_but_the_id():
     data = json.loads(record().to_json())
     stated = data.pop("digest"), data.pop("id")
     assert stated == (sha256(canonical(data)), GOLDEN)
+
+
+def test_a_picture_is_a_png_or_the_record_is_refused():
+    png = base64.b64encode(b"\x89PNG\r\n\x1a\n and more").decode()
+    back = Record.from_json(record(picture=png).to_json())
+    assert back.picture == png
+    assert "picture" not in json.loads(record().to_json())  # records made before there were pictures keep their digest
+    for bad in (base64.b64encode(b"<svg onload=alert(1)>").decode(), "not base64!", 3):
+        with pytest.raises(UserError, match="not a whole record"):
+            Record.from_json(record(picture=bad).to_json())

@@ -97,3 +97,26 @@ def test_a_method_of_another_problem_is_named_as_such(folder):
     folder("painting", "only-here")
     with pytest.raises(UserError, match="only-here solves painting"):
         plan("image-classification/blobs", ["only-here"], [0])
+
+
+def test_a_suites_digest_covers_what_it_imports_from_other_suites(tmp_path):
+    for name, text in {
+        "alpha/__init__.py": "from suites.beta.data import load\n",
+        "beta/__init__.py": "",
+        "beta/data.py": "    from suites.metrics.deep.far import f\n",
+        "beta/unused.py": "",
+        "metrics/near.py": "",
+        "metrics/deep/far.py": "",
+        "metrics/deep/unused.py": "",
+    }.items():
+        path = tmp_path / "suites" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    entry = registry.Entry("suite", "alpha", tmp_path / "suites/alpha/__init__.py", None)
+    named = {p.relative_to(tmp_path / "suites").as_posix() for p in entry.sources()}
+    assert named == {"alpha/__init__.py", "beta/data.py", "metrics/near.py", "metrics/deep/far.py"}
+    before = entry.source_digest()
+    (tmp_path / "suites/metrics/deep/unused.py").write_text("x = 1\n")
+    assert entry.source_digest() == before
+    (tmp_path / "suites/metrics/deep/far.py").write_text("x = 1\n")
+    assert entry.source_digest() != before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import html.parser
 import random
 import time
@@ -211,3 +213,13 @@ def test_time_grows_with_the_records_and_no_faster(make, tmp_path):
 
     seconds(1)  # imports and compiled templates
     assert seconds(40) < 6 * seconds(10)
+
+
+def test_sheets_of_samples_stand_on_their_track(make):
+    judge = make.suite()
+    png = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+    runs = make.runs(make.card("kd"), judge, [0.8, 0.9]) + make.runs(make.card("scratch"), judge, [0.7, 0.6])
+    runs[1] = dataclasses.replace(runs[1], picture=png)  # of the first seed that has one
+    text = next(t for p, t in pages(boards(runs)[0]).items() if p == "tracks/image-classification/digits.html")
+    images = [a["src"] for t, a in Links(text).tags if t == "img"]
+    assert images == [f"data:image/png;base64,{png}"]

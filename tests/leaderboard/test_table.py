@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from bench.card import Beats, Budget, Metric, Reported
+from bench.card import Beats, Budget, Gains, Integer, Metric, Real, Reported
 from bench.errors import UserError
 from bench.record import canonical, identity, read_records, sha256
 from bench.stats import mean_interval
@@ -280,3 +280,19 @@ def test_markdown_cells_cannot_break_the_table(make):
     text = export.to_markdown(one(records))
     assert "seed 2 failed: a \\| b &lt;script&gt;x&lt;/script&gt;" in text
     assert len(text.splitlines()) == 3
+
+
+@pytest.mark.parametrize(("two", "outcome"), [([0.91, 0.92, 0.93], "reproduced"), ([0.71, 0.72, 0.73], "not reproduced")])
+def test_gains_compares_a_method_with_itself_at_another_value(make, two, outcome):
+    judge = make.suite()
+    few = make.card("few", claims=(Gains("steps", over=1),), hyperparameters={"steps": Integer(0), "rate": Real(1.0)})
+    records = make.runs(few, judge, two) + make.runs(few, judge, [0.8, 0.81, 0.82], steps=1)
+    records += make.runs(few, judge, [0.99, 0.98, 0.99], steps=1, rate=2.0)  # differs in more than the steps
+    board = one(records)
+    rows = rows_of(board)
+    (verdict,) = verdicts(board, rows["few"])
+    assert (verdict.outcome, verdict.claim) == (outcome, "beats itself with steps=1 in top1")
+    assert verdict.measured.estimate == pytest.approx(sum(two) / 3 - 0.81)
+    assert verdicts(board, rows["few (steps=1)"])[0].outcome == "not measured here"
+    alone = one(make.runs(few, judge, two))
+    assert verdicts(alone, rows_of(alone)["few"])[0].note == "no scored few with steps=1 on this board"
