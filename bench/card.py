@@ -300,12 +300,13 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A setting that differs from another one of the same suite in a few ``options`` and fields of ``training``."""
+    """A setting that differs from another one of the same suite in a few ``options`` and fields of ``training``, or its ``metrics``."""
 
     of: str
     summary: str
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] | list[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +332,10 @@ class SuiteCard:
         for name, variant in self.variants.items():
             base = whole[variant.of]
             training = dataclasses.replace(base.training, **variant.training)
-            whole[name] = dataclasses.replace(base, summary=variant.summary, options={**base.options, **variant.options}, training=training)
+            options = {**base.options, **variant.options}
+            whole[name] = dataclasses.replace(
+                base, summary=variant.summary, options=options, training=training, metrics=variant.metrics or base.metrics
+            )
         object.__setattr__(self, "settings", whole)
         object.__setattr__(self, "variants", {})
 

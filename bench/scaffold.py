@@ -57,6 +57,57 @@ def distill(problem: Classification, run: Run, *, temperature: float) -> Student
     return run.fit(problem.student, loss, problem.batches)
 '''
 
+GENERATION = '''"""TODO: one line on the idea."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bench.card import Beats, Card, Integer, Paper, Real
+from bench.data import Batch
+from bench.diffusion import row_mean
+from bench.matching import Matching
+from bench.problems.image_generation import ImageGeneration
+from bench.run import Losses, Run
+from bench.student import Student
+
+CARD = Card(
+    slug="{slug}",
+    version=1,
+    problem="image-generation",
+    title="TODO: its name",
+    paper=Paper(title="TODO: the paper's title", year=2026, arxiv=None),
+    objective="{slug}_loss",
+    equations={{"{slug}_loss": "TODO: L = 1/2 mean (x - sg(x - (mu_fake - mu_real)))^2"}},
+    hyperparameters={{
+        "generator_rate": Real(0.3, gt=0, note="times the track's learning rate"),
+        "fake_rate": Real(1.0, gt=0, note="times the track's learning rate"),
+        "fake_updates": Integer(2, ge=1, note="fake-score steps per generator step"),
+        "initial_share": Real(0.2, gt=0, lt=1, note="part of the budget for the initialisation, where weights cannot be copied"),
+    }},
+    claims=[Beats("teacher_one_step")],
+)
+
+
+def {slug}_loss(generated: Tensor, real_denoised: Tensor, fake_denoised: Tensor) -> Tensor:
+    """TODO: the equation, where it stands, and each argument's shape.   Returns one value per sample (B,)."""
+    return row_mean((generated - (generated - (fake_denoised - real_denoised)).detach()) ** 2) / 2
+
+
+def distill(
+    problem: ImageGeneration, run: Run, *, generator_rate: float, fake_rate: float, fake_updates: int, initial_share: float
+) -> Student:
+    """TODO: the paper's algorithm box. Here: a generator and the fake score that follows it, in turn."""
+    game = Matching(problem, run, initial_share=initial_share)
+
+    def loss(batch: Batch) -> Losses:
+        generated = game.generate(batch)
+        noisy, sigma = game.perturb(generated.detach())
+        return run.loss({slug}={slug}_loss(generated, *game.denoised(noisy, sigma, batch.labels)))
+
+    return game.train(loss, generator_rate=generator_rate, fake_rate=fake_rate, fake_updates=fake_updates, beta1=0.0)
+'''
+
 GENERIC = '''"""TODO: one line on the idea."""
 
 from __future__ import annotations
@@ -205,7 +256,7 @@ def write_method(slug: str, problem: str, folder: Path) -> Path:
     known = {e.card.problem for e in registry.suites().values() if e.card is not None}
     if problem not in known:
         raise unknown("kind of problem", problem, known)
-    text = CLASSIFICATION if problem == "classification" else GENERIC
+    text = {"classification": CLASSIFICATION, "image-generation": GENERATION}.get(problem, GENERIC)
     return _write(folder / f"{slug}.py", slug, text.format(slug=slug, problem=problem))
 
 

@@ -130,6 +130,7 @@ CARD = SuiteCard(
     variants={
         "gaussians-guided": Variant(
             of="gaussians",
+            metrics=["mmd2", "sliced_wasserstein", "nfe"],
             summary="Eight modes in four classes; the teacher is their exact denoiser with classifier-free guidance 3. One step.",
             options={
                 "classes": 4,

@@ -212,7 +212,7 @@ def suite_card(**more):
 
 def test_variants_become_whole_settings():
     changed = Variant(of="base", summary="other", options={"net": {"name": "b"}}, training={"learning_rate": 0.2})
-    second = Variant(of="wide", summary="of a variant", options={"width": 9})
+    second = Variant(of="wide", summary="of a variant", options={"width": 9}, metrics=["nll"])
     card = suite_card(variants={"wide": changed, "wider": second})
     wide, base = card.settings["wide"], card.settings["base"]
     assert card.variants == {}
@@ -221,6 +221,7 @@ def test_variants_become_whole_settings():
     assert wide.training == dataclasses.replace(base.training, learning_rate=0.2)
     assert base.training.learning_rate == 0.1 and base.options["net"]["name"] == "a"
     assert card.settings["wider"].options == {"width": 9, "net": {"name": "b"}}
+    assert (list(card.settings["wider"].metrics), wide.metrics, card.at("wider").primary) == (["nll"], (), "nll")
 
 
 @pytest.mark.parametrize("text", ["Variant(of='nothing', summary='s')", "Variant(of='a', summary='s', training={'speed': 3})", "3"])

@@ -9,7 +9,7 @@ import pytest
 from bench import registry
 from bench.plan import plan
 from bench.runner import execute
-from bench.scaffold import write_suite
+from bench.scaffold import write_method, write_suite
 from bench.store import Store
 
 
@@ -40,3 +40,15 @@ def test_a_new_suite_runs_as_written(mine, tmp_path):
         value = record.value("top1")
         assert value is not None
         assert 0.7 < value < 0.9  # the exact posterior scores 0.84
+
+
+def test_a_new_generation_method_runs_as_written_on_every_kind_of_teacher(tmp_path):
+    path = write_method("mine_generator", "image-generation", tmp_path)
+    scores = {}
+    for track, budget in (("gaussians", 256 * 200), ("gaussians-guided", 256 * 10), ("digits", 128 * 10)):
+        for spec in plan(f"image-generation/{track}", [str(path)], [0], controls=False, split="tune", budget={"student_examples": budget}):
+            record = execute(spec, Store(tmp_path / "runs"))
+            assert record.status == "ok", (track, record.reason)
+            scores[track] = record.value(record.suite.primary)
+    assert scores["gaussians"] < 0.4  # 0.6 for the teacher in one step
+    assert scores["digits"] < 14  # 16 for the teacher in one step
