@@ -29,10 +29,11 @@ def diversity_by_condition(features: Tensor, conditions: Tensor, reference: Tens
     Raises:
         UserError: labels do not match rows, or a condition has fewer than 2 rows on a side, or real data without spread.
     """
-    ratios = {}
     for rows, labels, what in ((features, conditions, "samples"), (reference, reference_conditions, "real examples")):
+        checked(rows, what, least=2)
         if labels.shape != (len(rows),):
             raise UserError(f"{len(rows)} {what} come with conditions of shape {tuple(labels.shape)}: one condition a row is needed")
+    ratios = {}
     for condition in sorted(int(c) for c in conditions.unique()):
         ours, real = features[conditions == condition], reference[reference_conditions == condition]
         for count, what in ((len(ours), "samples"), (len(real), "real examples")):

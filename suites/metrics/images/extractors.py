@@ -233,7 +233,8 @@ def fidelity_inception(
 
     def classes(images: Tensor) -> Tensor:
         # Without the bias of the last layer, as the first Inception Score was computed.
-        return (features(images) @ network.fc.weight.T).softmax(1)
+        logits: Tensor = features(images) @ network.fc.weight.T
+        return logits.softmax(1)
 
     quantise(torch.zeros(0), uint8)  # refuse an unknown rule now
     return Extractor("inception_fidelity", sha256.lower(), resize, features, classes, uint8, device)

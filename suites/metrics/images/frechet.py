@@ -3,7 +3,7 @@
 d^2 = |mu_a - mu_b|^2 + tr A + tr B - 2 tr (A B)^(1/2)   (Heusel et al. 2017, equation 6; Dowson and Landau 1982)
 
 With A = F F^T and B = G G^T, tr (A B)^(1/2) is the nuclear norm of F^T G, so no general matrix square root is needed: Cholesky
-factors and symmetric eigenvalues at full rank, singular values of an n x m product where there are fewer samples than dimensions.
+factors and symmetric eigenvalues at full rank, those of an n x n product where there are fewer samples than dimensions.
 """
 
 from __future__ import annotations
@@ -124,10 +124,18 @@ class _Law:
         return cls(x.mean(0), centred.square().sum(), centred.T, None)
 
 
+def _nuclear_norm(matrix: Tensor) -> Tensor:
+    """Sum of singular values: the roots of the eigenvalues of M M^T where those are far enough from rounding."""
+    small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    values = torch.linalg.eigvalsh(small @ small.T)
+    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1:]
+    # Centring makes one zero. More of them are a singular set, and the roots of their rounding would add up.
+    return values[kept].sqrt().sum() if int((~kept).sum()) <= 1 else torch.linalg.svdvals(small).sum()
+
+
 def _squared_distance(a: _Law, b: _Law) -> float:
     if a.covariance is None or b.covariance is None:
-        # Singular values: the eigenvalues of a singular product are rounding, and their roots would add up.
-        root = torch.linalg.svdvals(a.factor.T @ b.factor).sum()
+        root = _nuclear_norm(a.factor.T @ b.factor)
     else:
         root = torch.linalg.eigvalsh(a.factor.T @ b.covariance @ a.factor).clamp(min=0).sqrt().sum()
     return max(float((a.mean - b.mean).square().sum() + a.trace + b.trace - 2 * root), 0.0)

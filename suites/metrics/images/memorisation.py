@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.errors import UserError
 from suites.metrics.images.distances import TILE, checked, nearest
 
 
@@ -41,8 +42,10 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, *, quantile: 
         tile: rows and columns of distances held at a time.
 
     Raises:
-        UserError: too few rows, or values that are not finite.
+        UserError: too few rows, values that are not finite, or a quantile outside (0, 1).
     """
+    if not 0 < quantile < 1:
+        raise UserError(f"quantile {quantile} does not lie between 0 and 1: 0.01 calls 1% of held-out data copied")
     x, y = checked(samples, "samples"), checked(train, "training examples")
     z = checked(held_out, "held-out examples", least=round(1 / quantile))
     mine, theirs = nearest(x, y, tile=tile)[:, 0], nearest(z, y, tile=tile)[:, 0].sort().values
