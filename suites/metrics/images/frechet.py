@@ -130,7 +130,8 @@ def _nuclear_norm(matrix: Tensor) -> Tensor:
     values = torch.linalg.eigvalsh(small @ small.T)
     kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1:]
     # Centring makes one zero. More of them are a singular set, and the roots of their rounding would add up.
-    return values[kept].sqrt().sum() if int((~kept).sum()) <= 1 else torch.linalg.svdvals(small).sum()
+    singular: Tensor = values[kept].sqrt() if int((~kept).sum()) <= 1 else torch.linalg.svdvals(small)
+    return singular.sum()
 
 
 def _squared_distance(a: _Law, b: _Law) -> float:

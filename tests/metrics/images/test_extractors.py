@@ -221,7 +221,7 @@ def test_a_pickle_with_code_is_not_run(tmp_path):
 def test_wrong_rules_and_missing_files_are_refused(make, tmp_path, script):
     with pytest.raises(UserError, match="unknown resize rule 'bicubic'"):
         make(script, resize="bicubic")
-    with pytest.raises(UserError, match="cannot read Inception's weights at .*absent.pt: No such file"):
+    with pytest.raises(UserError, match=r"cannot read Inception's weights at .*absent\.pt: No such file"):
         make(tmp_path / "absent.pt")
 
 
