@@ -45,7 +45,7 @@ $(VENV)/.train: $(VENV)/bin/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,images,dev]'
 	@touch $@ $(VENV)/.train
 
 clean:  ## forget the environment, the demo's runs and its site

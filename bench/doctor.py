@@ -19,7 +19,7 @@ from bench.plan import plan
 EXTRAS = {
     "train": ("torch", "torchvision", "torchmetrics", "accelerate", "safetensors", "scikit-learn"),
     "lm": ("transformers", "lm-eval"),
-    "images": ("diffusers", "clean-fid"),
+    "images": ("diffusers", "clean-fid", "torch-fidelity"),
 }
 
 
