@@ -59,7 +59,30 @@ CARD = SuiteCard(
             unit="squared feature distance",
             better="lower",
             range=(0, None),
-            meaning="Frechet distance of 1,000 samples to the real test images in the penultimate features of the shipped digit classifier",
+            meaning="Frechet distance of 1,000 samples to the real images of the split, in the penultimate features of the shipped digit "
+            "classifier; 0.25 for the training images against the test images",
+        ),
+        Metric(
+            name="kid_digits_cnn",
+            unit="squared kernel distance",
+            better="lower",
+            meaning="unbiased kernel distance (cubic kernel) in the same features: may be negative",
+        ),
+        Metric(name="precision", unit="fraction", better="higher", range=(0, 1), meaning="share of samples among the real ones (k = 3)"),
+        Metric(name="recall", unit="fraction", better="higher", range=(0, 1), meaning="share of real images among the samples (k = 3)"),
+        Metric(
+            name="diversity_error",
+            unit="nats",
+            better="lower",
+            range=(0, None),
+            meaning="|ln| of the mean distance of two samples of a class over that of two real images; 0 is right. The ratio is diversity",
+        ),
+        Metric(
+            name="copied_fraction",
+            unit="fraction",
+            better="lower",
+            range=(0, 1),
+            meaning="share of samples as close to a training image as the closest real image in a hundred is",
         ),
         Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample, counted"),
     ],
@@ -108,7 +131,7 @@ CARD = SuiteCard(
                 licence="Apache-2.0",
                 sha256="365f09225cc5392d71e385ae851a3d76526e47515299f87b86115b949b061a82",
             ),
-            metrics=["fd_digits_cnn", "nfe"],
+            metrics=["fd_digits_cnn", "kid_digits_cnn", "precision", "recall", "diversity_error", "copied_fraction", "nfe"],
             options={
                 "world": "digits",
                 "classes": 10,
@@ -252,7 +275,7 @@ def evaluate(
     """Judge plain weights on a split: samples from its evaluation noise, against real samples of that split.
 
     Every metric is the mean over independent draws, whose values the measurement keeps. Beside the card's metrics some are
-    measured for which neither more nor less is better (``spread_ratio``, ``class_accuracy``): they rank nothing.
+    measured for which neither more nor less is better (``spread_ratio``, ``diversity``, ``class_accuracy``, ``closer_to_training``): they rank nothing.
 
     Raises:
         UserError: as :func:`generate`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,11 @@ from bench.student import Student, tensor_digest
 from suites.image_classification import digits as images
 from suites.image_classification import nets as classifiers
 from suites.image_generation.nets import build
+from suites.metrics.images.diversity import diversity
+from suites.metrics.images.frechet import frechet_from_samples
+from suites.metrics.images.kid import polynomial_mmd2
+from suites.metrics.images.memorisation import memorisation
+from suites.metrics.images.precision_recall import precision_recall
 
 TEACHER = Path(__file__).parent / "digits_teacher.safetensors"
 CLASSES = 10
@@ -64,28 +70,38 @@ def features(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure(draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split_name: str) -> list[Measurement]:
-    """Judge the draws (samples, labels): the mean over draws of each metric, against the real images of the split."""
+    """Judge the draws (samples, labels): the mean over draws of each metric, against the real images of the split.
+
+    Features are those of :func:`features`; copying is told in pixels, where real images of the split are the yardstick.
+
+    Raises:
+        UserError: more than half of the samples lie as close to a training image as one real image in a hundred does.
+    """
     found: dict[str, list[float]] = {}
-    held_out, _ = split(split_name)
+    (seen_images, _), (held_out, classes) = split("train"), split(split_name)
     real, _ = features(held_out)
     for samples, labels in draws:
         seen, decisions = features(samples)
+        copies = memorisation(samples.flatten(1), seen_images.flatten(1), held_out.flatten(1))
+        if copies.copied_fraction > 0.5:
+            raise UserError(f"the generator copies its training set: {copies.copied_fraction:.0%} of its samples are a training image")
+        # As many samples as there are real images: precision and recall depend on both sizes.
+        precision, recall = precision_recall(seen[: len(real)], real)
+        spread = diversity(samples.flatten(1), labels, held_out.flatten(1), classes)
         scores = {
-            "fd_digits_cnn": _frechet(seen, real),
+            "fd_digits_cnn": frechet_from_samples(seen, real),
+            "kid_digits_cnn": polynomial_mmd2(seen, real),
+            "precision": precision,
+            "recall": recall,
+            "diversity": spread,
+            "diversity_error": abs(math.log(max(spread, 1e-3))),
+            "copied_fraction": copies.copied_fraction,
+            "closer_to_training": copies.closer_fraction,
             "class_accuracy": float((decisions == labels).double().mean()),
         }
         for name, value in scores.items():
             found.setdefault(name, []).append(value)
     return [Measurement.mean(name, values) for name, values in found.items()]
-
-
-def _frechet(a: Tensor, b: Tensor) -> float:
-    a, b = a.double(), b.double()
-    ca, cb = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(ca)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cb @ root).clamp(min=0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * cross)
 
 
 def pixels(draws: Sequence[tuple[Tensor, Tensor]], options: Mapping[str, Any]) -> Tensor:

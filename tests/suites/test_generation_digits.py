@@ -63,6 +63,20 @@ def test_class_accuracy_ranks_nothing():
     found = {m.metric: m.value for m in digits.measure([(blur[labels], labels)], DIGITS, SEEDS, "tune")}
     assert found["class_accuracy"] > 0.9
     assert found["fd_digits_cnn"] > 3
+    assert found["diversity"] == 0 and found["diversity_error"] > 6
+    assert found["recall"] < 0.1
+
+
+def test_real_images_are_at_the_floor_of_every_metric():
+    found = {m.metric: m.value for m in digits.measure([digits.split("tune")], DIGITS, SEEDS, "test")}
+    assert found["fd_digits_cnn"] < 1 and abs(found["kid_digits_cnn"]) < 0.05 and found["diversity_error"] < 0.05
+    assert min(found["precision"], found["recall"]) > 0.85 and found["copied_fraction"] < 0.05
+    assert 0.4 < found["closer_to_training"] < 0.6
+
+
+def test_a_copy_of_the_training_set_is_named_though_its_distance_is_small():
+    with pytest.raises(UserError, match="copies its training set: 100% of its samples"):
+        digits.measure([digits.split("train")], DIGITS, SEEDS, "test")
 
 
 def test_a_student_may_not_take_more_steps_and_only_the_teachers_very_weights_may():
