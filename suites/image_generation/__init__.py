@@ -274,8 +274,9 @@ def evaluate(
 ) -> list[Measurement]:
     """Judge plain weights on a split: samples from its evaluation noise, against real samples of that split.
 
-    Every metric is the mean over independent draws, whose values the measurement keeps. Beside the card's metrics some are
-    measured for which neither more nor less is better (``spread_ratio``, ``diversity``, ``class_accuracy``, ``closer_to_training``): they rank nothing.
+    Every metric is the mean over independent draws, whose values the measurement keeps. Some are measured beside the card's
+    because neither more nor less is better, or because they must rank nothing: ``spread_ratio``, ``diversity``,
+    ``class_accuracy`` (a blurred mean of a class is recognised every time) and ``closer_to_training`` (0.5 is fair).
 
     Raises:
         UserError: as :func:`generate`.
