@@ -373,6 +373,9 @@ class DhariwalUNet(_UNet):
         return answer
 
 
+ARCHITECTURE = "edm-unet"
+"""The name of :class:`EDMDenoiser` in a :class:`bench.nets.Architecture`."""
+
 NETWORKS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"song": SongUNet, "dhariwal": DhariwalUNet}
 """What :class:`EDMDenoiser` can wrap."""
 
