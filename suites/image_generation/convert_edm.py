@@ -192,10 +192,16 @@ def _arguments(node: _Kept) -> dict[str, Any]:
     return arguments
 
 
+def _fit(faults: dict[str, list[str]]) -> None:
+    found = [f"{len(keys)} {what} ({keys[0]})" for what, keys in faults.items() if keys]
+    if found:
+        raise _Refused(f"its weights do not fit the network its arguments describe: {'; '.join(found)}")
+
+
 def from_edm(source: Path) -> Student:
     """The network of an EDM checkpoint: float32 weights and the arguments of :class:`~suites.image_generation.edm_nets.EDMDenoiser`.
 
-    EDM's ``dropout`` is left out (0): it does not act in evaluation, and distillation protocols train without it.
+    EDM's ``dropout`` is left out, so that a trainable copy has none: it does not act in evaluation, and DMD2 distils without it.
 
     Raises:
         UserError: the file is not a checkpoint of EDM, refers to anything outside the list above, or holds weights that do not
@@ -209,17 +215,18 @@ def from_edm(source: Path) -> Student:
                 wanted = {k: v.shape for k, v in EDMDenoiser(**arguments).state_dict().items()}
         except (TypeError, LookupError, ValueError, RuntimeError, ArithmeticError) as error:
             raise _Refused(f"its arguments make no network ({' '.join(str(error).split())[:80]})") from error
+        tensors = _tensors(node)
+        # Shapes first: a hostile view repeats one number without end, and only a copy would show it.
+        _fit(
+            {
+                "missing": [k for k in wanted if k not in tensors],
+                "unknown": [k for k in tensors if k not in wanted],
+                "of another shape": [k for k, v in tensors.items() if k in wanted and v.shape != wanted[k]],
+            }
+        )
         # clone: safetensors refuses tensors that share memory
-        weights = {k: v.detach().float().clone().contiguous() for k, v in _tensors(node).items()}
-        faults = {
-            "missing": [k for k in wanted if k not in weights],
-            "unknown": [k for k in weights if k not in wanted],
-            "of another shape": [k for k, v in weights.items() if k in wanted and v.shape != wanted[k]],
-            "not finite": [k for k, v in weights.items() if not bool(torch.isfinite(v).all())],
-        }
-        found = [f"{len(keys)} {what} ({keys[0]})" for what, keys in faults.items() if keys]
-        if found:
-            raise _Refused(f"its weights do not fit the network its arguments describe: {'; '.join(found)}")
+        weights = {k: v.detach().float().clone().contiguous() for k, v in tensors.items()}
+        _fit({"not finite": [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]})
     except _Refused as error:
         raise UserError(f"{source}: refused, {error}; name a network snapshot that NVlabs/edm wrote") from error
     except RecursionError as error:

@@ -38,6 +38,7 @@ class DiffusersDenoiser(nn.Module):
     A network that also predicts variances has 2 C outputs, of which the first C are read.
 
     Attributes:
+        shape: of one image, (C, S, S), where the configuration says a size.
         stage_names: the middle block.
 
     Args:
@@ -61,6 +62,8 @@ class DiffusersDenoiser(nn.Module):
             raise UserError("the network embeds noise levels by Fourier features; only DDPMs with positional timesteps are known")
         self.net = UNet2DModel.from_config(dict(config))
         self.channels = int(self.net.config["in_channels"])
+        size = self.net.config["sample_size"]
+        self.shape = (self.channels, *(size if isinstance(size, list | tuple) else (size, size)))
         self.classes = int(self.net.config["num_class_embeds"] or 0)
         alphas = DDPMScheduler.from_config(dict(schedule)).alphas_cumprod.double()
         self.register_buffer("levels", ((1 - alphas) / alphas).sqrt().log(), persistent=False)

@@ -387,6 +387,7 @@ class EDMDenoiser(nn.Module):
     is EDM's null condition, a zero instead of a one-hot vector. Images are in [-1, 1].
 
     Attributes:
+        shape: of one image, (C, S, S).
         stage_names: the last encoder block of each resolution; the last of them is the bottleneck that DMD2's discriminator reads.
 
     Args:
@@ -412,6 +413,7 @@ class EDMDenoiser(nn.Module):
         **arguments: Any,
     ) -> None:
         super().__init__()
+        self.shape = (channels, img_resolution, img_resolution)
         self.classes, self.sigma_data, self.sigma_min, self.boundary = classes, sigma_data, sigma_min, boundary
         self.model = NETWORKS[network](img_resolution=img_resolution, channels=channels, classes=classes, **arguments)
         self.stage_names = tuple(f"model.{name}" for name in self.model.bottlenecks)

@@ -204,7 +204,7 @@ def write_diffusers(folder: Path, **schedule: Any) -> None:
 # --- the whole folder -------------------------------------------------------------------------------------------
 
 
-def write_data(root: Path, *, images: int = 24, features: int = 2048) -> Path:
+def write_data(root: Path, *, images: int = 24, features: int = 64) -> Path:
     """A complete ``--data`` folder for ``cifar10`` and ``imagenet64``: 8x8 images of three classes, tiny random teachers.
 
     Args:

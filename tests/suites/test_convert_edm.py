@@ -8,7 +8,7 @@ import io
 import json
 import os
 import pickle
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,11 +168,28 @@ def test_foreign_and_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not target.exists()
 
 
-def test_runs_as_a_module(tmp_path: Path) -> None:
-    (tmp_path / "in.pkl").write_bytes(edm_pickle(tiny_edm("dhariwal")))
-    command = [sys.executable, "-m", "suites.image_generation.convert_edm", tmp_path / "in.pkl", tmp_path / "out.safetensors"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == hashlib.sha256((tmp_path / "out.safetensors").read_bytes()).hexdigest()
+def test_views_that_claim_more_than_there_is(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.pkl", tmp_path / "out.safetensors"
+    beyond = Call(torch._utils._rebuild_tensor_v2, torch.zeros(3)._typed_storage(), 0, (9,), (1,), False, {})
+    source.write_bytes(pickle.dumps({"ema": beyond}))
+    with fails("damaged", "sizes [9]"):
+        convert_edm.convert(source, target)
+    net = tiny_edm("song")
+    net.model.map_layer0.weight = nn.Parameter(torch.zeros(1).expand(10**8, 10**6))  # one number, repeated 10^14 times
+    source.write_bytes(edm_pickle(net))
+    with fails("1 of another shape (model.map_layer0.weight)"):
+        convert_edm.convert(source, target)
+
+
+def test_runs_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "in.pkl", tmp_path / "out.safetensors"
+    source.write_bytes(edm_pickle(tiny_edm("dhariwal")))
+    monkeypatch.setattr(sys, "argv", ["convert_edm", str(source), str(target)])
+    monkeypatch.delitem(sys.modules, convert_edm.__name__)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(convert_edm.__name__, run_name="__main__")
+    assert left.value.code == 0
+    assert capsys.readouterr().out.split()[0] == hashlib.sha256(target.read_bytes()).hexdigest()
 
 
 # --- diffusers' folders -----------------------------------------------------------------------------------------

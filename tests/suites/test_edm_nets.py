@@ -131,6 +131,18 @@ def test_stages_are_maps_that_hooks_can_read(name: str) -> None:
     assert shapes == [(3, w, s, s) for w, s in zip(widths, sides, strict=True)]
 
 
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+@torch.no_grad()
+def test_mixed_precision(name: str) -> None:
+    net, (noisy, sigma, labels) = filled(name).float(), inputs(name)
+    exact = net(noisy.float(), sigma.float(), labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(noisy.float(), sigma.float(), labels)
+    assert rough.dtype == torch.float32  # preconditioning stays exact: at sigma 0.002 nearly all of the answer is c_skip x
+    assert float((rough - exact)[0].abs().max()) < 1e-3
+    assert float((rough - exact).abs().max()) < 0.1 * float(exact.std())
+
+
 def test_consistency_boundary_and_dropout() -> None:
     noisy, sigma, labels = inputs("ddpmpp")
     net = filled("ddpmpp", boundary=True, sigma_min=0.002)

@@ -22,8 +22,10 @@ from PIL import Image
 from bench.data import Batch
 from bench.errors import UserError
 from bench.plan import digest_tree
+from bench.student import Student
+from suites.image_generation.edm_nets import EDMDenoiser
 from suites.image_generation.image_folders import EDMImages, FolderBatches, flipped
-from tests.suites.image_generation_fixtures import CLASSES, members, png, write_tree, write_zip
+from tests.suites.image_generation_fixtures import CLASSES, members, png, write_data, write_tree, write_zip
 
 COUNT = 11
 FIRST = "00000/img00000000.png"
@@ -277,3 +279,18 @@ def test_each_process_opens_the_zip_for_itself(images: EDMImages) -> None:
         own = _sums(images, list(range(COUNT)) * 5)
         assert [p.get()[0] for p in parts] == truth
     assert own == truth * 5
+
+
+def test_the_whole_data_folder(tmp_path: Path) -> None:
+    """What the end-to-end tests of the paper settings rest on: each file is what its reader expects."""
+    write_data(tmp_path)
+    for name, network in (("cifar10", "song"), ("imagenet64", "dhariwal")):
+        images = EDMImages(tmp_path / name / "train.zip", 8, CLASSES)
+        student = Student.from_bytes((tmp_path / name / "teacher.safetensors").read_bytes())
+        assert (student.architecture.name, student.architecture.arguments["network"]) == ("edm-unet", network)
+        net = EDMDenoiser(**student.architecture.arguments)
+        net.load_state_dict(student.weights)
+        batch = next(FolderBatches(images, 4, 0).stream(0))
+        assert net(batch.inputs, torch.ones(4), batch.labels).shape == (4, *net.shape)
+        with np.load(tmp_path / name / "reference.npz") as reference:
+            assert (reference["mu"].shape, reference["sigma"].shape) == ((64,), (64, 64))
