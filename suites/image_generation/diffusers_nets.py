@@ -45,14 +45,18 @@ class DiffusersDenoiser(nn.Module):
         config: of the ``UNet2DModel``.  schedule: of the scheduler, with ``prediction_type``; both as diffusers writes them.
 
     Raises:
-        UserError: the prediction is not one of :data:`PREDICTIONS`, or the network embeds noise levels by Fourier features.
+        UserError: the prediction is not one of :data:`PREDICTIONS`, or the network embeds noise levels by Fourier features,
+            or diffusers is not installed.
     """
 
     stage_names = ("net.mid_block",)
     levels: Tensor
 
     def __init__(self, config: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
-        from diffusers import DDPMScheduler, UNet2DModel
+        try:
+            from diffusers import DDPMScheduler, UNet2DModel
+        except ImportError as error:
+            raise UserError("a network of diffusers needs that package: pip install 'distillbench[images]'") from error
 
         super().__init__()
         self.prediction = schedule.get("prediction_type", "epsilon")

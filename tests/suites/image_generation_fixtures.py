@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from torch import nn
 
@@ -185,7 +184,9 @@ def edm_pickle(
 
 
 def write_diffusers(folder: Path, **schedule: Any) -> None:
-    """A tiny class-conditional DDPM as ``save_pretrained`` writes it: ``unet/`` and ``scheduler/``."""
+    """A tiny class-conditional DDPM as ``save_pretrained`` writes it: ``unet/`` and ``scheduler/``. Needs diffusers."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = UNet2DModel(

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
 from torch import nn
 
 from bench.diffusion import euler_step
@@ -201,12 +200,13 @@ def test_runs_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 @torch.no_grad()
 def test_a_ddim_step_of_diffusers_is_an_euler_step(tmp_path: Path, prediction: str, schedule: str) -> None:
     """DDIM is Euler's rule in variance-exploding coordinates; its x_0 and its next sample are ours at the trained levels."""
+    diffusers = pytest.importorskip("diffusers")
     write_diffusers(tmp_path, prediction_type=prediction, beta_schedule=schedule, clip_sample=False)
     student = from_diffusers(tmp_path)
     net = DiffusersDenoiser(**student.architecture.arguments).eval().double()
     net.load_state_dict(student.weights)
-    theirs = DDIMScheduler.from_pretrained(tmp_path / "scheduler", set_alpha_to_one=False, timestep_spacing="leading")
-    unet = UNet2DModel.from_pretrained(tmp_path / "unet").double()
+    theirs = diffusers.DDIMScheduler.from_pretrained(tmp_path / "scheduler", set_alpha_to_one=False, timestep_spacing="leading")
+    unet = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet").double()
     theirs.set_timesteps(10)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([2, 0])
@@ -222,6 +222,7 @@ def test_a_ddim_step_of_diffusers_is_an_euler_step(tmp_path: Path, prediction: s
 
 
 def test_timesteps_between_and_beyond_the_trained_levels() -> None:
+    pytest.importorskip("diffusers")
     arguments = {"sample_size": 8, "block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
     arguments |= {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"), "add_attention": False}
     net = DiffusersDenoiser(arguments, {"num_train_timesteps": 100, "beta_schedule": "linear"})
@@ -235,6 +236,7 @@ def test_timesteps_between_and_beyond_the_trained_levels() -> None:
 
 
 def test_a_folder_becomes_a_teacher_file(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
     write_diffusers(tmp_path / "ddpm")
     convert_edm.convert(tmp_path / "ddpm", tmp_path / "out.safetensors")
     student = Student.from_bytes((tmp_path / "out.safetensors").read_bytes())
@@ -251,6 +253,7 @@ def test_a_folder_becomes_a_teacher_file(tmp_path: Path) -> None:
 def test_folders_that_are_none(tmp_path: Path) -> None:
     with fails("config.json", "not a readable JSON"):
         from_diffusers(tmp_path)
+    pytest.importorskip("diffusers")
     write_diffusers(tmp_path)
     config, weights = tmp_path / "unet/config.json", tmp_path / "unet/diffusion_pytorch_model.safetensors"
     content, blob = json.loads(config.read_text()), weights.read_bytes()
@@ -272,3 +275,9 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "flow"}))
     with fails("'flow'"):
         from_diffusers(tmp_path)
+
+
+def test_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with fails("diffusers", "distillbench[images]"):
+        DiffusersDenoiser({}, {})
