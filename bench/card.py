@@ -283,6 +283,8 @@ class Setting:
     """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone.
 
     ``metrics`` names those of the suite's metrics that are judged here, the primary one first; none named means all of them.
+    ``others`` are further bytes that scores rest on (reference statistics, a feature network), by role. An asset of a role lies
+    at the first place of ``options["<role>_path"]`` that the user's folder has.
     """
 
     tier: Literal["analytic", "embedded", "paper"]
@@ -296,6 +298,7 @@ class Setting:
     device: Literal["any", "cuda"] = "any"
     supersedes: int | None = None
     metrics: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
+    others: dict[str, Asset] = field(default_factory=dict, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,7 +444,7 @@ def to_data(value: Any) -> Any:
     A field that a later version added is left out at its default, so that what does not use it keeps its identity.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shown = (f for f in dataclasses.fields(value) if not (f.metadata.get("later") and getattr(value, f.name) == f.default))
+        shown = (f for f in dataclasses.fields(value) if getattr(value, f.name) or not f.metadata.get("later"))
         fields = {f.name: to_data(getattr(value, f.name)) for f in shown}
         return {"_": type(value).__name__, **fields}
     if isinstance(value, dict):

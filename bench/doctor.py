@@ -82,12 +82,12 @@ def _setting(track: str, data: str | None) -> Finding:
     if missing:
         return Finding(track, "missing", f"install {', '.join(missing)}")
     wanted = []
-    for asset, role in ((setting.data, "data"), (setting.teacher, "teacher")):
-        if asset is None or asset.sha256 is not None or f"{role}_published" in setting.options:
+    for role, asset in {"data": setting.data, "teacher": setting.teacher, **setting.others}.items():
+        places = setting.options.get(f"{role}_path", ())
+        if asset is None or not places or f"{role}_published" in setting.options:
             continue
-        places = [str(p) for p in setting.options.get(f"{role}_path", ())]
-        if data is None or not any((Path(data) / p).exists() for p in places):
-            wanted.append(f"{asset.name} ({asset.source}) as {' or '.join(places)}")
+        if data is None or not any((Path(data) / str(p)).exists() for p in places):
+            wanted.append(f"{asset.name} ({asset.source}) as {' or '.join(map(str, places))}")
     if wanted:
         return Finding(track, "missing", f"{' and '.join(wanted)} in the folder named by --data")
     try:

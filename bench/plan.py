@@ -147,6 +147,7 @@ def _frame(entry: registry.Entry, card: SuiteCard, setting: Setting, name: str, 
         "digests": {
             "data": _digest(setting.data, setting, data, "data"),
             "teacher": _digest(setting.teacher, setting, data, "teacher"),
+            **{role: _digest(asset, setting, data, role) for role, asset in setting.others.items()},
         },
     }
 

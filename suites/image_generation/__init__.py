@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bench.record import Measurement
     from bench.student import Student
 
+SHEET = 2000  # samples drawn for a picture, at most
+
 CARD = SuiteCard(
     slug="image-generation",
     version=2,
@@ -84,6 +86,15 @@ CARD = SuiteCard(
             range=(0, 1),
             meaning="share of samples as close to a training image as the closest real image in a hundred is",
         ),
+        Metric(
+            name="fid",
+            unit="squared feature distance",
+            better="lower",
+            range=(0, None),
+            meaning="Frechet distance of 50,000 samples to the published statistics of the training set in Inception's features",
+        ),
+        Metric(name="kid", unit="squared kernel distance", better="lower", meaning="unbiased kernel distance in the same features"),
+        Metric(name="inception_score", unit="score", better="higher", range=(1, None), meaning="exp of the mean KL of p(y|x) to p(y)"),
         Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample, counted"),
     ],
     primary="mmd2",
@@ -149,6 +160,127 @@ CARD = SuiteCard(
                 },
             },
         ),
+        "cifar10": Setting(
+            tier="paper",
+            summary="CIFAR-10 by class; the teacher is EDM's DDPM++ (VP), 56M parameters. One step. Optimizer and length are SiD's.",
+            budget=Budget(student_examples=500000000, teacher_examples=1500000000),
+            training=Training(batch_size=256, optimizer="adam", learning_rate=1e-05, betas=(0.0, 0.999)),
+            data=Asset(
+                name="CIFAR-10 in EDM's format",
+                source="dataset_tool.py of NVlabs/edm on cifar-10-python.tar.gz",
+                licence="not stated by its authors",
+            ),
+            teacher=Asset(
+                name="edm-cifar10-32x32-cond-vp as safetensors",
+                source="NVlabs/edm, converted by suites.image_generation.convert_edm",
+                licence="CC BY-NC-SA 4.0",
+            ),
+            others={
+                "reference": Asset(name="cifar10's reference statistics", source="fid-refs of NVlabs/edm", licence="not stated"),
+                "inception": Asset(
+                    name="Inception",
+                    source="inception-2015-12-05.pt of NVlabs/stylegan3",
+                    licence="Apache-2.0",
+                    sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+                ),
+            },
+            metrics=["fid", "kid", "inception_score", "precision", "recall", "nfe"],
+            requires=["cleanfid", "torch_fidelity"],
+            options={
+                "world": "published",
+                "workers": 2,
+                "data_path": ["cifar10/train.zip", "cifar10/train"],
+                "teacher_path": ["cifar10/teacher.safetensors"],
+                "reference_path": ["cifar10/reference.npz"],
+                "inception_path": ["inception-2015-12-05.pt"],
+                "channels": 3,
+                "guidance": 1.0,
+                "draws": 3,
+                "samples": 50000,
+                "compared": 10000,
+                "flip": False,
+                "sigma_min": 0.002,
+                "sigma_max": 80.0,
+                "sigma_data": 0.5,
+                "steps": 1,
+                "teacher_steps": 18,
+                "resolution": 32,
+                "classes": 10,
+                "student": {
+                    "name": "edm-unet",
+                    "arguments": {
+                        "network": "song",
+                        "img_resolution": 32,
+                        "channels": 3,
+                        "classes": 10,
+                        "augment_dim": 9,
+                        "model_channels": 128,
+                        "channel_mult": [2, 2, 2],
+                    },
+                },
+            },
+        ),
+        "imagenet64": Setting(
+            tier="paper",
+            summary="ImageNet at 64x64 by class; the teacher is EDM's ADM, 296M parameters. One step. Optimizer and length are DMD2's.",
+            budget=Budget(student_examples=30800000, teacher_examples=92400000),
+            training=Training(
+                batch_size=280, optimizer="adamw", learning_rate=2e-06, weight_decay=0.01, warmup=0.005, clip=10.0, precision="bfloat16"
+            ),
+            data=Asset(
+                name="ImageNet-1k at 64x64 in EDM's format",
+                source="dataset_tool.py --resolution=64x64 --transform=center-crop of NVlabs/edm",
+                licence="ImageNet terms of access",
+            ),
+            teacher=Asset(
+                name="edm-imagenet-64x64-cond-adm as safetensors",
+                source="NVlabs/edm, converted by suites.image_generation.convert_edm",
+                licence="CC BY-NC-SA 4.0",
+            ),
+            others={
+                "reference": Asset(name="imagenet64's reference statistics", source="fid-refs of NVlabs/edm", licence="not stated"),
+                "inception": Asset(
+                    name="Inception",
+                    source="inception-2015-12-05.pt of NVlabs/stylegan3",
+                    licence="Apache-2.0",
+                    sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+                ),
+            },
+            metrics=["fid", "kid", "inception_score", "precision", "recall", "nfe"],
+            requires=["cleanfid", "torch_fidelity"],
+            options={
+                "world": "published",
+                "workers": 8,
+                "data_path": ["imagenet64/train.zip", "imagenet64/train"],
+                "teacher_path": ["imagenet64/teacher.safetensors"],
+                "reference_path": ["imagenet64/reference.npz"],
+                "inception_path": ["inception-2015-12-05.pt"],
+                "channels": 3,
+                "guidance": 1.0,
+                "draws": 3,
+                "samples": 50000,
+                "compared": 10000,
+                "flip": False,
+                "sigma_min": 0.002,
+                "sigma_max": 80.0,
+                "sigma_data": 0.5,
+                "steps": 1,
+                "teacher_steps": 40,
+                "resolution": 64,
+                "classes": 1000,
+                "student": {
+                    "name": "edm-unet",
+                    "arguments": {
+                        "network": "dhariwal",
+                        "img_resolution": 64,
+                        "channels": 3,
+                        "classes": 1000,
+                        "model_channels": 192,
+                        "channel_mult": [1, 2, 3, 4],
+                    },
+                },
+            },
+        ),
     },
     variants={
         "gaussians-guided": Variant(
@@ -162,6 +294,26 @@ CARD = SuiteCard(
             },
         ),
         "digits-few": Variant(of="digits", summary="The digits, with up to two evaluations a sample.", options={"steps": 2}),
+        "cifar10-uncond": Variant(
+            of="cifar10",
+            summary="CIFAR-10 without classes; the teacher is EDM's unconditional DDPM++ (VP).",
+            options={
+                "classes": 0,
+                "teacher_path": ["cifar10-uncond/teacher.safetensors"],
+                "student": {
+                    "name": "edm-unet",
+                    "arguments": {
+                        "network": "song",
+                        "img_resolution": 32,
+                        "channels": 3,
+                        "classes": 0,
+                        "augment_dim": 9,
+                        "model_channels": 128,
+                        "channel_mult": [2, 2, 2],
+                    },
+                },
+            },
+        ),
     },
 )
 
@@ -181,9 +333,6 @@ def problem(
         split: where the student will be judged; training is the same for either.
         data: the user's folder of data sets.  cache: not used; a denoiser is never asked twice about the same noisy sample.
     """
-    import torch
-
-    from bench.data import Shuffled
     from bench.nets import Architecture
     from bench.oracle import DenoiserOracle
     from bench.problems.image_generation import ImageGeneration
@@ -194,13 +343,13 @@ def problem(
     levels = {k: float(options[k]) for k in ("sigma_min", "sigma_max", "sigma_data")}
     arguments = {"sigma_data": levels["sigma_data"], "sigma_min": levels["sigma_min"], **about["arguments"]}
     architecture = Architecture(about["name"], {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
-    train = world.train(setting, seeds)
+    batches, train = world.batches(setting, seeds, data)
     return ImageGeneration(
         setting=name,
         student=build(architecture, seeds["init"]),
         build=lambda a: build(a, seeds["init"]),
-        teacher=DenoiserOracle(world.teacher(setting), guidance=float(options["guidance"])),
-        batches=Shuffled(train, torch.arange(len(train)), setting.training.batch_size, seeds["order"]),
+        teacher=DenoiserOracle(world.teacher(setting, data), guidance=float(options["guidance"])),
+        batches=batches,
         steps=int(options["steps"]),
         teacher_steps=int(options["teacher_steps"]),
         train=train,
@@ -210,9 +359,9 @@ def problem(
 
 def _world(setting: Setting) -> Any:
     """The module that knows a setting's data, teacher and metrics."""
-    from suites.image_generation import digits, gaussians
+    import importlib
 
-    return {"gaussians": gaussians, "digits": digits}[setting.options["world"]]
+    return importlib.import_module(f"suites.image_generation.{setting.options['world']}")
 
 
 def rebuild(student: Student) -> Any:
@@ -220,22 +369,33 @@ def rebuild(student: Student) -> Any:
     from bench.errors import UserError
     from suites.image_generation.nets import build
 
-    net = build(student.architecture, 0)
+    about = student.architecture
+    try:
+        net = build(about, 0)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # arguments come from files, and may be anything
+        why = " ".join(str(error).split())
+        raise UserError(f"architecture {about.name} cannot be built from {about.arguments}: {type(error).__name__}: {why}") from error
     try:
         net.load_state_dict(student.weights)
     except RuntimeError as error:
-        raise UserError(
-            f"the weights do not fit architecture {student.architecture.name}: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        raise UserError(f"the weights do not fit architecture {about.name}: {str(error).splitlines()[-1].strip()}") from error
     return net.eval()
 
 
 def generate(
-    student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", draws: int | None = None
+    student: Student,
+    setting: Setting,
+    seeds: Mapping[str, int],
+    *,
+    split: str = "test",
+    data: Path | None = None,
+    draws: int | None = None,
+    samples: int | None = None,
 ) -> tuple[list[tuple[Any, Any]], float]:
     """What is judged: independent draws of (samples (N, ...), labels (N,)), and the network evaluations that a sample took.
 
     The suite draws by the student's recipe, from noise and labels that all methods share; every class as often as any other.
+    ``draws`` and ``samples`` ask for fewer than the setting does.
 
     Raises:
         UserError: the student cannot be rebuilt, its recipe is none or takes more steps than the setting allows, a sample is
@@ -250,22 +410,22 @@ def generate(
 
     options, net = setting.options, rebuild(student)
     used = sampling.evaluations(student.recipe, sigma_max=float(options["sigma_max"]))
-    if used > int(options["steps"]) and tensor_digest(student.weights) != tensor_digest(
-        dict(_world(setting).teacher(setting).state_dict())
-    ):
-        # Only the teacher itself, the yardstick, may take more.
-        raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
-    shape, classes = options["student"]["arguments"]["shape"], int(options["classes"])
+    if used > int(options["steps"]):  # only the teacher itself, the yardstick, may take more
+        teacher = _world(setting).teacher(setting, data)
+        if tensor_digest(student.weights) != tensor_digest(dict(teacher.state_dict())):
+            raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
+    if setting.tier == "paper" and torch.cuda.is_available():
+        net.to("cuda")
+    classes = int(options["classes"])
     made, spent = [], 0.0
     for i in range(draws or int(options["draws"])):
         generator = torch.Generator().manual_seed(derive_seed(f"{split} noise {i}", seeds["evaluation"]))
-        noise = torch.randn(int(options["samples"]), *shape, generator=generator)
+        noise = torch.randn(samples or int(options["samples"]), *net.shape, generator=generator)
         labels = torch.arange(len(noise)) % max(1, classes)
-        samples, spent = sampling.sample(
-            net, student.recipe, noise, labels if classes else None, generator, sigma_min=float(options["sigma_min"])
-        )
-        sampling.sound(samples, labels if classes else None)
-        made.append((samples, labels))
+        given = labels if classes else None
+        found, spent = sampling.sample(net, student.recipe, noise, given, generator, sigma_min=float(options["sigma_min"]))
+        sampling.sound(found, given)
+        made.append((found, labels))
     return made, spent
 
 
@@ -283,11 +443,11 @@ def evaluate(
     """
     from bench.record import Measurement
 
-    draws, spent = generate(student, setting, seeds, split=split)
-    return [*_world(setting).measure(draws, setting, seeds, split), Measurement("nfe", spent, len(draws))]
+    draws, spent = generate(student, setting, seeds, split=split, data=data)
+    return [*_world(setting).measure(draws, setting, seeds, split, data), Measurement("nfe", spent, len(draws))]
 
 
 def picture(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None) -> Any:
     """A sheet of samples of the first draw, in [0, 1], (H, W) grey or (H, W, 3) colour, from the noise that all methods share."""
-    draws, _ = generate(student, setting, seeds, split=split, draws=1)
+    draws, _ = generate(student, setting, seeds, split=split, data=data, draws=1, samples=min(int(setting.options["samples"]), SHEET))
     return _world(setting).pixels(draws, setting.options)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.card import Setting
-from bench.data import Arrays
+from bench.data import Arrays, Batches, Shuffled
 from bench.errors import UserError
 from bench.nets import trace
 from bench.record import Measurement, sha256
@@ -37,13 +37,14 @@ def split(name: str, sha: str | None = None) -> tuple[Tensor, Tensor]:
     return pixels[rows], labels[rows]
 
 
-def train(setting: Setting, seeds: Mapping[str, int]) -> Arrays:
-    """All training images with their labels: the same for every seed."""
+def batches(setting: Setting, seeds: Mapping[str, int], data: Path | None) -> tuple[Batches, Arrays | None]:
+    """All training images with their labels: the same for every seed, in the order of the run's."""
     inputs, labels = split("train", setting.data.sha256 if setting.data else None)
-    return Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs, "labels": labels}))
+    train = Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs, "labels": labels}))
+    return Shuffled(train, torch.arange(len(train)), setting.training.batch_size, seeds["order"]), train
 
 
-def teacher(setting: Setting) -> nn.Module:
+def teacher(setting: Setting, data: Path | None = None) -> nn.Module:
     """The shipped teacher. Raises UserError where its file is not the one the card pins."""
     blob = TEACHER.read_bytes()
     if setting.teacher is not None and sha256(blob) != setting.teacher.sha256:
@@ -69,7 +70,9 @@ def features(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return seen.embedding, seen.logits.argmax(1)
 
 
-def measure(draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split_name: str) -> list[Measurement]:
+def measure(
+    draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split_name: str, data: Path | None = None
+) -> list[Measurement]:
     """Judge the draws (samples, labels): the mean over draws of each metric, against the real images of the split.
 
     Features are those of :func:`features`; copying is told in pixels, where real images of the split are the yardstick.

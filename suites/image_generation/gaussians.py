@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.card import Setting
-from bench.data import Arrays
+from bench.data import Arrays, Batches, Shuffled
 from bench.diffusion import guided, heun_solve, karras_grid
 from bench.nets import Architecture
 from bench.record import Measurement, derive_seed
@@ -38,13 +39,14 @@ def draw(options: Mapping[str, Any], count: int, seed: int) -> tuple[Tensor, Ten
     return (modes[chosen] + float(options["std"]) * noise).float(), chosen % max(1, int(options["classes"]))
 
 
-def train(setting: Setting, seeds: Mapping[str, int]) -> Arrays:
+def batches(setting: Setting, seeds: Mapping[str, int], data: Path | None) -> tuple[Batches, Arrays | None]:
     """The real samples a run may look at, drawn with its data seed."""
     inputs, labels = draw(setting.options, int(setting.options["train"]), seeds["data"])
-    return Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs, "labels": labels}))
+    train = Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs, "labels": labels}))
+    return Shuffled(train, torch.arange(len(train)), setting.training.batch_size, seeds["order"]), train
 
 
-def teacher(setting: Setting) -> nn.Module:
+def teacher(setting: Setting, data: Path | None = None) -> nn.Module:
     """The exact denoiser."""
     options = setting.options
     arguments = {"means": means(options).tolist(), "std": float(options["std"]), "classes": int(options["classes"])}
@@ -68,7 +70,9 @@ def reference(setting: Setting, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return heun_solve(lambda x, s: answer(x, s, labels), grid[0] * noise, grid).float(), labels
 
 
-def measure(draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split: str) -> list[Measurement]:
+def measure(
+    draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None = None
+) -> list[Measurement]:
     """Judge the draws (samples, labels): the mean over draws of each metric, against fresh reference samples for each."""
     options = setting.options
     modes, std = means(options), float(options["std"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import torch
@@ -103,7 +104,7 @@ class GaussianMixture(nn.Module):
 
     def __init__(self, means: list[list[float]], std: float, classes: int = 0) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.shape = classes, (len(means[0]),)
         self.register_buffer("means", torch.tensor(means, dtype=torch.float64))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float64))
 
@@ -126,11 +127,17 @@ def build(architecture: Architecture, seed: int) -> nn.Module:
     Raises:
         UserError: an unknown name.
     """
-    kinds = {"denoiser-mlp": Denoiser, "gaussian-mixture": GaussianMixture}
+    # Large networks are imported where they are asked for: diffusers alone takes seconds.
+    kinds = {
+        "denoiser-mlp": lambda: Denoiser,
+        "gaussian-mixture": lambda: GaussianMixture,
+        "edm-unet": lambda: importlib.import_module("suites.image_generation.edm_nets").EDMDenoiser,
+        "diffusers-unet2d": lambda: importlib.import_module("suites.image_generation.diffusers_nets").DiffusersDenoiser,
+    }
     if architecture.name not in kinds:
         raise unknown("architecture", architecture.name, kinds)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net: nn.Module = kinds[architecture.name](**architecture.arguments)
+        net: nn.Module = kinds[architecture.name]()(**architecture.arguments)
     net.architecture = architecture  # type: ignore[assignment]
     return net

@@ -13,7 +13,7 @@ from bench.diffusion import euler_solve, guided, heun_solve, renoise
 from bench.errors import UserError
 
 RULES = {"denoise": (1, 0), "euler": (1, 0), "heun": (2, -1)}  # evaluations for n levels: a n + b
-ROWS = 4096  # samples at once: more would only take memory
+ROWS, VALUES = 4096, 2**22  # samples and values at once: more would only take memory
 
 
 def evaluations(recipe: dict[str, Any], *, sigma_max: float) -> int:
@@ -57,11 +57,12 @@ def sample(
     ``denoise``: x = f(s_1 z, s_1); then for each further level s: x = f(x + sqrt(s^2 - sigma_min^2) z', s) with fresh z'
     (Song et al. 2023, algorithm 1).   ``heun``, ``euler``: the probability-flow ODE from s_1 z along the levels, then to 0.
     """
-    counted = Counted(net)
-    made = []
-    for start in range(0, len(noise), ROWS):
-        rows = slice(start, start + ROWS)
-        made.append(_sample(counted, recipe, noise[rows], None if labels is None else labels[rows], generator, sigma_min))
+    counted, device = Counted(net), next(iter(net.state_dict().values())).device
+    made, size = [], max(1, min(ROWS, VALUES // noise[0].numel()))
+    for start in range(0, len(noise), size):
+        rows = slice(start, start + size)
+        given = None if labels is None else labels[rows].to(device)
+        made.append(_sample(counted, recipe, noise[rows].to(device), given, generator, sigma_min).cpu())
     return torch.cat(made), counted.rows / len(noise)
 
 
