@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,12 @@ class Extractor:
         return torch.cat([network(part).float().cpu() for part in parts])
 
 
-def is_inception(identity: dict[str, str]) -> bool:
+def is_inception(identity: Mapping[str, str]) -> bool:
     """Whether the features are those of Inception with its published weights."""
     return PUBLISHED.get(identity["extractor"]) == identity["weights_sha256"]
 
 
-def frechet_name(identity: dict[str, str]) -> str:
+def frechet_name(identity: Mapping[str, str]) -> str:
     """``fid`` for Inception's published weights, ``fd_<extractor>`` for every other feature space."""
     return "fid" if is_inception(identity) else f"fd_{identity['extractor']}"
 

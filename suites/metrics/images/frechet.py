@@ -105,13 +105,12 @@ class _Law:
     @classmethod
     def of_moments(cls, moments: Moments) -> _Law:
         covariance = moments.covariance.double()
-        noise = len(covariance) * torch.finfo(torch.float64).eps  # relative size of what rounding leaves of a zero
         factor, failed = torch.linalg.cholesky_ex(covariance)
-        # Rounding can let Cholesky through on a singular matrix; its last pivots are then noise.
-        if not failed and bool((factor.diagonal() ** 2).min() > noise * covariance.diagonal().max()):
+        if not failed:
             return cls(moments.mean.double(), covariance.trace(), factor, covariance)
         values, vectors = torch.linalg.eigh(covariance)
-        kept = values > noise * values[-1].clamp(min=0)
+        # What rounding leaves of a zero eigenvalue is not variance.
+        kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
         return cls(moments.mean.double(), covariance.trace(), vectors[:, kept] * values[kept].sqrt(), None)
 
     @classmethod

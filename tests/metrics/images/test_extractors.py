@@ -158,22 +158,22 @@ def test_another_torchscript_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def x():
-    return images(2, 24)
+def fidelity(weights):
+    return fidelity_inception(weights, sha256=digest(weights))
 
 
-def test_features_equal_torch_fidelitys(weights, x):
+def test_features_equal_torch_fidelitys(weights, fidelity):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))
-    want, logits = theirs(x)
-    extractor = fidelity_inception(weights, sha256=digest(weights))
-    torch.testing.assert_close(extractor.features(x), want)
-    torch.testing.assert_close(extractor.probabilities(x), logits.softmax(1))
-    assert extractor.features(x).shape == (2, 2048)
+    x = images(2, 24)
+    want, logits = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))(x)
+    features = fidelity.features(x)
+    assert features.shape == (2, 2048)
+    torch.testing.assert_close(features, want)
+    torch.testing.assert_close(fidelity.probabilities(x), logits.softmax(1))
 
 
-def test_the_antialias_rule_equals_torchmetrics_and_differs(weights, x):
+def test_the_antialias_rule_equals_torchmetrics_and_differs(weights, fidelity):
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     large = images(1, 400)  # the filters differ where images shrink
@@ -181,16 +181,16 @@ def test_the_antialias_rule_equals_torchmetrics_and_differs(weights, x):
         want = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))(large)
     antialias = fidelity_inception(weights, sha256=digest(weights), resize="antialias")
     torch.testing.assert_close(antialias.features(large), want)
-    tensorflow = fidelity_inception(weights, sha256=digest(weights)).features(large)
-    assert not torch.allclose(tensorflow, want, rtol=1e-3)
+    assert not torch.allclose(fidelity.features(large), want, rtol=1e-3)
 
 
-def test_grey_images_are_equal_red_green_and_blue(weights):
+def test_grey_images_are_equal_red_green_and_blue(script, fidelity):
     grey = images(1, channels=1)
-    extractor = fidelity_inception(weights, sha256=digest(weights))
+    extractor = nvidia_inception(script, sha256=digest(script))
     torch.testing.assert_close(extractor.features(grey), extractor.features(grey.repeat(1, 3, 1, 1)))
-    with pytest.raises(UserError, match="1 or 3 channels, not 4"):
-        extractor.features(images(1, channels=4))
+    for made in (extractor, fidelity):
+        with pytest.raises(UserError, match="1 or 3 channels, not 4"):
+            made.features(images(1, channels=4))
 
 
 def test_a_state_dict_under_another_hash_or_of_another_network_is_refused(weights, tmp_path):

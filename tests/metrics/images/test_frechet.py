@@ -176,6 +176,12 @@ def test_repeated_samples_of_low_rank_leave_no_rounding():
     assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(want, rel=1e-9)
 
 
+def test_variances_near_rounding_still_count():
+    """One direction at 1 and the rest at 3e-8: the roots of the squares are lost in eigenvalues, not in singular values."""
+    x = normal(30, 0, 40) * torch.tensor([1.0] + [3e-8**0.5] * 39)
+    assert frechet_from_samples(x, x, minimum=2) == pytest.approx(0, abs=1e-9)
+
+
 seeds = st.integers(0, 2**31)
 
 
