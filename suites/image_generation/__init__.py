@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bench.record import Measurement
     from bench.student import Student
 
+WORLDS = ("gaussians", "digits", "published")
 SHEET = 2000  # samples drawn for a picture, at most
 
 CARD = SuiteCard(
@@ -361,7 +362,12 @@ def _world(setting: Setting) -> Any:
     """The module that knows a setting's data, teacher and metrics."""
     import importlib
 
-    return importlib.import_module(f"suites.image_generation.{setting.options['world']}")
+    from bench.errors import unknown
+
+    name = str(setting.options["world"])
+    if name not in WORLDS:  # a setting may come from somebody's record
+        raise unknown("world", name, WORLDS)
+    return importlib.import_module(f"suites.image_generation.{name}")
 
 
 def rebuild(student: Student) -> Any:

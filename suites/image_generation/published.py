@@ -29,6 +29,8 @@ def place(setting: Setting, data: Path | None, role: str) -> Path:
     places = [str(p) for p in setting.options[f"{role}_path"]]
     if data is None:
         raise UserError(f"name the folder that holds {' or '.join(places)} with --data DIR")
+    if any(Path(p).is_absolute() or ".." in Path(p).parts for p in places):
+        raise UserError(f"the setting looks for {role} outside the folder of data: {', '.join(places)}")
     there = [data / p for p in places if (data / p).exists()]
     if not there:
         raise UserError(f"{data / places[0]}: not found; docs/paper-settings.md says how the folder is laid out")
@@ -63,9 +65,9 @@ def teacher(setting: Setting, data: Path | None) -> nn.Module:
 
 def _judge(setting: Setting, data: Path | None) -> tuple[Extractor, Moments]:
     """The feature network and the reference statistics. Raises UserError where either is missing or not what it should be."""
-    options, device = setting.options, "cuda" if torch.cuda.is_available() else "cpu"
-    pinned = {} if "inception_sha256" not in options else {"sha256": str(options["inception_sha256"])}
-    extractor = nvidia_inception(place(setting, data, "inception"), resize="tensorflow", device=device, **pinned)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # The published hash and no other: a setting may come from somebody's record, and TorchScript is code.
+    extractor = nvidia_inception(place(setting, data, "inception"), resize="tensorflow", device=device)
     reference = load_reference(place(setting, data, "reference"))
     return extractor, reference
 
