@@ -26,6 +26,9 @@ class Matching:
         low, high: bounds of the noise levels that are compared, as places on the Karras schedule from sigma_min (0) to
             sigma_max (1); the fake score learns at all of them.
         initial_share: part of the budget for the initialisation where weights cannot be copied.
+
+    Raises:
+        ValueError: more steps than the setting allows, before anything is spent.
     """
 
     def __init__(
@@ -39,17 +42,18 @@ class Matching:
         high: float = 1.0,
         initial_share: float,
     ) -> None:
-        initialise(problem, run, share=initial_share)
         self.problem, self.run = problem, run
-        self.student = problem.student
-        self.fake = twin(problem, problem.student)
         self.steps, self.start = steps, start
         self.sigmas = problem.few_steps(steps, start)
+        initialise(problem, run, share=initial_share)
+        self.student = problem.student
+        self.fake = twin(problem, problem.student)
         self.low, self.high = low, high
 
     def generate(self, batch: Batch) -> Tensor:
         """Samples (B, ...) for the labels of ``batch``, with the graph of the generator's last evaluation.
 
+        Once a loss: a second call would draw from the same streams, and micro-batches would no longer be exact.
         With several steps each row stops after a number of them drawn uniformly, so that every evaluation learns on the
         inputs it will meet (the simulated inputs of DMD2, arXiv 2405.14867, section 4.5).
         """
@@ -76,10 +80,15 @@ class Matching:
         sigma = self.problem.levels(clean, self.run.generator(f"{role} levels"), low=low, high=high)
         return clean + per_row(sigma, clean) * self.problem.noise(clean, self.run.generator(role)), sigma
 
-    def denoised(self, noisy: Tensor, sigma: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What teacher and fake score answer, without a graph.   (B, ...), (B,), (B,) -> (B, ...) twice."""
-        with torch.no_grad():
-            return self.problem.teacher.denoise(noisy, sigma, labels), self.fake(noisy, sigma, labels)
+    def denoised(self, noisy: Tensor, sigma: Tensor, labels: Tensor, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
+        """What teacher and fake score answer.   (B, ...), (B,), (B,) -> (B, ...) twice, without a graph.
+
+        ``differentiable`` keeps the graph from ``noisy``, for losses whose gradient passes through both networks; their weights
+        learn nothing from it, because the loop freezes the fake score while the generator learns.
+        """
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            real = self.problem.teacher.denoise(noisy, sigma, labels, differentiable=differentiable)
+            return real, self.fake(noisy, sigma, labels)
 
     def fake_loss(self, generated: Tensor, labels: Tensor) -> Tensor:
         """The fake score's own denoising loss on ``generated`` (B, ...), at all noise levels.   Returns (B,)."""
@@ -120,4 +129,5 @@ class Matching:
         with self.run.phase("match"):
             self.run.loop([generator, critic], self.problem.batches)
         recipe = self.problem.recipe(self.steps, self.start)
-        return self.run.export(generator.average or self.student, recipe=recipe, averaged=average > 0)
+        module = self.student if generator.average is None else generator.average
+        return self.run.export(module, recipe=recipe, averaged=average > 0)

@@ -16,6 +16,7 @@ from bench import registry
 from bench.card import Budget, Setting, from_data
 from bench.checks.core import Failed, Skipped, Subject, check
 from bench.data import Batch, Batches
+from bench.oracle import DenoiserOracle, Oracle
 from bench.plan import plan
 from bench.plan import track as find_track
 from bench.problems.classification import Classification
@@ -78,7 +79,7 @@ def train(
     roles = dict(seeds or spec.resolved["seeds"])
     torch.set_num_threads(1)
     problem = suite.problem(spec.setting, setting, roles)
-    faults = _watch(problem.oracle._module)
+    faults = _watch(problem.oracle)
     if edit is not None:
         problem = edit(problem)
     run = Run(seeds=roles, budget=setting.budget, training=setting.training, meter=problem.oracle.meter, folder=folder,
@@ -105,13 +106,28 @@ def first_training(subject: Subject) -> Trial:
     return train(subject)
 
 
-def _watch(teacher: nn.Module) -> list[str]:
+def _watch(oracle: Oracle) -> list[str]:
     """Notes what is wrong with any forward pass of the teacher or of a part of it."""
     faults: list[str] = []
-    parts = set(teacher.modules())  # copies carry the hook along, and may be trained
+    parts = set(oracle._module.modules())  # copies carry the hook along, and may be trained
+    opened = False
+
+    if isinstance(oracle, DenoiserOracle):
+        door = oracle.denoise
+
+        def denoise(*args: Any, differentiable: bool = False, **options: Any) -> Tensor:
+            nonlocal opened
+            opened = differentiable  # the graph from noisy samples that a method may ask for
+            try:
+                return door(*args, differentiable=differentiable, **options)
+            finally:
+                opened = False
+
+        oracle.denoise = denoise  # type: ignore[method-assign]
 
     def hook(module: nn.Module, *_: Any) -> None:
-        for wrong, note in ((module.training, "it answered in train mode"), (torch.is_grad_enabled(), "it was asked with gradients on")):
+        graph = torch.is_grad_enabled() and not opened
+        for wrong, note in ((module.training, "it answered in train mode"), (graph, "it was asked with gradients on")):
             if module in parts and wrong and note not in faults:
                 faults.append(note)
 
