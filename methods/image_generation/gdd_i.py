@@ -25,7 +25,7 @@ CARD = Card(
         title="Diffusion Models Are Innate One-Step Generators",
         year=2024,
         arxiv="2405.20750",
-        code="https://github.com/Zyriix/GDD/blob/653c983/training/loss.py",
+        code="https://github.com/Zyriix/GDD/blob/653c983be5518a65efd056427c4bd7cc92e2ce8a/training/loss.py",
         catalogue="gdd_i",
         row=146,
     ),
