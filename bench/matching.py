@@ -12,10 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from bench.data import Batch
-from bench.diffusion import denoising_loss, initialise, per_row, renoise, twin
+from bench.diffusion import denoising_loss, initialise, per_row, renoise, row_mean, twin
 from bench.problems.image_generation import ImageGeneration
 from bench.run import Learner, Losses, Run
 from bench.student import Student
+
+
+def matching_gradient(generated: Tensor, real_denoised: Tensor, fake_denoised: Tensor) -> Tensor:
+    """g = (mu_fake - mu_real) / mean|x - mu_real|: what distribution matching adds to a sample's gradient.
+
+    The x_0 form of w_t (s_fake - s_real), Yin et al. 2023 (arXiv 2311.18828), equations 7 and 8; the divisor is each row's own.
+    A row that the teacher leaves exactly where it is has no divisor and gets 0, as in the authors' code.
+    generated x, real_denoised mu_real(x_t, t), fake_denoised mu_fake(x_t, t): (B, ...); returns (B, ...), without a graph.
+    """
+    size = row_mean((generated - real_denoised).abs())
+    return torch.nan_to_num((fake_denoised - real_denoised) / per_row(size, generated)).detach()
+
+
+def surrogate_loss(generated: Tensor, gradient: Tensor) -> Tensor:
+    """1/2 mean (x - sg(x - g))^2 over a row: its derivative by x is g / numel(row).   (B, ...), (B, ...) -> (B,).
+
+    The value is half the mean square of ``gradient``; it is no divergence and may rise while training improves.
+    """
+    return row_mean((generated - (generated - gradient).detach()) ** 2) / 2
 
 
 class Matching:
