@@ -32,7 +32,7 @@ CARD = Card(
     equations={
         "uni_instruct_loss": "L = law/2 (C - r C') |d|^2 + C d . (x - D_fake),  d = D_fake - D_real at x_t,  C(r) = r^2 f''(r):  "
         "at law 1 the gradient of E 1/2 C |d|^2; D_f(teacher || student) = integral of E 1/2 C |d|^2 / sigma^4 over sigma^2",
-        "ratio": "r = clamp(exp(mean over heads of D(x_t))), the teacher's density over the student's, with d ln r / dx_t = -d / sigma^2",
+        "density_ratio": "r = clamp(exp(mean over heads of D(x_t))), teacher's density over student's;  d ln r / dx_t = -d / sigma^2",
     },
     hyperparameters={
         "divergence": Choice(
@@ -110,7 +110,7 @@ def uni_instruct_loss(
     return law / 2 * own + curvature(ratio, divergence=divergence, power=power) * row_mean(difference * (generated - fake_denoised))
 
 
-def ratio(logits: Tensor, noisy: Tensor, score_difference: Tensor, *, slope: str, limit: float) -> Tensor:
+def density_ratio(logits: Tensor, noisy: Tensor, score_difference: Tensor, *, slope: str, limit: float) -> Tensor:
     """r = exp(mean logit) within [1/limit, limit], with the gradient by x_t that ``slope`` names.   Returns (B,).
 
     ``none``: no gradient. ``discriminator``: the logits' own. ``scores``: the value is the discriminator's, and the gradient of
@@ -158,9 +158,10 @@ def distill(
         noisy, sigma = game.perturb(generated)
         real = problem.teacher.denoise(noisy, sigma, batch.labels, differentiable=True)
         fake, logits = discriminator.judge(game, noisy, sigma, batch.labels)
-        r = ratio(logits, noisy, (fake - real) / per_row(sigma**2, noisy), slope=slope, limit=1.0 if run.progress < warmup else ratio_limit)
+        limit = 1.0 if run.progress < warmup else ratio_limit
+        ratio = density_ratio(logits, noisy, (fake - real) / per_row(sigma**2, noisy), slope=slope, limit=limit)
         size = row_mean((generated - real).abs()).detach().clamp(min=1e-5)  # the weight over noise levels, as in SiD
-        loss = uni_instruct_loss(generated, real, fake, r, divergence=divergence, power=power, law=law)
+        loss = uni_instruct_loss(generated, real, fake, ratio, divergence=divergence, power=power, law=law)
         return run.loss(divergence=loss / size, gan=gan_weight * logistic_generator_loss(logits))
 
     return game.train(
