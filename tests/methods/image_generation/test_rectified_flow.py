@@ -173,7 +173,7 @@ def world(name, batches):
 
 def test_the_second_pairs_are_the_students_own_and_cost_less():
     problem, run = world("gaussians-guided", 10)
-    student = distill(problem, run, **resolve(CARD, {"pairs": 300, "solver_levels": 4}))
+    student = distill(problem, run, **resolve(CARD, {"pairs": 300, "solver_levels": 4, "distil_on": "reflow"}))
     phases = run.cost()["phases"]
     assert phases["pairs"]["teacher_examples"] == 300 * 35 * 2  # guided
     assert phases["reflowed pairs"]["teacher_examples"] == 300 * 7  # the student holds the guidance already
@@ -183,7 +183,7 @@ def test_the_second_pairs_are_the_students_own_and_cost_less():
 
 def test_with_two_evaluations_the_steps_are_of_equal_time():
     problem, run = world("digits-few", 4)
-    student = distill(problem, run, **resolve(CARD, {"pairs": 100, "distil_on": "teacher"}))
+    student = distill(problem, run, **resolve(CARD, {"pairs": 100}))
     assert student.recipe == {"rule": "euler", "sigmas": flow_levels(2, 80.0).tolist()}
     assert "reflowed pairs" not in run.cost()["phases"]
 
