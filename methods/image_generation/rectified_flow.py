@@ -59,7 +59,7 @@ CARD = Card(
         "the sample, which at sigma_max 10 would give the answer away.",
         "Pairs by Heun (18 levels for the teacher, fewer for the straighter flow) instead of RK45 at 1e-5.",
         "Times from the one where sigma is sigma_min, instead of 1/1000.",
-        "The distillation takes the teacher's pairs again. With the reflowed flow's own, as in the paper (distil_on=reflow), it did worse on "
+        "The distillation takes the teacher's pairs again. With the reflowed flow's, as in the paper (distil_on=reflow), it did worse on "
         "the tune splits: with so few updates the flow's error is passed on.",
         "Mean squared error; the paper distils with LPIPS, which needs images.",
         "A guided teacher's guidance is learnt in the reflow.",
