@@ -199,22 +199,36 @@ def twin(problem: ImageGeneration, network: nn.Module, **arguments: object) -> n
     return other
 
 
-def ode_pairs(problem: ImageGeneration, run: Run, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``count`` pairs of the teacher's ODE: unit noise z and where Heun along the teacher's grid takes sigma_max z, with labels.
+def ode_pairs(
+    problem: ImageGeneration, run: Run, count: int, *, teacher: DenoiserOracle | None = None, levels: int | None = None, role: str = "pairs"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` pairs of an ODE: unit noise z and where Heun along a Karras grid takes sigma_max z, with labels.
 
-    The labels are those of real samples, in the order of the stream. (count, ...), (count, ...), (count,). Phase ``pairs`` of the
-    record; the teacher is asked 2 N - 1 times a pair.
+    The labels are those of real samples, in the order of the stream. (count, ...), (count, ...), (count,).
+
+    Args:
+        teacher: whose ODE, by default the problem's teacher; asked 2 N - 1 times a pair (a guided one twice as often).
+        levels: N of the grid, by default as many as the setting solves its teacher with.
+        role: the stream the noise is drawn from, and the phase of the record; pairs that are made anew take another one.
     """
-    with run.phase("pairs"):
+    oracle = teacher or problem.teacher
+    with run.phase(role):
         stream = problem.batches.stream(0)
         batches = [next(stream) for _ in range(-(-count // problem.batches.batch_size))]
         labels = torch.cat([b.labels for b in batches])[:count].to(run.device)
         empty = batches[0].inputs.new_empty(count, *batches[0].inputs.shape[1:])
-        noise = problem.noise(empty.to(run.device), run.generator("pairs"))
-        grid = karras_grid(problem.teacher_steps, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max).tolist()
+        noise = problem.noise(empty.to(run.device), run.generator(role))
+        grid = karras_grid(levels or problem.teacher_steps, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max).tolist()
 
         def solve(noise: Tensor, labels: Tensor) -> Tensor:
-            return heun_solve(lambda x, s: problem.teacher.denoise(x, s, labels), problem.sigma_max * noise, grid)
+            return heun_solve(lambda x, s: oracle.denoise(x, s, labels), problem.sigma_max * noise, grid)
 
         made = [solve(z, c) for z, c in zip(noise.split(PAIRS), labels.split(PAIRS), strict=True)]
         return noise, torch.cat(made), labels
+
+
+def some_pairs(pairs: tuple[Tensor, Tensor, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` rows of :func:`ode_pairs`' pairs, drawn with replacement: noise, sample and label stay together."""
+    noise, samples, labels = pairs
+    row = torch.randint(len(noise), (count,), generator=generator).to(noise.device)
+    return noise[row], samples[row], labels[row]

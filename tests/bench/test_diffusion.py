@@ -17,11 +17,14 @@ from bench.diffusion import (
     edm_scalings,
     edm_weight,
     euler_step,
+    frozen,
     heun_solve,
     heun_step,
     initialise,
     karras_grid,
     karras_level,
+    ode_pairs,
+    some_pairs,
     twin,
 )
 from bench.oracle import DenoiserOracle
@@ -137,9 +140,9 @@ def test_heun_solve_ends_with_euler_and_asks_2n_minus_1_times():
 # --- initialisation ---
 
 
-def world():
-    setting = suite.CARD.settings["gaussians"]
-    problem = suite.problem("gaussians", setting, seeds_by_role(0))
+def world(name="gaussians"):
+    setting = suite.CARD.settings[name]
+    problem = suite.problem(name, setting, seeds_by_role(0))
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3)
     run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * 600), training=training, meter=problem.teacher.meter)
     return problem, run
@@ -184,3 +187,49 @@ def test_a_twin_shares_weights_at_birth_and_never_after():
     assert not torch.equal(first, second)
     assert other.boundary
     assert not problem.student.boundary
+
+
+# --- pairs ---
+
+
+def test_pairs_are_the_ends_of_the_teachers_path_with_the_streams_labels():
+    problem, run = world("gaussians-guided")
+    noise, samples, labels = ode_pairs(problem, run, 300)
+    stream = problem.batches.stream(0)
+    assert torch.equal(labels, torch.cat([next(stream).labels for _ in range(2)])[:300])
+    grid = karras_grid(18, sigma_min=0.01, sigma_max=10.0).tolist()
+    teacher = suite.problem("gaussians-guided", suite.CARD.settings["gaussians-guided"], seeds_by_role(0)).teacher
+    one = heun_solve(lambda x, s: teacher.denoise(x, s, labels[7:8]), 10 * noise[7:8], grid)
+    assert torch.allclose(samples[7:8], one, atol=1e-5)
+    assert run.cost()["phases"]["pairs"]["teacher_examples"] == 300 * 35 * 2
+    assert abs(float(noise.std()) - 1) < 0.1
+
+
+def test_pairs_do_not_depend_on_how_many_are_solved_at_once(monkeypatch):
+    made = []
+    for size in (1024, 100):
+        monkeypatch.setattr("bench.diffusion.PAIRS", size)
+        problem, run = world()
+        made.append(ode_pairs(problem, run, 250))
+    assert torch.equal(made[0][0], made[1][0])
+    assert torch.allclose(made[0][1], made[1][1], atol=1e-5)
+
+
+def test_pairs_of_another_network_draw_anew_and_take_their_own_levels():
+    problem, run = world()
+    first = ode_pairs(problem, run, 64)
+    second = ode_pairs(problem, run, 64, teacher=frozen(problem, problem.student), levels=4, role="second pairs")
+    assert not torch.equal(first[0], second[0])
+    grid = karras_grid(4, sigma_min=0.01, sigma_max=10.0).tolist()
+    with torch.no_grad():
+        assert torch.allclose(second[1], heun_solve(problem.student, 10 * second[0], grid), atol=1e-5)
+    assert run.cost()["phases"]["second pairs"]["teacher_examples"] == 64 * 7
+
+
+def test_drawn_pairs_stay_together():
+    pairs = tuple(torch.arange(50) for _ in range(3))
+    noise, samples, labels = some_pairs(pairs, 400, torch.Generator().manual_seed(0))
+    assert torch.equal(noise, samples)
+    assert torch.equal(noise, labels)
+    assert len(noise) == 400
+    assert noise.unique().tolist() == list(range(50))
