@@ -178,7 +178,9 @@ def langevin_step(noisy: Tensor, score: Tensor, fresh: Tensor, ratio: Tensor, *,
 
 
 def _norm(values: Tensor) -> Tensor:
-    return values.flatten(1).norm(dim=1).mean()
+    """The mean of the rows' norms.   (B, ...) -> ()."""
+    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return norms.mean()
 
 
 def flow_step(denoise: Denoise, noisy: Tensor, t: Tensor, after: Tensor, sde: SDE) -> Tensor:
