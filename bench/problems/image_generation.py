@@ -19,7 +19,8 @@ class ImageGeneration(Problem):
 
     ``student(noisy, sigma, labels=None)`` gives an x_0 estimate, as the teacher does: noisy (B, ...), sigma (B,), labels (B,).
     A generator of few steps is that same network at a few noise levels. How it is sampled leaves with it as a recipe,
-    ``{"rule": "denoise", "euler" or "heun", "sigmas": [...]}``; the suite samples, from noise that all methods share.
+    ``{"rule": "denoise", "euler" or "heun", "sigmas": [...]}``, or a rule of :mod:`bench.sde` with its ``sde`` (and ``snr``); the
+    suite samples, from noise that all methods share.
 
     Attributes:
         teacher: the denoiser, guided where the setting says so; every call is metered, a row an evaluation.

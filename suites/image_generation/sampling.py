@@ -10,29 +10,46 @@ import torch
 from torch import Tensor, nn
 
 from bench.diffusion import euler_solve, guided, heun_solve, renoise
-from bench.errors import UserError
+from bench.errors import UserError, unknown
+from bench.sde import SDES, sde_solve
 
 RULES = {"denoise": (1, 0), "euler": (1, 0), "heun": (2, -1)}  # evaluations for n levels: a n + b
+SDE_RULES = {"reverse_diffusion": (1, 0), "ancestral": (1, 0), "predictor_corrector": (2, 0), "probability_flow": (2, -1)}
 ROWS, VALUES = 4096, 2**22  # samples and values at once: more would only take memory
 
 
 def evaluations(recipe: dict[str, Any], *, sigma_max: float) -> int:
     """Network evaluations a sample (NFE) that a recipe ``{"rule": ..., "sigmas": [...]}`` needs; twice as many where it is guided.
 
+    A rule of an SDE also names it, ``"sde": "ve" | "vp" | "subvp"``, and ``predictor_corrector`` its signal-to-noise ratio ``"snr"``.
+
     Raises:
-        UserError: it is not a recipe: another key or rule, levels that are not decreasing within (0, sigma_max], no finite guidance.
+        UserError: it is not a recipe: another key or rule, levels that are not decreasing within (0, sigma_max], no finite guidance,
+            no known SDE, no snr > 0.
     """
     sigmas, rule, guidance = recipe.get("sigmas"), recipe.get("rule"), recipe.get("guidance", 1.0)
-    if set(recipe) - {"guidance"} != {"rule", "sigmas"} or rule not in RULES or not isinstance(sigmas, list | tuple):
-        raise UserError(f"a generator leaves with recipe={{'rule': one of {', '.join(RULES)}, 'sigmas': [...]}}, not {recipe!r}")
+    rules = RULES | SDE_RULES
+    if rule not in tuple(rules) or not isinstance(sigmas, list | tuple) or set(recipe) - {"guidance"} != {"rule", "sigmas", *_own(rule)}:
+        own = f" and {', '.join(_own(rule))}" if rule in tuple(rules) and _own(rule) else ""
+        raise UserError(f"a generator leaves with recipe={{'rule': one of {', '.join(rules)}, 'sigmas': [...]}}{own}, not {recipe!r}")
+    if "sde" in recipe and recipe["sde"] not in tuple(SDES):
+        raise unknown("SDE", str(recipe["sde"]), SDES)
+    snr = recipe.get("snr", 1.0)
+    if not isinstance(snr, int | float) or not 0 < snr < math.inf:
+        raise UserError(f"the recipe's snr must be a number above 0, not {snr!r}")
     if not sigmas or not all(isinstance(s, int | float) and 0 < s <= sigma_max for s in sigmas):
         raise UserError(f"the recipe's noise levels must lie within (0, {sigma_max}], not {list(sigmas)}")
     if any(after >= before for before, after in pairwise(sigmas)):
         raise UserError(f"the recipe's noise levels must decrease, not {list(sigmas)}")
     if not isinstance(guidance, int | float) or not math.isfinite(guidance):
         raise UserError(f"the recipe's guidance must be a number, not {guidance!r}")
-    each, less = RULES[rule]
+    each, less = rules[rule]
     return (each * len(sigmas) + less) * (1 if guidance == 1.0 else 2)
+
+
+def _own(rule: str) -> list[str]:
+    """The keys that a rule needs besides its levels."""
+    return [] if rule in RULES else ["sde", "snr"] if rule == "predictor_corrector" else ["sde"]
 
 
 class Counted:
@@ -56,6 +73,7 @@ def sample(
 
     ``denoise``: x = f(s_1 z, s_1); then for each further level s: x = f(x + sqrt(s^2 - sigma_min^2) z', s) with fresh z'
     (Song et al. 2023, algorithm 1).   ``heun``, ``euler``: the probability-flow ODE from s_1 z along the levels, then to 0.
+    The rules of an SDE: :func:`bench.sde.sde_solve`.
     """
     counted, device = Counted(net), next(iter(net.state_dict().values())).device
     made, size = [], max(1, min(ROWS, VALUES // noise[0].numel()))
@@ -75,14 +93,19 @@ def _sample(
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
         return answer(noisy, sigma, labels)  # type: ignore[arg-type]
 
+    def draw() -> Tensor:
+        return torch.randn(noise.shape, generator=generator, dtype=noise.dtype).to(noise.device)
+
+    if recipe["rule"] in SDE_RULES:
+        sde, snr = SDES[recipe["sde"]], float(recipe.get("snr", 1.0))
+        return sde_solve(denoise, noise, sigmas, rule=recipe["rule"], sde=sde, snr=snr, draw=draw)
     if recipe["rule"] != "denoise":
         solve = heun_solve if recipe["rule"] == "heun" else euler_solve
         return solve(denoise, sigmas[0] * noise, sigmas)
     result = denoise(sigmas[0] * noise, noise.new_full((len(noise),), sigmas[0]))
     for sigma in sigmas[1:]:
-        fresh = torch.randn(noise.shape, generator=generator, dtype=noise.dtype).to(noise.device)
         level = noise.new_full((len(noise),), sigma)
-        result = denoise(renoise(result, fresh, level, sigma_min=sigma_min), level)
+        result = denoise(renoise(result, draw(), level, sigma_min=sigma_min), level)
     return result
 
 

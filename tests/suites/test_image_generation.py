@@ -164,12 +164,36 @@ def test_the_many_step_rule_noises_anew_to_the_next_level():
     assert torch.allclose(x, net(first + (0.8**2 - 0.01**2) ** 0.5 * fresh, torch.full((5,), 0.8)))
 
 
+@pytest.mark.parametrize("rule", [*sampling.RULES, *sampling.SDE_RULES])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_evaluations_that_a_recipe_is_charged_for_are_those_that_it_takes(rule, guidance):
+    net = build(Architecture("gaussian-mixture", {"means": MEANS.tolist(), "std": 0.1, "classes": 4}), 0)
+    own = {"sde": "subvp"} if rule in sampling.SDE_RULES else {}
+    own |= {"snr": 0.1} if rule == "predictor_corrector" else {}
+    recipe = {"rule": rule, "sigmas": [9.0, 3.0, 1.0, 0.2], "guidance": guidance, **own}
+    z, labels = torch.randn(5, 2), torch.arange(5) % 4
+    x, spent = sampling.sample(net, recipe, z, labels, torch.Generator(), sigma_min=0.01)
+    assert spent == sampling.evaluations(recipe, sigma_max=10.0)
+    assert bool(torch.isfinite(x).all())
+    assert x.dtype == z.dtype
+
+
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
         ({}, "leaves with recipe"),
         ({"rule": "magic", "sigmas": [1.0]}, "leaves with recipe"),
         ({"rule": "denoise", "sigmas": [1.0], "extra": 2}, "leaves with recipe"),
+        ({"rule": "denoise", "sigmas": [1.0], "sde": "ve"}, "leaves with recipe"),
+        ({"rule": ["denoise"], "sigmas": [1.0]}, "leaves with recipe"),
+        ({"rule": "ancestral", "sigmas": [1.0]}, r"leaves with recipe.* and sde, not"),
+        ({"rule": "ancestral", "sigmas": [1.0], "sde": "ve", "snr": 0.1}, r"leaves with recipe.* and sde, not"),
+        ({"rule": "predictor_corrector", "sigmas": [1.0], "sde": "ve"}, r"leaves with recipe.* and sde, snr, not"),
+        ({"rule": "ancestral", "sigmas": [1.0], "sde": "vpp"}, "unknown SDE 'vpp'"),
+        ({"rule": "predictor_corrector", "sigmas": [1.0], "sde": "ve", "snr": 0}, "snr must be a number above 0"),
+        ({"rule": "predictor_corrector", "sigmas": [1.0], "sde": "ve", "snr": float("inf")}, "snr must be a number above 0"),
+        ({"rule": "predictor_corrector", "sigmas": [1.0], "sde": "ve", "snr": 0.1}, "takes 2 evaluations"),
+        ({"rule": "probability_flow", "sigmas": [2.0, 1.0], "sde": "vp"}, "takes 3 evaluations"),
         ({"rule": "denoise", "sigmas": [1.0], "guidance": float("nan")}, "guidance must be a number"),
         ({"rule": "denoise", "sigmas": [1.0], "guidance": 2}, "takes 2 evaluations"),
         ({"rule": "denoise", "sigmas": []}, "must lie within"),

@@ -89,6 +89,56 @@ def test_2_the_fixed_point_with_heun_is_the_composed_step_and_tends_to_the_solut
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
 
 
+def rows(sigma):
+    """Seven points that the data's law at ``sigma`` reaches, and the level of each."""
+    x = MEAN + (VARIANCE + sigma**2).sqrt() * torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
+    return x, sigma.expand(7)
+
+
+@pytest.mark.parametrize(("metric", "order"), [("l1", 3), ("l2", 6)])
+def test_consistency_is_exact_on_the_analytic_ode(metric, order):
+    """The loss of the true consistency function under the exact teacher's Heun step: the step's own error, of third order."""
+    totals = []
+    for levels in (100, 200):
+        grid, total = karras_grid(levels, sigma_min=EPS, sigma_max=T), 0.0
+        for sigma, after in pairwise(grid):
+            x, level = rows(sigma)
+            stepped = heun_step(denoise, x, level, after.expand(7))
+            total += float(consistency_loss(solution(x, level), solution(stepped, after.expand(7)), metric=metric).mean()) / (levels - 1)
+        totals.append(total)
+    assert totals[0] < 1e-3
+    assert totals[0] / totals[1] == pytest.approx(2**order, rel=0.2)
+
+
+def test_the_true_consistency_function_is_a_fixed_point_and_the_only_one():
+    """f(x, s_n) = m + a_n (x - m): its gradient vanishes at the solution, and fitting it to its own target leads there."""
+    levels = 12
+    grid = karras_grid(levels, sigma_min=EPS, sigma_max=T)
+    true = ((VARIANCE + EPS**2) / (VARIANCE + grid**2)).sqrt()
+
+    def slopes(table):
+        """dL / da_n of the squared loss under an exact step, and the curvature of each, with the target held still."""
+        free = table.clone().requires_grad_()
+        losses, curvature = [], []
+        for n, (sigma, after) in enumerate(pairwise(grid)):
+            x, _ = rows(sigma)
+            exact = torch.tensor(diffusion.gaussian_path(x.numpy(), float(sigma), float(after), mean=MEAN, variance=VARIANCE))
+            output, target = MEAN + free[n] * (x - MEAN), MEAN + free[n + 1] * (exact - MEAN)
+            losses.append(consistency_loss(output, target, metric="l2").mean())
+            curvature.append(2 * ((x - MEAN) ** 2).mean())
+        torch.stack(losses).sum().backward()
+        return free.grad[:-1], torch.stack(curvature)
+
+    assert float(slopes(true)[0].abs().max()) < 1e-10
+    table = torch.cat([torch.linspace(2, -1, levels - 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])  # f(x, e) = x
+    assert float(slopes(table)[0].abs().max()) > 1e-2
+    for sweep in range(levels - 1):  # the truth moves up one level a sweep
+        gradient, curvature = slopes(table)
+        table = torch.cat([table[:-1] - gradient / curvature, table[-1:]])
+        assert torch.allclose(table[levels - 2 - sweep :], true[levels - 2 - sweep :], rtol=1e-9)
+    assert torch.allclose(table, true, rtol=1e-9)
+
+
 def test_3_with_the_true_sample_an_euler_step_lands_on_the_cleaner_point():
     rng = np.random.default_rng(1)
     clean, noise = torch.tensor(rng.standard_normal((6, 2))), torch.tensor(rng.standard_normal((6, 2)))
@@ -170,6 +220,12 @@ def test_7_at_the_start_the_target_networks_rate_does_not_matter(tmp_path):
     first = [run(tmp_path, 256 * 8, target_decay=mu).trace["distil/consistency"] for mu in (0.0, 0.9)]
     assert first[0][0] == first[1][0]
     assert first[0][1:] != first[1][1:]
+
+
+def test_the_exported_average_follows_and_does_not_steer(tmp_path):
+    slow, fast = (run(tmp_path, 256 * 8, average_decay=d) for d in (0.9, 0.0))
+    assert slow.trace == fast.trace
+    assert slow.value("mmd2") != fast.value("mmd2")
 
 
 def test_the_student_leaves_with_its_parameterisation_and_a_heun_step_costs_two(tmp_path):
