@@ -51,7 +51,7 @@ def tangent(student: Denoise, noisy: Tensor, sigma: Tensor, teacher: Tensor, *, 
     with torch.no_grad():
         speed = (sigma**2 + sigma_data**2).sqrt()
         slope = (noisy - teacher) / per_row(sigma, noisy)
-        answer, along = torch.func.jvp(student, (noisy, sigma), (per_row(speed, noisy) * slope, speed))
+        answer, along, *_ = torch.func.jvp(student, (noisy, sigma), (per_row(speed, noisy) * slope, speed))
         mine, theirs = (velocity(a, noisy, sigma, sigma_data=sigma_data) for a in (answer, teacher))
         cosine = per_row(time(sigma, sigma_data=sigma_data).cos(), noisy)
         g: Tensor = warmup * along - (1 - warmup) * cosine**2 * sigma_data * (mine - theirs)

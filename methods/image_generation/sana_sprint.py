@@ -11,6 +11,7 @@ from bench.adversarial import Heads, hinge_generator_loss
 from bench.card import Beats, Card, Integer, Paper, Real
 from bench.data import Batch
 from bench.diffusion import frozen, initialise, per_row, row_mean
+from bench.nets import staged
 from bench.problems.image_generation import ImageGeneration
 from bench.run import Learner, Losses, Run
 from bench.student import Student
@@ -125,7 +126,8 @@ def distill(
     """The consistency of data with noise and a discriminator's verdict on the answers, in one update; then the discriminator's."""
     initialise(problem, run, share=initial_share)
     student, features = problem.student, frozen(problem, problem.student)
-    weight = LogVariance(math.prod(next(problem.batches.stream(0)).inputs.shape[1:]))
+    example = next(problem.batches.stream(0)).to(run.device)
+    weight = LogVariance(math.prod(example.inputs.shape[1:]))
     recipe = problem.recipe(steps, start_sigma)
     largest = problem.few_steps(steps, start_sigma)[0]
     offset = math.log(problem.sigma_data)
@@ -161,9 +163,8 @@ def distill(
             samples = torch.where(per_row(real, batch.inputs), batch.inputs, answers(batch, "critic"))
         return run.loss(critic=critic_loss(judged(samples, batch.labels, "critic judged"), real))
 
-    example = next(problem.batches.stream(0)).to(run.device)
     with torch.no_grad():
-        heads = Heads(features.stages(example.inputs[:1], example.inputs.new_ones(1), example.labels[:1]))
+        heads = Heads(staged(student, example.inputs, torch.ones_like(example.inputs.flatten(1)[:, 0]), example.labels)[1])
     rate, betas = run.training.learning_rate, (beta1, 0.999)
     players = [Learner(student, generator, extra=[weight], learning_rate=rate * generator_rate, betas=betas, ema=average or None)]
     if adversarial_weight:
