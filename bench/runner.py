@@ -117,6 +117,8 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
             sheet = png(suite.picture(student, setting, seeds, split=spec.split, data=data))
         _complete(measurements, spec)
         over = run.over_budget()
+        if over is None and hasattr(suite, "exceeds") and not registry.method_card(found).control:
+            over = suite.exceeds(student, setting)  # a yardstick may cost more than a student
         if over is not None:
             status, reason = "over_budget", over
     except Diverged as error:

@@ -15,6 +15,7 @@ CARD = Card(
     version=1,
     problem="image-generation",
     title="Score SDE samplers",
+    control=True,
     paper=Paper(
         title="Score-Based Generative Modeling through Stochastic Differential Equations",
         year=2020,
@@ -51,7 +52,7 @@ CARD = Card(
     ],
     deviations=[
         "Nothing is trained and nothing distilled: the teacher's denoiser gives the score of all three SDEs, where the paper trains a "
-        "network for each. It leaves with its own weights and may take more evaluations than a student.",
+        "network for each. It leaves with its own weights and takes more evaluations than a student may: a yardstick, never ranked.",
         "The forward steps are exact for any step size; for sub-VP the paper's are Euler's. Ancestral sampling, which the paper has for "
         "VE and VP, follows for sub-VP from the same Gaussian, and for VP takes the smaller of DDPM's two variances.",
         "alpha_i of the corrector is the exact r^2, for sub-VP too.",

@@ -435,6 +435,14 @@ def generate(
     return made, spent
 
 
+def exceeds(student: Student, setting: Setting) -> str | None:
+    """By how much a student's recipe takes more evaluations than the setting allows, or None: only the teacher's weights get so far."""
+    from suites.image_generation import sampling
+
+    used, allowed = sampling.evaluations(student.recipe, sigma_max=float(setting.options["sigma_max"])), int(setting.options["steps"])
+    return f"nfe {used} of {allowed}" if used > allowed else None
+
+
 def evaluate(
     student: Student, name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None
 ) -> list[Measurement]:
