@@ -73,7 +73,8 @@ CARD = Card(
     ],
     results="Tune split, one seed. image-generation/digits: fd_digits_cnn 0.724 (dmd 0.710, teacher in one step 16.1, teacher in 18 Heun "
     "steps 0.540), class accuracy 0.990. image-generation/gaussians with a quarter of the budget: mmd2 0.0103, modes 1.80 times too wide. "
-    "That it beats dmd was not seen on the digits: the two are alike there.",
+    "That it beats dmd was not seen on the digits: the two are alike there. "
+    "image-generation/digits-few, 50 generator steps: 1.25 with two evaluations a sample, 3.39 with one.",
 )
 
 
