@@ -67,6 +67,9 @@ CARD = Card(
         "The generator is evaluated at noise level 2.5, where the paper takes 80.",
         "Generator and critic see a batch each in turn; the authors show both the same one.",
     ],
+    results="Tune split, one seed. image-generation/digits: fd_digits_cnn 1.131 (teacher in one step 16.1, in 18 Heun steps 0.540), "
+    "class accuracy 0.998; with freeze=false (GDD) 1.375 and 0.999. image-generation/gaussians with a "
+    "quarter of the budget: mmd2 0.0092, modes 1.49 times too wide.",
 )
 
 
@@ -92,7 +95,7 @@ def r1_penalty(logits: Tensor, real: Tensor, *, gamma: float) -> Tensor:
 def body(network: nn.Module) -> list[str]:
     """Names of the parameters that GDD-I freezes: those of layers called one of :data:`BODY`.
 
-    The authors' rule ("block" or "in", and "conv" or "proj", in the name) finds the same layers of EDM's networks.
+    The authors' optimizer leaves out names with "block", "in", "up" or "down" and with "conv" or "proj": the same layers of EDM's nets.
 
     Raises:
         UserError: there are none.
