@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
 
 from bench.card import Beats, Card, Integer, Paper, Real, Reported
 from bench.data import Batch
-from bench.diffusion import ode_pairs, per_row, row_mean
-from bench.matching import Matching
+from bench.diffusion import ode_pairs, row_mean, some_pairs
+from bench.matching import Matching, matching_gradient, surrogate_loss
 from bench.problems.image_generation import ImageGeneration
 from bench.run import Losses, Run
 from bench.student import Student
@@ -60,25 +58,6 @@ CARD = Card(
 )
 
 
-def matching_gradient(generated: Tensor, real_denoised: Tensor, fake_denoised: Tensor) -> Tensor:
-    """g = (mu_fake - mu_real) / mean|x - mu_real|: what the distribution-matching loss adds to a sample's gradient.
-
-    The x_0 form of w_t alpha_t (s_fake - s_real) for alpha = 1 (sections 3.2 and equation 8); the divisor is each row's own.
-    A row that the teacher leaves exactly where it is has no divisor and gets 0, as in the authors' code.
-    generated x, real_denoised mu_real(x_t, t), fake_denoised mu_fake(x_t, t): (B, ...); returns (B, ...), without a graph.
-    """
-    size = row_mean((generated - real_denoised).abs())
-    return torch.nan_to_num((fake_denoised - real_denoised) / per_row(size, generated)).detach()
-
-
-def surrogate_loss(generated: Tensor, gradient: Tensor) -> Tensor:
-    """1/2 mean (x - sg(x - g))^2 over a row: its derivative by x is g / numel(row).   (B, ...), (B, ...) -> (B,).
-
-    The value is half the mean square of ``gradient``; it is no divergence and may rise while training improves.
-    """
-    return row_mean((generated - (generated - gradient).detach()) ** 2) / 2
-
-
 def distill(
     problem: ImageGeneration,
     run: Run,
@@ -105,8 +84,7 @@ def distill(
         gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.labels))
         terms = {"matching": surrogate_loss(generated, gradient)}
         if references is not None:
-            row = torch.randint(pairs, (len(batch),), generator=run.generator("rows")).to(generated.device)
-            noise, target, labels = (r[row] for r in references)
+            noise, target, labels = some_pairs(references, len(batch), run.generator("rows"))
             answer = game.student(game.sigmas[0] * noise, noise.new_full((len(noise),), game.sigmas[0]), labels)
             terms["regression"] = regression_weight * row_mean((answer - target) ** 2)
         return run.loss(**terms)

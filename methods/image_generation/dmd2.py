@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.adversarial import Heads, logistic_critic_loss, logistic_generator_loss
-from bench.card import Beats, Card, Integer, Paper, Real, Reported
+from bench.card import Beats, Card, Gains, Integer, Paper, Real, Reported
 from bench.data import Batch
 from bench.diffusion import denoising_loss
 from bench.matching import Matching, matching_gradient, surrogate_loss
@@ -53,6 +53,7 @@ CARD = Card(
     },
     claims=[
         Beats("dmd", source="table 1 and section 4: no pairs, and better"),
+        Gains("steps", over=1, source="section 4.5: more steps are better"),
         Beats("teacher_one_step", source="abstract: surpasses the teacher's quality in few steps"),
         Beats("scratch", source="one step of the generator against one step of a denoiser"),
         Reported(suite="image-generation", setting="imagenet64", metric="fid", value=1.28, source="abstract and table 1, one step"),

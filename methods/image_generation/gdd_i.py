@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.adversarial import Heads, logistic_critic_loss, logistic_generator_loss
-from bench.card import Beats, Card, Flag, Paper, Real, Reported
+from bench.card import Beats, Card, Flag, Gains, Paper, Real, Reported
 from bench.data import Batch
 from bench.diffusion import frozen, initialise
 from bench.errors import UserError
@@ -51,7 +51,7 @@ CARD = Card(
     claims=[
         Beats("teacher_one_step", source="abstract: the innate ability to generate in one step, once trained for it"),
         Beats("scratch", source="one step of the generator against one step of a denoiser"),
-        Beats("consistency_distillation", source="abstract: distributional distillation against instance-based"),
+        Gains("freeze", over=False, source="abstract: freezing most of the convolutions does better than training all"),
         Reported(suite="image-generation", setting="cifar10", metric="fid", value=1.54, source="abstract"),
         Reported(suite="image-generation", setting="imagenet64", metric="fid", value=1.16, source="abstract"),
     ],

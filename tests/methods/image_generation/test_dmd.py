@@ -11,7 +11,7 @@ from bench.diffusion import denoising_loss, heun_solve, karras_grid, karras_leve
 from bench.plan import plan
 from bench.runner import execute
 from bench.store import Store
-from methods.image_generation.dmd import matching_gradient, surrogate_loss
+from bench.matching import matching_gradient, surrogate_loss
 from tests.oracles.image_generation import diffusion
 from tests.oracles.image_generation import dmd as oracle
 

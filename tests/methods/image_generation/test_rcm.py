@@ -18,7 +18,7 @@ from bench.runner import execute
 from bench.store import Store
 from bench.trigflow import draw, normalised, scm_loss, tangent, velocity, warm
 from methods.image_generation import rcm
-from methods.image_generation.dmd import matching_gradient, surrogate_loss
+from bench.matching import matching_gradient, surrogate_loss
 from methods.image_generation.rcm import regulariser, regulariser_gradient
 from suites import image_generation as suite
 from tests.oracles.image_generation import rcm as oracle
