@@ -66,6 +66,8 @@ CARD = Card(
         "The exact teacher has no weights to copy: the student starts from a regression onto its answers.",
         "The track's AdamW, falling to 0 in either phase, instead of Adam with warm-up and clipping.",
     ],
+    results="image-generation/digits, test split, 1 seed: fd_digits_cnn 0.64, accuracy 0.99. Tune split, 1 seed: digits 0.84 (1.09 on "
+    "the reflowed flow's pairs); gaussians mmd2 0.0009 (0.0013), modes 1.19 times too wide, 8.8% of samples between modes (truth 1.1%).",
 )
 
 

@@ -220,10 +220,10 @@ def test_only_the_first_teacher_is_guided():
 
 
 @pytest.mark.slow
-def test_beats_scratch_and_the_teacher_in_one_step_on_every_seed(tmp_path):
+def test_a_short_training_beats_scratch_and_the_teacher_in_one_step(tmp_path):
     store, scores = Store(tmp_path), {}
     methods = ["progressive_distillation"]
-    for spec in plan("image-generation/gaussians", methods, range(2), split="tune", budget={"student_examples": 128000}):
+    for spec in plan("image-generation/gaussians", methods, [0], split="tune", budget={"student_examples": 76800}):
         if spec.method != "teacher":
             record = execute(spec, store)
             assert record.status == "ok", record.reason
