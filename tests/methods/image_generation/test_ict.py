@@ -67,7 +67,6 @@ def test_1_on_a_point_mass_the_pair_differs_by_a_closed_form_and_points_to_the_d
     loss = ict_loss(online[1:, None], target[1:, None], (high - low)[1:], huber=1.0)
     loss.sum().backward()
     assert float(parameter.grad) > 0  # descent moves theta from 1.5 towards 0.7
-    parameter.grad = None
 
 
 def test_2_the_metric_is_half_a_square_over_c_near_zero_and_a_length_far_out():
