@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from bench.card import Beats, Card, Integer, Paper, Real, Reported
 from bench.data import Batch
 from bench.diffusion import ode_pairs, row_mean, some_pairs

@@ -9,8 +9,8 @@ import math
 import pytest
 import torch
 
-from methods.image_generation.diff_instruct import instruct_loss
 from bench.matching import matching_gradient, surrogate_loss
+from methods.image_generation.diff_instruct import instruct_loss
 from methods.image_generation.sid import identity_loss
 from methods.image_generation.sim import implicit_loss
 from suites import image_generation as suite

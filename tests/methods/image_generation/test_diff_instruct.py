@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.matching import matching_gradient
 from bench.plan import plan
 from bench.runner import execute
 from bench.store import Store
 from methods.image_generation.diff_instruct import instruct_loss
-from methods.image_generation.dmd import matching_gradient
 from tests.oracles.differences import gradient
 from tests.oracles.image_generation import diff_instruct as oracle
 from tests.oracles.image_generation.gaussian_pair import SIGMA, A, B, M, S, exact, quadrature, slope

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bench.diffusion import denoising_loss, heun_solve, karras_grid, karras_level
+from bench.matching import matching_gradient, surrogate_loss
 from bench.plan import plan
 from bench.runner import execute
 from bench.store import Store
-from bench.matching import matching_gradient, surrogate_loss
 from tests.oracles.image_generation import diffusion
 from tests.oracles.image_generation import dmd as oracle
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bench.density_ratio import DIVERGENCES, curvature
+from bench.matching import matching_gradient, surrogate_loss
 from bench.plan import plan
 from bench.runner import execute
 from bench.store import Store
-from bench.matching import matching_gradient, surrogate_loss
 from methods.image_generation.f_distill import CARD, density_ratio, f_distill_loss, level_means, ratio_weight
 from tests.oracles.image_generation import density_ratio as divergences
 from tests.oracles.image_generation import f_distill as oracle

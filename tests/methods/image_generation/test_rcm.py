@@ -12,13 +12,13 @@ import torch
 
 from bench.card import Budget
 from bench.diffusion import denoising_loss, initialise
+from bench.matching import matching_gradient, surrogate_loss
 from bench.plan import plan, seeds_by_role
 from bench.run import Learner, Run
 from bench.runner import execute
 from bench.store import Store
 from bench.trigflow import draw, normalised, scm_loss, tangent, velocity, warm
 from methods.image_generation import rcm
-from bench.matching import matching_gradient, surrogate_loss
 from methods.image_generation.rcm import regulariser, regulariser_gradient
 from suites import image_generation as suite
 from tests.oracles.image_generation import rcm as oracle

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bench.density_ratio import DIVERGENCES, curvature
+from bench.matching import matching_gradient
 from bench.plan import plan
 from bench.runner import execute
 from bench.store import Store
-from methods.image_generation.dmd import matching_gradient
 from methods.image_generation.uni_instruct import CARD, density_ratio, uni_instruct_loss
 from tests.oracles.image_generation import density_ratio as divergences
 from tests.oracles.image_generation import uni_instruct as oracle
