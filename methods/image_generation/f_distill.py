@@ -85,7 +85,10 @@ CARD = Card(
         "Nothing is added to the denominators (authors: 1e-6); a row that the teacher leaves where it is gets no gradient.",
         "The exact teacher has no weights to copy: generator and fake score start from a regression onto its answers.",
         "The generator is evaluated at noise level 2.5, where the authors' EDM generator takes the largest level.",
+        "The authors' code stops at reverse KL (its weight has no length); here it is DMD's gradient.",
     ],
+    results="Tune split, one seed, Jensen-Shannon: image-generation/digits fd_digits_cnn 0.96; image-generation/gaussians mmd2 0.0088 "
+    "(scratch 0.578, teacher in one step 0.630), modes 1.83 times too wide, 30% of samples between modes. Rates were not searched.",
 )
 
 RHO = 7.0  # of the Karras schedule, in whose places the levels are drawn

@@ -92,6 +92,9 @@ CARD = Card(
         "The discriminator sees real data: its ratio is that of the data, not of a guided teacher, to the student.",
         "The exact teacher has no weights to copy: generator and fake score start from a regression onto its answers.",
     ],
+    results="Tune split, one seed, forward KL: image-generation/digits fd_digits_cnn 0.81. With a tenth of the budget of "
+    "image-generation/gaussians mmd2 is 0.083 (scratch at the whole budget 0.578, teacher in one step 0.630), 0.092 with the exact slope "
+    "'scores', 0.059 at generator_rate 0.5 and 0.045 at 1.",
 )
 
 
