@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -100,8 +102,8 @@ def density_ratio(logits: Tensor, *, low: float, high: float) -> Tensor:
     A discriminator that is trained by the logistic loss has the optimum log p_real - log p_fake (section 3.3). The bounds are
     applied to the logit, so nothing overflows.
     """
-    bounds = torch.tensor([low, high], dtype=logits.dtype, device=logits.device).log()
-    return logits.detach().mean(1).clamp(bounds[0], bounds[1]).exp()
+    logit = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).mean(1)  # mixed precision gives bfloat16
+    return logit.clamp(math.log(low), math.log(high)).exp()
 
 
 def level_means(ratio: Tensor, place: Tensor, means: Tensor, *, bin_decay: float) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -137,8 +139,7 @@ def density_ratio(logits: Tensor, noisy: Tensor, score_difference: Tensor, *, sl
         log = log.detach()
     if slope == "scores":
         log = log - (score_difference.detach() * (noisy - noisy.detach())).flatten(1).sum(1)
-    bound = float(torch.tensor(limit).log())
-    return log.clamp(-bound, bound).exp()
+    return log.clamp(-math.log(limit), math.log(limit)).exp()
 
 
 def distill(
