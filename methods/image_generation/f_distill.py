@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -85,7 +87,10 @@ CARD = Card(
         "Nothing is added to the denominators (authors: 1e-6); a row that the teacher leaves where it is gets no gradient.",
         "The exact teacher has no weights to copy: generator and fake score start from a regression onto its answers.",
         "The generator is evaluated at noise level 2.5, where the authors' EDM generator takes the largest level.",
+        "The authors' code stops at reverse KL (its weight has no length); here it is DMD's gradient.",
     ],
+    results="Tune split, one seed, Jensen-Shannon: image-generation/digits fd_digits_cnn 0.96; image-generation/gaussians mmd2 0.0088 "
+    "(scratch 0.578, teacher in one step 0.630), modes 1.83 times too wide, 30% of samples between modes. Rates were not searched.",
 )
 
 RHO = 7.0  # of the Karras schedule, in whose places the levels are drawn
@@ -97,8 +102,8 @@ def density_ratio(logits: Tensor, *, low: float, high: float) -> Tensor:
     A discriminator that is trained by the logistic loss has the optimum log p_real - log p_fake (section 3.3). The bounds are
     applied to the logit, so nothing overflows.
     """
-    bounds = torch.tensor([low, high], dtype=logits.dtype, device=logits.device).log()
-    return logits.detach().mean(1).clamp(bounds[0], bounds[1]).exp()
+    logit = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).mean(1)  # mixed precision gives bfloat16
+    return logit.clamp(math.log(low), math.log(high)).exp()
 
 
 def level_means(ratio: Tensor, place: Tensor, means: Tensor, *, bin_decay: float) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from bench.adversarial import logistic_generator_loss
@@ -64,7 +65,7 @@ CARD = Card(
         "warmup": Real(0.1, ge=0, le=1, note="part of the run in which the ratio is taken as 1; authors: 200,000 images"),
         "gan_weight": Real(1e-3, ge=0, note="of the generator's logistic loss; authors 1e-4 in these units"),
         "critic_weight": Real(0.01, gt=0, note="of the discriminator's loss beside the fake score's; authors 0.01"),
-        "generator_rate": Real(0.2, gt=0, note="times the track's learning rate"),
+        "generator_rate": Real(0.5, gt=0, note="times the track's learning rate; chosen on the tune split"),
         "fake_rate": Real(1.0, gt=0, note="times the track's learning rate"),
         "beta1": Real(0.0, ge=0, lt=1, note="authors 0"),
         "fake_updates": Integer(2, ge=1, note="fake-score steps per generator step; authors 1"),
@@ -92,6 +93,9 @@ CARD = Card(
         "The discriminator sees real data: its ratio is that of the data, not of a guided teacher, to the student.",
         "The exact teacher has no weights to copy: generator and fake score start from a regression onto its answers.",
     ],
+    results="Tune split, one seed, forward KL: image-generation/digits fd_digits_cnn 0.67 (0.81 at generator_rate 0.2). With a tenth of "
+    "the budget of image-generation/gaussians and generator_rate 0.2, mmd2 is 0.083 with slope 'none' and 0.092 with the exact 'scores' "
+    "(scratch at the whole budget 0.578, teacher in one step 0.630); 0.045 at generator_rate 1.",
 )
 
 
@@ -134,8 +138,7 @@ def density_ratio(logits: Tensor, noisy: Tensor, score_difference: Tensor, *, sl
         log = log.detach()
     if slope == "scores":
         log = log - (score_difference.detach() * (noisy - noisy.detach())).flatten(1).sum(1)
-    bound = float(torch.tensor(limit).log())
-    return log.clamp(-bound, bound).exp()
+    return log.clamp(-math.log(limit), math.log(limit)).exp()
 
 
 def distill(

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.density_ratio import DIVERGENCES, curvature, law_curvature
+from bench.card import Budget, Training
+from bench.density_ratio import DIVERGENCES, Discriminator, curvature, law_curvature
+from bench.matching import Matching
+from bench.plan import seeds_by_role
+from bench.run import Learner, Run
+from suites import image_generation as suite
 from tests.oracles.image_generation import density_ratio as oracle
 
 R = torch.logspace(-1, 1.3, 24, dtype=torch.float64)
@@ -85,3 +90,38 @@ def test_the_power_family_holds_the_others():
     for k, name, factor in ((0.0, "reverse_kl", 1), (1.0, "forward_kl", 1), (0.5, "squared_hellinger", 0.25), (2.0, "pearson", 2)):
         ours = factor * curvature(R, divergence="power", power=k)
         assert torch.allclose(ours, curvature(R, divergence=name, power=9.0), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_discriminators_logit_is_the_log_density_ratio():
+    """A generator whose law is known: all at 0 once noise of level 1 is added, where the data's density is known too."""
+    setting = suite.CARD.settings["gaussians"]
+    seeds = seeds_by_role(0)
+    training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3, schedule="cosine")
+    problem = suite.problem("gaussians", setting, seeds)
+    run = Run(seeds=seeds, budget=Budget(student_examples=256 * 402), training=training, meter=problem.teacher.meter)
+    game = Matching(problem, run, initial_share=0.001)
+    game.generate = lambda batch: torch.zeros_like(batch.inputs)
+    asked = problem.teacher.meter.counts["teacher_examples"]
+    discriminator = Discriminator(game)
+    sigma = torch.ones(200)
+    noisy = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+
+    def critic(batch):
+        losses = discriminator.losses(game, batch, weight=1.0)
+        assert set(losses) == {"fake", "critic"}
+        return losses
+
+    run.loop([Learner(game.fake, critic, counts=None, extra=[discriminator])], problem.batches, steps=400)
+    with torch.no_grad():
+        denoised, logits = discriminator.judge(game, noisy, sigma, torch.zeros(200, dtype=torch.int64))
+    angle = 2 * np.pi * np.arange(8) / 8
+    modes = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    squares = ((noisy.numpy()[:, None] - modes) ** 2).sum(2)
+    log_data = np.log(np.exp(-squares / (2 * 1.01)).mean(1) / 1.01)
+    log_ratio = log_data + (noisy.numpy() ** 2).sum(1) / 2
+    ours = logits.mean(1).numpy()
+    assert np.corrcoef(ours, log_ratio)[0, 1] > 0.9
+    assert np.abs(ours - log_ratio).mean() < 0.35 * np.abs(log_ratio).mean()
+    assert float(denoised.abs().mean()) < 0.15  # every generated sample is 0
+    assert problem.teacher.meter.counts["teacher_examples"] == asked  # the ratio costs no teacher
