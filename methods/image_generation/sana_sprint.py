@@ -58,6 +58,18 @@ CARD = Card(
         Beats("scratch", source="few steps of the consistency function against as many of a denoiser"),
         Beats("teacher_one_step", source="abstract: one-step generation better than few steps of others"),
     ],
+    deviations=[
+        "The discriminator's features are those of the student's copy of the teacher, unguided; one small head on each block.",
+        "A fair coin shows each row to the discriminator as real or as generated, where the authors show both: the same expectation at "
+        "half the cost. No pairs with another sample's label, no R1 penalty.",
+        "The learnt weight is a network of its own over ln sigma, thrown away at the end; it starts at -ln(components), not at the "
+        "teacher's. Pure noise replaces the noised sample at the largest level, where the authors' cosine is 0 as well.",
+        "The setting's guidance is fixed: it is neither drawn nor told to the student.",
+        "The track's AdamW instead of CAME, without gradient clipping; an average of decay 0.99 is exported.",
+        "The exact teacher has no weights to copy: half of the budget goes into a regression onto its answers.",
+        "The discriminator's own file was not read; the losses and their laws are those of the training script.",
+    ],
+    results="SANARESULTS",
 )
 
 FREQUENCIES = 4
