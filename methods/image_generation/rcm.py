@@ -53,6 +53,20 @@ CARD = Card(
         Beats("teacher_one_step", source="abstract: the teacher's quality in 1 to 4 steps"),
         Beats("dmd", source="abstract: matches or surpasses DMD2"),
     ],
+    deviations=[
+        "Both losses are means over components where the authors sum. The normalised tangent has length near 1 over a whole sample, so "
+        "the authors' 100 to 1 at 2.1 million components balances like 0.6 to 1 at 64 and 0.1 to 1 at 2; here it is 1 to 1.",
+        "The warm-up multiplies the whole second part of the tangent by r, as sCM does; the authors' code leaves the JVP out of it.",
+        "Noise levels of the regulariser and the fake score are uniform on the Karras schedule (theirs: tan t = 5u / (1 - u)); its "
+        "weight 1 / sin^2 t is theirs. The fake score also learns during the warm-up, and takes 2 steps where theirs takes 4.",
+        "Generated inputs come from the fixed levels the student is sampled at (theirs: random levels, sorted).",
+        "Data are the setting's real samples, theirs were synthetic videos of the teacher; the average has a fixed decay.",
+        "The exact teacher has no weights to copy: half of the budget goes into a regression onto its answers.",
+        "The objective was read from the authors' code; the paper's own formulas were not compared.",
+    ],
+    results="Measured on the tune split, seed 0 only. image-generation/digits: fd_digits_cnn 0.74, class accuracy 99.0%; without the "
+    "regulariser 1.57 and 97.1%. image-generation/gaussians with a quarter of the budget: mmd2 0.0175, modes 1.68 times too wide, 30% of "
+    "samples between modes; without the regulariser 0.0180, 1.77 and 33%, so there the regulariser gains little.",
 )
 
 
