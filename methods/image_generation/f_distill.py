@@ -11,8 +11,8 @@ from bench.adversarial import logistic_generator_loss
 from bench.card import Beats, Card, Choice, Integer, Paper, Real, Reported
 from bench.data import Batch
 from bench.density_ratio import Discriminator, curvature
-from bench.diffusion import per_row, row_mean
-from bench.matching import Matching
+from bench.diffusion import per_row
+from bench.matching import Matching, matching_gradient, surrogate_loss
 from bench.problems.image_generation import ImageGeneration
 from bench.run import Losses, Run
 from bench.student import Student
@@ -138,9 +138,8 @@ def f_distill_loss(generated: Tensor, real_denoised: Tensor, fake_denoised: Tens
 
     generated x, real_denoised mu_real(x_t, t), fake_denoised mu_fake(x_t, t): (B, ...); weight: (B,).   Returns (B,).
     """
-    size = row_mean((generated - real_denoised).abs())
-    gradient = torch.nan_to_num((fake_denoised - real_denoised) * per_row(weight / size, generated))
-    return row_mean((generated - (generated - gradient).detach()) ** 2) / 2
+    gradient = per_row(weight, generated) * matching_gradient(generated, real_denoised, fake_denoised)
+    return surrogate_loss(generated, gradient)
 
 
 def distill(
