@@ -178,7 +178,7 @@ def test_noise_levels_are_the_authors_schedule():
 @pytest.mark.slow
 def test_beats_the_teacher_in_one_step(tmp_path):
     scores = {}
-    for spec in plan("image-generation/gaussians", ["sid"], [0], split="tune", budget={"student_examples": 64000}):
+    for spec in plan("image-generation/gaussians", ["sid"], [0], split="tune", budget={"student_examples": 128000}):
         if spec.method in ("sid", "teacher_one_step"):
             record = execute(spec, Store(tmp_path))
             assert record.status == "ok", record.reason
