@@ -26,7 +26,7 @@ from bench.student import Student, tensor_digest
 
 SHORT = 24  # batches of a short training
 SEEDS = 3
-LONG = 128_000  # examples of a training that is judged
+LONG = 76_800  # examples of a training that is judged
 
 
 class _Killed(BaseException):

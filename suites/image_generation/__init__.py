@@ -115,7 +115,7 @@ CARD = SuiteCard(
                 "radius": 1.0,
                 "std": 0.1,
                 "train": 5000,
-                "draws": 4,
+                "draws": 2,
                 "samples": 2000,
                 "bandwidths": [0.05, 0.1, 0.2, 0.5, 1.0],
                 "sigma_min": 0.01,

@@ -184,14 +184,3 @@ def test_two_steps_where_the_setting_allows_them(tmp_path):
     record = execute(spec, Store(tmp_path))
     assert record.status == "ok", record.reason
     assert record.value("nfe") == 2
-
-
-@pytest.mark.slow
-def test_beats_the_teacher_in_one_step(tmp_path):
-    budget, scores = {"student_examples": 76800}, {}
-    for spec in plan("image-generation/gaussians", ["rcm"], [0], split="tune", budget=budget):
-        if spec.method in ("rcm", "teacher_one_step"):
-            record = execute(spec, Store(tmp_path))
-            assert record.status == "ok", record.reason
-            scores[spec.method] = record.value("mmd2")
-    assert scores["rcm"] < 0.2 * scores["teacher_one_step"]

@@ -8,9 +8,6 @@ import pytest
 import torch
 
 from bench.diffusion import denoising_loss, karras_level
-from bench.plan import plan
-from bench.runner import execute
-from bench.store import Store
 from methods.image_generation.sid import identity_loss
 from suites import image_generation as suite
 from suites.image_generation import gaussians
@@ -173,14 +170,3 @@ def test_noise_levels_are_the_authors_schedule():
 
 
 # --- the method ---
-
-
-@pytest.mark.slow
-def test_beats_the_teacher_in_one_step(tmp_path):
-    scores = {}
-    for spec in plan("image-generation/gaussians", ["sid"], [0], split="tune", budget={"student_examples": 128000}):
-        if spec.method in ("sid", "teacher_one_step"):
-            record = execute(spec, Store(tmp_path))
-            assert record.status == "ok", record.reason
-            scores[spec.method] = record.value("mmd2")
-    assert scores["sid"] < 0.2 * scores["teacher_one_step"]
