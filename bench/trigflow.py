@@ -11,6 +11,7 @@ d is ``sigma_data`` throughout; noisy is in the variance-exploding form (B, ...)
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from bench.data import Batch
 from bench.diffusion import Denoise, per_row, row_mean
 from bench.problems.image_generation import ImageGeneration
 from bench.run import Run
+
+# torch's own forward-mode rules are scripted by a function that torch has deprecated.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated", category=FutureWarning)
 
 
 def time(sigma: Tensor, *, sigma_data: float) -> Tensor:

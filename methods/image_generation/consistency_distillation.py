@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Integer, Paper, Real, Reported
+from bench.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
 from bench.data import Batch
 from bench.diffusion import heun_step, initialise, karras_grid, per_row, row_mean, twin
 from bench.problems.image_generation import ImageGeneration
@@ -42,6 +42,7 @@ CARD = Card(
     claims=[
         Beats("scratch", source="one step of the consistency function against one step of a denoiser"),
         Beats("teacher_one_step", source="one-step generation close to the teacher's quality"),
+        Gains("steps", over=1, source="table 2: FID 4.70 in two steps, 6.20 in one"),
         Reported(suite="image-generation", setting="imagenet64", metric="fid", value=6.20, source="table 2, one step, LPIPS"),
     ],
     deviations=[

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Integer, Paper, Real, Reported
+from bench.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
 from bench.data import Batch
 from bench.diffusion import initialise, karras_grid, per_row, pseudo_huber, twin
 from bench.problems.image_generation import ImageGeneration
@@ -47,6 +47,7 @@ CARD = Card(
     claims=[
         Beats("scratch", source="one step of the consistency function against one step of a denoiser"),
         Beats("teacher_one_step", source="one-step generation close to a diffusion model's quality"),
+        Gains("steps", over=1, source="abstract: FID 2.24 in two steps, 2.51 in one, on CIFAR-10"),
         Reported(suite="image-generation", setting="imagenet64", metric="fid", value=3.25, source="abstract, one step"),
         Reported(suite="image-generation", setting="cifar10", metric="fid", value=2.51, source="abstract, one step"),
     ],

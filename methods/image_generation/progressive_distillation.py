@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Integer, Paper, Real, Reported
+from bench.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
 from bench.data import Batch
 from bench.diffusion import Denoise, euler_step, frozen, initialise, karras_grid, per_row, row_mean
 from bench.oracle import DenoiserOracle
@@ -43,6 +43,7 @@ CARD = Card(
     claims=[
         Beats("scratch", source="one step of the last student against one step of a denoiser"),
         Beats("teacher_one_step", source="abstract: few steps without losing much quality"),
+        Gains("steps", over=1, source="table 2: FID 4.51 in two steps, 9.12 in one"),
         Reported(suite="image-generation", setting="cifar10", metric="fid", value=9.12, source="one step, table 2"),
     ],
     deviations=[

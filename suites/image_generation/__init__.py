@@ -104,7 +104,7 @@ CARD = SuiteCard(
         "gaussians": Setting(
             tier="analytic",
             summary="Eight Gaussian modes of std 0.1 on the unit circle; the teacher is their exact denoiser at any noise level. One step.",
-            budget=Budget(student_examples=512000, teacher_examples=2048000),
+            budget=Budget(student_examples=256000, teacher_examples=1280000),
             training=Training(batch_size=256, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
             metrics=["mmd2", "sliced_wasserstein", "spread_error", "between_modes", "coverage", "nfe"],
             options={
