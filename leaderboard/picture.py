@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leaderboard.table import Board, Row
@@ -57,7 +58,7 @@ class Picture:
 
 
 def picture(board: Board) -> Picture | None:
-    """Score against cost of every scored row, or None where no row has both. Costs over a range of 10x go on a log axis.
+    """Score against cost of every scored row, or None where no row has both. Over a range of 10x either axis is logarithmic.
 
     The cost is training FLOPs where all methods were metered in them, else wall seconds, else student examples.
     """
@@ -70,7 +71,8 @@ def picture(board: Board) -> Picture | None:
     costs = {r.key: cost for r in rows if (cost := r.cost[meter] or 0) > 0}
     if not costs:
         return None
-    ends = [v for r in rows for i in [r.intervals[name]] for v in (i.estimate, i.low, i.high) if math.isfinite(v)]
+    scale, wide = scaled([r.intervals[name].estimate for r in rows])
+    ends = [scale(v) for r in rows for i in [r.intervals[name]] for v in (i.estimate, i.low, i.high) if math.isfinite(v)]
     y_low, y_high = _padded(min(ends), max(ends), 0.06)
     log = max(costs.values()) > 10 * min(costs.values())
     values = [math.log10(c) if log else c for c in costs.values()]
@@ -80,7 +82,7 @@ def picture(board: Board) -> Picture | None:
         return round(LEFT + (value - x_low) / (x_high - x_low) * (RIGHT - LEFT), 1)
 
     def y(value: float) -> float:
-        return round(BOTTOM - (value - y_low) / (y_high - y_low) * (BOTTOM - TOP), 1)
+        return round(BOTTOM - (scale(value) - y_low) / (y_high - y_low) * (BOTTOM - TOP), 1)
 
     marks = []
     for row in rows:
@@ -92,11 +94,22 @@ def picture(board: Board) -> Picture | None:
     x_ticks = [Tick(x(at), si(10**at if log else at)) for at in (_log_ticks if log else _ticks)(x_low, x_high)]
     return Picture(
         x_label=f"{METERS[meter]} (mean over seeds{', log' if log else ''})",
-        y_label=f"{name} ({board.metric.unit}, {board.metric.better} is better)",
+        y_label=f"{name} ({board.metric.unit}, {board.metric.better} is better{', log' if wide else ''})",
         x_ticks=tuple(x_ticks),
-        y_ticks=tuple(Tick(y(at), f"{at:.6g}") for at in _ticks(y_low, y_high)),
+        y_ticks=tuple(Tick(y(at), f"{at:.6g}") for at in ([10**t for t in _log_ticks(y_low, y_high)] if wide else _ticks(y_low, y_high))),
         marks=tuple(_labelled(marks, [r.name for r in rows])),
     )
+
+
+def scaled(scores: Sequence[float]) -> tuple[Callable[[float], float], bool]:
+    """How scores are placed on an axis, and whether that is by their logarithm: where all are positive and span more than 10x.
+
+    On a logarithmic axis what lies far below the smallest score (the end of an interval) is drawn at a third of it.
+    """
+    if not scores or not 0 < 10 * min(scores) < max(scores):
+        return lambda value: value, False
+    floor = min(scores) / 3
+    return lambda value: math.log10(max(value, floor)), True
 
 
 def si(value: float) -> str:

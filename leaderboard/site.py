@@ -122,11 +122,12 @@ def _shown(board: Board, *, older: bool) -> Shown:
     place = f"tracks/{board.suite.slug}/{segment(board.setting_name)}"
     name = board.metric.name
     scored = {r.key: r.intervals[name] for r in board.rows if name in r.intervals}
-    ends = [v for i in scored.values() for v in (i.low, i.estimate, i.high) if math.isfinite(v)]
+    scale, _ = picture.scaled([i.estimate for i in scored.values()])
+    ends = [scale(v) for i in scored.values() for v in (i.low, i.estimate, i.high) if math.isfinite(v)]
     low, width = (min(ends), (max(ends) - min(ends)) or 1.0) if ends else (0.0, 1.0)
 
     def at(value: float) -> float | None:
-        return round(4 + 92 * (value - low) / width, 1) if math.isfinite(value) else None
+        return round(4 + 92 * (scale(value) - low) / width, 1) if math.isfinite(value) else None
 
     controls = [scored[r.key].estimate for slug in ("scratch", "teacher") if (r := board.reference(slug)) and r.key in scored]
     return Shown(

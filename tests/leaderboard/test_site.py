@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from bench.card import Paper
+from bench.card import Metric, Paper
 from bench.errors import SaveError, UserError
 from bench.record import read_records
-from leaderboard.picture import picture, si
+from leaderboard.picture import picture, scaled, si
 from leaderboard.site import build, pages, segment
 from leaderboard.table import boards
 
@@ -186,6 +186,22 @@ def test_the_picture_is_to_scale_and_its_labels_cover_nothing(make):
     assert len(boxes) == len(drawn.marks)
     for i, a in enumerate(boxes):
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[i + 1 :])
+
+
+def test_scores_over_a_wide_range_go_on_a_log_axis(make):
+    judge = make.suite(metrics=(Metric(name="fd", unit="distance", better="lower"),), primary="fd")
+    records = [
+        r for slug, mean in (("good", 0.5), ("poor", 50.0), ("middle", 5.0)) for r in make.runs(make.card(slug), judge, make.spread(mean))
+    ]
+    board = boards(records)[0][0]
+    drawn = picture(board)
+    assert drawn.y_label.endswith("lower is better, log)")
+    heights = {m.title.split(":")[0]: m.y for m in drawn.marks}
+    assert heights["good"] - heights["middle"] == pytest.approx(heights["middle"] - heights["poor"], abs=2)
+    assert {t.text for t in drawn.y_ticks} >= {"1", "10"}
+    assert scaled([0.5, 4.9])[1] is False and scaled([-1.0, 50.0])[1] is False
+    place, _ = scaled([0.5, 50.0])
+    assert place(-3.0) == place(0.1) < place(0.5)
 
 
 def test_counts_have_si_prefixes():
