@@ -362,7 +362,7 @@ def _show(args: argparse.Namespace) -> int:
         ["method", f"{record.slug} v{record.method.version}, hyper-parameters: {hyper}"],
         ["seed", record.seed],
         ["status", record.status + (f": {record.reason}" if record.reason else "")],
-        *([m.metric, f"{m.value:.6g} over {m.n}"] for m in record.measurements),
+        *([m.metric, f"{m.value:.6g}{_bounds(m.per_example)} over {m.n}"] for m in record.measurements),
         *([k, f"{v:.6g}" if isinstance(v, float) else v] for k, v in record.cost["total"].items()),
         ["phases", ", ".join(f"{n} {c['wall_seconds']:.2f} s" for n, c in record.cost["phases"].items())],
         ["student", f"{record.student['architecture']} sha256 {record.student['sha256']}" if record.student else "none"],
@@ -373,6 +373,16 @@ def _show(args: argparse.Namespace) -> int:
     ]
     table(rows, ["field", "value"])
     return 0
+
+
+def _bounds(values: Sequence[float] | None) -> str:
+    """The 95% interval of a mean over examples or draws, where there are at least two."""
+    from bench.stats import mean_interval
+
+    if values is None or len(values) < 2:
+        return ""
+    i = mean_interval(values)
+    return f" [{i.low:.6g}, {i.high:.6g}]"
 
 
 def _guard(args: argparse.Namespace) -> int:
