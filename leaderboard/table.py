@@ -8,6 +8,7 @@ Within an arena a row is one entry: a method's card, source and hyper-parameters
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import statistics
 from collections import Counter, defaultdict
@@ -315,13 +316,24 @@ def _named(rows: list[Row]) -> list[Row]:
 # --- judging ------------------------------------------------------------------------------------------------------
 
 
+def _comparable(scores: dict[str, dict[int, float]], metric: Metric) -> dict[str, dict[int, float]]:
+    """Scores as the tests compare them: those of a distance (range from 0 without end) by their logarithm, so as ratios.
+
+    The seeds of a method that is a hundred times worse scatter a hundred times as much; without the logarithm a t test cannot
+    tell it from the best one.
+    """
+    if metric.range != (0, None) or any(v <= 0 for by_seed in scores.values() for v in by_seed.values()):
+        return scores
+    return {k: {seed: math.log(v) for seed, v in by_seed.items()} for k, by_seed in scores.items()}
+
+
 def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     """Ranks and gaps of ``rows`` in ``metric``, best first."""
     name = metric.name
     entrants = {r.key: r for r in rows if not r.control and r.status == "ok" and len(r.scores.get(name, {})) >= 2}
     steps = [r.steps[name] for r in entrants.values()]
     place = ranks(
-        {k: r.scores[name] for k, r in entrants.items()},
+        _comparable({k: r.scores[name] for k, r in entrants.items()}, metric),
         higher_is_better=metric.better == "higher",
         resolution=max(steps) if steps and all(steps) else 0.0,
     )

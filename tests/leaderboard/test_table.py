@@ -296,3 +296,14 @@ def test_gains_compares_a_method_with_itself_at_another_value(make, two, outcome
     assert verdicts(board, rows["few (steps=1)"])[0].outcome == "not measured here"
     alone = one(make.runs(few, judge, two))
     assert verdicts(alone, rows_of(alone)["few"])[0].note == "no scored few with steps=1 on this board"
+
+
+def test_distances_are_ranked_by_their_ratios(make):
+    """A failed method's seeds scatter as widely as it is bad; that must not let it share the first rank."""
+    bad = [98.0, 31.0, 50.0, 87.0, 58.0]
+    found = {}
+    for limits in ((0, None), None):
+        judge = make.suite(metrics=(Metric(name="fd", unit="distance", better="lower", range=limits),), primary="fd")
+        records = [r for i in range(9) for r in make.runs(make.card(f"good{i}"), judge, make.spread(0.5 + i / 100, salt=i))]
+        found[limits] = rows_of(one(records + make.runs(make.card("bad"), judge, bad)))["bad"].rank
+    assert found == {(0, None): 10, None: 1}
