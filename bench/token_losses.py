@@ -121,7 +121,7 @@ class TopK:
     """A teacher by the k entries it kept of each token's law, and the mass of all others.
 
     The others are one event: divergences are between laws of k + 1 outcomes. So they are 0 at match, never above the divergence of
-    the full laws, and equal to it where the tail is empty. With k = 1, log-probability 0 and tail 0, ``forward_kl`` is a label's cross-entropy.
+    the full laws, and equal to it where the tail is empty. With k = 1, log-probability 0 and tail 0, ``forward_kl`` is cross-entropy.
 
     Attributes:
         ids: (N, k) int64, distinct in a row.
@@ -267,6 +267,8 @@ class _Task:
     def top_k(self, logits: Tensor, rows: slice, kept: TopK) -> tuple[Tensor, Tensor]:
         """Values and slopes where all entries but k are one outcome; no second (n, vocab) tensor stays beside the logits."""
         ids, tail = kept.ids[rows], kept.tail[rows, None].to(self.dtype)
+        if ids.shape[1] == self.vocab:  # no others: what stands in the tail is rounding
+            tail = torch.zeros_like(tail)
         top = logits.gather(1, ids)
         rest = logits.scatter_(1, ids, -math.inf)
         mass = torch.logsumexp(rest, 1, keepdim=True).clamp_(min=_EXCLUDED)
