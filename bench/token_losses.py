@@ -156,9 +156,15 @@ class _Laws:
     beta: float
     alpha: float
 
-    def log_mixture(self, start: Tensor, end: Tensor, weight: float) -> Tensor:
-        """log of (1 - weight) start + weight end; outcomes that neither law can reach add nothing, whatever stands there."""
-        return torch.lerp(start, end, weight).clamp_(min=torch.finfo(start.dtype).tiny).log_()
+    def beside_mixture(self, share: float) -> tuple[Tensor, Tensor]:
+        """d = log(p / q) and log(m / q) - log(1 - share) for the mixture m = share p + (1 - share) q, with 0 < share < 1.
+
+        As a softplus of d the second keeps its digits where q is far above p, which a difference of logarithms does not. Beyond the
+        bounds of d, the smaller of p and q is nothing beside the other.
+        """
+        odds = math.log(share) - math.log1p(-share)
+        d = (self.log_p - self.log_q).clamp_(-100 - abs(odds), 100 + abs(odds))
+        return d, F.softplus(d + odds, threshold=50)
 
 
 # Each divergence D returns its value (n,) and a = q dD/dq (n, outcomes), up to a multiple of q: the gradient in the logits,
@@ -178,26 +184,30 @@ def _reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
 def _js(x: _Laws) -> tuple[Tensor, Tensor]:
     if x.beta in (0, 1):
         return _reverse_kl(x) if x.beta else _forward_kl(x)
-    log_m = x.log_mixture(x.q, x.p, x.beta)
-    a = (x.log_q - log_m).mul_(x.q).mul_(1 - x.beta)
-    return a.sum(1) + torch.sub(x.log_p, log_m, out=log_m).mul_(x.p).sum(1).mul_(x.beta), a
+    d, rise = x.beside_mixture(x.beta)
+    teachers = d.sub_(rise).mul_(x.p).sum(1)
+    a = rise.mul_(x.q).mul_(x.beta - 1)
+    return a.sum(1).add_(teachers, alpha=x.beta).sub_(math.log1p(-x.beta)), a
 
 
 def _skew_kl(x: _Laws) -> tuple[Tensor, Tensor]:
     if x.alpha == 0:
         return _forward_kl(x)
-    log_m = x.log_mixture(x.q, x.p, x.alpha)
-    terms = torch.sub(x.log_p, log_m)
-    return terms.mul_(x.p).sum(1), torch.sub(x.log_q, log_m, out=log_m).exp_().mul_(x.p).mul_(x.alpha - 1)
+    if x.alpha == 1:
+        return torch.zeros_like(x.p[:, 0]), torch.zeros_like(x.p)
+    d, rise = x.beside_mixture(x.alpha)
+    value = d.sub_(rise).mul_(x.p).sum(1).sub_(math.log1p(-x.alpha))
+    return value, rise.neg_().exp_().mul_(x.p).neg_()
 
 
 def _skew_reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
     if x.alpha == 0:
         return _reverse_kl(x)
-    log_m = x.log_mixture(x.p, x.q, x.alpha)
-    ratio = torch.sub(x.log_q, log_m, out=log_m)
-    value = (ratio * x.q).sum(1)
-    return value, ratio.sub_(ratio.exp().mul_(x.alpha)).mul_(x.q)
+    if x.alpha == 1:
+        return torch.zeros_like(x.q[:, 0]), torch.zeros_like(x.q)
+    d, rise = x.beside_mixture(1 - x.alpha)
+    value = torch.mul(rise, x.q, out=d).sum(1).neg_().sub_(math.log(x.alpha))
+    return value, rise.add_(torch.neg(rise, out=d).exp_()).mul_(x.q).neg_()
 
 
 def _tv(x: _Laws) -> tuple[Tensor, Tensor]:
