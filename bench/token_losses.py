@@ -157,14 +157,14 @@ class _Laws:
     alpha: float
 
     def beside_mixture(self, share: float) -> tuple[Tensor, Tensor]:
-        """d = log(p / q) and log(m / q) - log(1 - share) for the mixture m = share p + (1 - share) q, with 0 < share < 1.
+        """log(p / q) and log(m / q) for the mixture m = share p + (1 - share) q, with 0 < share < 1.
 
-        As a softplus of d the second keeps its digits where q is far above p, which a difference of logarithms does not. Beyond the
-        bounds of d, the smaller of p and q is nothing beside the other.
+        By a softplus, which keeps the digits that a difference of log m and log q loses where both are far below 0. Beyond the bounds,
+        the smaller of p and q is nothing beside the other.
         """
         odds = math.log(share) - math.log1p(-share)
-        d = (self.log_p - self.log_q).clamp_(-100 - abs(odds), 100 + abs(odds))
-        return d, F.softplus(d + odds, threshold=50)
+        ratio = (self.log_p - self.log_q).clamp_(-100 - abs(odds), 100 + abs(odds))
+        return ratio, F.softplus(ratio + odds, threshold=50).add_(math.log1p(-share))
 
 
 # Each divergence D returns its value (n,) and a = q dD/dq (n, outcomes), up to a multiple of q: the gradient in the logits,
@@ -184,10 +184,10 @@ def _reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
 def _js(x: _Laws) -> tuple[Tensor, Tensor]:
     if x.beta in (0, 1):
         return _reverse_kl(x) if x.beta else _forward_kl(x)
-    d, rise = x.beside_mixture(x.beta)
-    teachers = d.sub_(rise).mul_(x.p).sum(1)
-    a = rise.mul_(x.q).mul_(x.beta - 1)
-    return a.sum(1).add_(teachers, alpha=x.beta).sub_(math.log1p(-x.beta)), a
+    p_to_q, m_to_q = x.beside_mixture(x.beta)
+    teachers = p_to_q.sub_(m_to_q).mul_(x.p).sum(1)
+    a = m_to_q.mul_(x.q).mul_(x.beta - 1)
+    return a.sum(1).add_(teachers, alpha=x.beta), a
 
 
 def _skew_kl(x: _Laws) -> tuple[Tensor, Tensor]:
@@ -195,9 +195,9 @@ def _skew_kl(x: _Laws) -> tuple[Tensor, Tensor]:
         return _forward_kl(x)
     if x.alpha == 1:
         return torch.zeros_like(x.p[:, 0]), torch.zeros_like(x.p)
-    d, rise = x.beside_mixture(x.alpha)
-    value = d.sub_(rise).mul_(x.p).sum(1).sub_(math.log1p(-x.alpha))
-    return value, rise.neg_().exp_().mul_(x.p).neg_()
+    p_to_q, m_to_q = x.beside_mixture(x.alpha)
+    value = p_to_q.sub_(m_to_q).mul_(x.p).sum(1)
+    return value, m_to_q.neg_().exp_().mul_(x.p).mul_(x.alpha - 1)
 
 
 def _skew_reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
@@ -205,9 +205,9 @@ def _skew_reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
         return _reverse_kl(x)
     if x.alpha == 1:
         return torch.zeros_like(x.q[:, 0]), torch.zeros_like(x.q)
-    d, rise = x.beside_mixture(1 - x.alpha)
-    value = torch.mul(rise, x.q, out=d).sum(1).neg_().sub_(math.log(x.alpha))
-    return value, rise.add_(torch.neg(rise, out=d).exp_()).mul_(x.q).neg_()
+    spare, m_to_q = x.beside_mixture(1 - x.alpha)
+    value = torch.mul(m_to_q, x.q, out=spare).sum(1).neg_()
+    return value, m_to_q.add_(torch.neg(m_to_q, out=spare).exp_(), alpha=x.alpha).mul_(x.q).neg_()
 
 
 def _tv(x: _Laws) -> tuple[Tensor, Tensor]:
