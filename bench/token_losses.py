@@ -1,8 +1,8 @@
 """Distillation losses at the vocabularies of language models, fused with the output projection.
 
 Hidden states go in, one loss per token comes out. Logits exist for a chunk of tokens at a time, and the gradient is taken in closed
-form while they do, so no (tokens x vocabulary) tensor is kept for backward. Where the inputs are float16 or bfloat16, everything
-between them and the results is float32.
+form while they do, so no (tokens x vocabulary) tensor is kept for backward. Everything between the inputs
+and the results is float32, or float64 where a state or a projection is.
 
 p is the teacher's law of the next token and q the student's, both softmax(logits / T):
 
@@ -156,15 +156,15 @@ class _Laws:
     beta: float
     alpha: float
 
-    def beside_mixture(self, share: float) -> tuple[Tensor, Tensor]:
-        """log(p / q) and log(m / q) for the mixture m = share p + (1 - share) q, with 0 < share < 1.
+    def beside_mixture(self, of_p: float, of_q: float) -> tuple[Tensor, Tensor]:
+        """log(p / q) and log(m / q) for the mixture m = of_p p + of_q q of positive shares.
 
         By a softplus, which keeps the digits that a difference of log m and log q loses where both are far below 0. Beyond the bounds,
         the smaller of p and q is nothing beside the other.
         """
-        odds = math.log(share) - math.log1p(-share)
+        odds = math.log(of_p) - math.log(of_q)
         ratio = (self.log_p - self.log_q).clamp_(-100 - abs(odds), 100 + abs(odds))
-        return ratio, F.softplus(ratio + odds, threshold=50).add_(math.log1p(-share))
+        return ratio, F.softplus(ratio + odds, threshold=50).add_(math.log(of_q))
 
 
 # Each divergence D returns its value (n,) and a = q dD/dq (n, outcomes), up to a multiple of q: the gradient in the logits,
@@ -184,7 +184,7 @@ def _reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
 def _js(x: _Laws) -> tuple[Tensor, Tensor]:
     if x.beta in (0, 1):
         return _reverse_kl(x) if x.beta else _forward_kl(x)
-    p_to_q, m_to_q = x.beside_mixture(x.beta)
+    p_to_q, m_to_q = x.beside_mixture(x.beta, 1 - x.beta)
     teachers = p_to_q.sub_(m_to_q).mul_(x.p).sum(1)
     a = m_to_q.mul_(x.q).mul_(x.beta - 1)
     return a.sum(1).add_(teachers, alpha=x.beta), a
@@ -195,7 +195,7 @@ def _skew_kl(x: _Laws) -> tuple[Tensor, Tensor]:
         return _forward_kl(x)
     if x.alpha == 1:
         return torch.zeros_like(x.p[:, 0]), torch.zeros_like(x.p)
-    p_to_q, m_to_q = x.beside_mixture(x.alpha)
+    p_to_q, m_to_q = x.beside_mixture(x.alpha, 1 - x.alpha)
     value = p_to_q.sub_(m_to_q).mul_(x.p).sum(1)
     return value, m_to_q.neg_().exp_().mul_(x.p).mul_(x.alpha - 1)
 
@@ -205,7 +205,7 @@ def _skew_reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
         return _reverse_kl(x)
     if x.alpha == 1:
         return torch.zeros_like(x.q[:, 0]), torch.zeros_like(x.q)
-    spare, m_to_q = x.beside_mixture(1 - x.alpha)
+    spare, m_to_q = x.beside_mixture(1 - x.alpha, x.alpha)
     value = torch.mul(m_to_q, x.q, out=spare).sum(1).neg_()
     return value, m_to_q.add_(torch.neg(m_to_q, out=spare).exp_(), alpha=x.alpha).mul_(x.q).neg_()
 
@@ -452,5 +452,7 @@ def _check_teacher(teacher: Teacher, tokens: int, temperature: float, entries: i
             raise UserError(f"the top-k law was taken at temperature {teacher.temperature}, the loss at {temperature}; they must agree")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < (vocab or entries):
             raise UserError(f"top-k ids reach from {int(ids.min())} to {int(ids.max())}; they must be in [0, {vocab or entries})")
+        if bool((ids.sort(1).values.diff(dim=1) == 0).any()):
+            raise UserError("a token's top-k ids hold an entry twice; give each once, and the mass of what is left out in the tail")
         if bool(((law.double().exp().sum(1) + teacher.tail - 1).abs() > 0.05).any()):
             raise UserError("the top-k probabilities and the tail of a token do not add up to 1; give log-probabilities, not logits")

@@ -151,7 +151,7 @@ def test_js_at_its_ends(end, limit):
 @pytest.mark.parametrize(("name", "limit"), [("skew_kl", "forward_kl"), ("skew_reverse_kl", "reverse_kl")])
 def test_skews_at_their_ends(name, limit):
     value = losses_and_gradients(teacher(), limit)
-    for alpha, rtol in ((0.0, 1e-12), (1e-7, 1e-4)):
+    for alpha, rtol in ((0.0, 1e-12), (1e-20, 1e-12), (1e-7, 1e-4)):
         ours = losses_and_gradients(teacher(), name, alpha=alpha)
         torch.testing.assert_close(ours[0], value[0], rtol=rtol, atol=0)
         torch.testing.assert_close(ours[1][1], value[1][1], rtol=rtol, atol=1e-6)
@@ -384,6 +384,7 @@ def test_no_tokens_at_all():
         ({"teacher": top_k(3, 2.0)}, "temperature 2.0"),
         ({"teacher": top_k(3, 1.0), "vocab": 2}, "top-k ids"),
         ({"teacher": TopK(torch.zeros(N, 1, dtype=torch.int64), torch.ones(N, 1), torch.zeros(N))}, "add up to 1"),
+        ({"teacher": TopK(torch.zeros(N, 2, dtype=torch.int64), torch.full((N, 2), -1.0), torch.full((N,), 0.26))}, "twice"),
         ({"teacher": TopK(torch.zeros(N, 1, dtype=torch.int64), torch.zeros(N, 1), torch.zeros(1))}, "shapes"),
     ],
 )
