@@ -137,7 +137,7 @@ class TopK:
 
 
 Teacher = Projection | TopK | Callable[[slice], Tensor]
-"""A callable returns the logits (n, V) of the rows in a slice of tokens."""
+"""A callable returns the logits (n, V) of the rows in a slice of tokens, the same ones if it is asked again in backward."""
 
 # --- divergences ------------------------------------------------------------------------------------------------
 

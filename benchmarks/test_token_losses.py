@@ -37,7 +37,8 @@ def dense(hidden: Tensor, weight: Tensor, teacher: Projection, beta: float) -> T
 
     with torch.no_grad():
         teacher_logits = F.linear(teacher.hidden, teacher.weight)[None]
-    return GKDTrainer.generalized_jsd_loss(F.linear(hidden, weight)[None], teacher_logits, beta=beta, reduction="sum") / len(hidden)
+    total: Tensor = GKDTrainer.generalized_jsd_loss(F.linear(hidden, weight)[None], teacher_logits, beta=beta, reduction="sum")
+    return total / len(hidden)
 
 
 def fused(hidden: Tensor, weight: Tensor, teacher: Projection, beta: float) -> Tensor:
