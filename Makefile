@@ -24,7 +24,7 @@ check: $(VENV)/.dev  ## lint, types, the layer laws
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
 
-bench: $(VENV)/.dev  ## speed, as ratios
+bench: $(VENV)/.bench  ## speed and memory, as ratios
 	$(BIN)/python -m pytest benchmarks
 
 board: $(VENV)/.train  ## the published records as a site
@@ -54,6 +54,10 @@ $(VENV)/.train: $(VENV)/bin/python pyproject.toml
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[train,images,dev]'
 	@touch $@ $(VENV)/.train
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
 
 clean:  ## forget the environment, the demo's runs and its site
 	rm -rf $(VENV) runs site
