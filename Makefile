@@ -38,8 +38,8 @@ records: $(VENV)/.train  ## make the published records anew (about an hour on 2 
 	$(BIN)/distillbench run image-generation/gaussians --method all score_sde --seeds 5 --out runs/published
 	$(BIN)/distillbench run image-generation/digits --method all score_sde --seeds 5 --out runs/published
 	$(BIN)/distillbench run image-generation/digits --method gdd_i --set gdd_i.freeze=false --seeds 5 --out runs/published
-	$(BIN)/distillbench run image-generation/digits-few --method $(FEW) --seeds 3 --out runs/published
-	$(BIN)/distillbench run image-generation/digits-few --method $(FEW) --seeds 3 --out runs/published $(FEW:%=--set %.steps=1)
+	$(BIN)/distillbench run image-generation/digits-few --method $(FEW) --seeds 5 --out runs/published
+	$(BIN)/distillbench run image-generation/digits-few --method $(FEW) --seeds 5 --out runs/published $(FEW:%=--set %.steps=1)
 	rm -rf leaderboard/records/image-classification leaderboard/records/image-generation
 	cp -r runs/published/records/. leaderboard/records/
 
