@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,14 +41,14 @@ class Batch:
 
 
 class Batches(Protocol):
-    """An endless stream of batches that can be entered at any step."""
+    """An endless stream of batches that can be entered at any step: of :class:`Batch`, or a kind with ``len``, ``part``, ``to``."""
 
     @property
     def batch_size(self) -> int:
         """Examples in every batch."""
         ...
 
-    def stream(self, start: int) -> Iterator[Batch]:
+    def stream(self, start: int) -> Iterator[Any]:
         """Batches of step ``start``, ``start + 1``, ... The same for every call."""
         ...
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.card import Training
-from bench.data import Batch
 
 Losses = Mapping[str, Tensor]
 Backward = Callable[[dict[str, Tensor], list[nn.Parameter]], None]
@@ -30,13 +29,14 @@ class Learner:
         target: decay of a second average, kept as :attr:`target`, that the loss itself looks at (consistency models), or None.
         counts: what one example of an update is metered as; None for an auxiliary network such as a fake score.
         backward: replaces the sum-and-backward: gets the reduced terms and the parameters, and leaves ``.grad`` set.
+        after: called once after every update with the terms of the whole batch, for schedules that follow the loss.
         options: fields of :class:`bench.card.Training` that differ from the track's (``learning_rate=2e-4``).
     """
 
     def __init__(
         self,
         module: nn.Module,
-        loss: Callable[[Batch], Losses],
+        loss: Callable[[Any], Losses],
         *,
         extra: Sequence[nn.Module] = (),
         updates: int = 1,
@@ -44,6 +44,7 @@ class Learner:
         target: float | None = None,
         counts: Literal["student_examples", "teacher_examples"] | None = "student_examples",
         backward: Backward | None = None,
+        after: Callable[[dict[str, Tensor]], None] | None = None,
         **options: Any,
     ) -> None:
         self.module = module
@@ -55,6 +56,7 @@ class Learner:
         self._followers = [(m, d) for m, d in ((self.average, ema), (self.target, target)) if m is not None and d is not None]
         self.counts = counts
         self.backward = backward
+        self.after = after
         self.options = options
         self.parameters = [p for m in (module, *self.extra) for p in m.parameters() if p.requires_grad]
         self.training: Training

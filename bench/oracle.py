@@ -23,7 +23,15 @@ CHUNK = 256  # rows per teacher call when a table is filled: fixed, so that tabl
 class Meter:
     """Counts what a run uses. Plain numbers, so that a checkpoint can carry them."""
 
-    FIELDS = ("student_examples", "student_steps", "teacher_examples", "teacher_forwards", "training_flops", "wall_seconds")
+    FIELDS = (
+        "student_examples",
+        "student_steps",
+        "teacher_examples",
+        "teacher_forwards",
+        "generated_tokens",
+        "training_flops",
+        "wall_seconds",
+    )
 
     def __init__(self) -> None:
         self.counts: dict[str, float] = dict.fromkeys(self.FIELDS, 0)

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.card import Budget, Training
 from bench.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from bench.data import Batch, Batches
+from bench.data import Batches
 from bench.errors import Diverged, UserError
 from bench.learner import Backward, Learner, Losses, rate
 from bench.oracle import Meter
@@ -67,6 +67,9 @@ class Run:
         self.meter = meter or Meter()
         self.trace: dict[str, list[float]] = {}
         self.phases: dict[str, dict[str, float]] = {}
+        # What a method wants to keep besides weights (a schedule that follows the loss, a replay buffer): numbers, tensors, lists and
+        # dicts of them. Checkpoints carry it.
+        self.state: dict[str, Any] = {}
         # What the checks compare with: the network that was exported last, and those that loops have trained.
         self.trained: nn.Module | None = None
         self.seen: list[nn.Module] = []
@@ -156,7 +159,7 @@ class Run:
     def fit(
         self,
         student: nn.Module,
-        loss: Callable[[Batch], Losses],
+        loss: Callable[[Any], Losses],
         batches: Batches,
         *,
         extra: Sequence[nn.Module] = (),
@@ -164,6 +167,7 @@ class Run:
         share: float = 1.0,
         ema: float | None = None,
         backward: Backward | None = None,
+        after: Callable[[dict[str, Tensor]], None] | None = None,
         recipe: dict[str, Any] | None = None,
         **options: Any,
     ) -> Student:
@@ -171,12 +175,12 @@ class Run:
 
         Args:
             share: the part of the whole budget to use (at most what is left); ``steps`` overrides it.
-            extra, ema, backward, options: as in :class:`Learner`.
+            extra, ema, backward, after, options: as in :class:`Learner`.
 
         Raises:
             Diverged: the loss left the finite numbers.
         """
-        learner = Learner(student, loss, extra=extra, ema=ema, backward=backward, **options)
+        learner = Learner(student, loss, extra=extra, ema=ema, backward=backward, after=after, **options)
         self.loop([learner], batches, steps=steps, share=share)
         return self.export(student if learner.average is None else learner.average, recipe=recipe, averaged=ema is not None)
 
@@ -265,7 +269,7 @@ class Run:
 
     # --- the engine -------------------------------------------------------------------------------------------
 
-    def _update(self, learner: Learner, batch: Batch, step: int, watched: bool) -> dict[str, Tensor]:
+    def _update(self, learner: Learner, batch: Any, step: int, watched: bool) -> dict[str, Tensor]:
         """One optimizer step of one learner on one global batch; this process takes its share of it."""
         size, ranks, rank = len(batch), self._ranks, self._rank
         if size < ranks:
@@ -316,6 +320,8 @@ class Run:
             self._accelerator.clip_grad_norm_(learner.parameters, learner.training.clip)
         learner.optimizer.step()
         learner.follow()
+        if learner.after is not None:
+            learner.after(total)
         if learner.counts is not None:
             self.meter.add(learner.counts, size)
         if learner.counts == "student_examples":
@@ -370,6 +376,7 @@ class Run:
             "started": self._started,
             "phases": self.phases,
             "trace": self.trace,
+            "method": self.state,
             "rng": rng_state(),
             "generators": {role: g.get_state() for role, g in self._generators.items()},
         }
@@ -395,6 +402,7 @@ class Run:
                 learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start
             self.meter.counts.update(state["meter"])
             self._started, self.phases, self.trace = state["started"], state["phases"], state["trace"]
+            self.state = state["method"]
             set_rng_state(state["rng"])
             for role, saved in state["generators"].items():
                 self.generator(role).set_state(saved)

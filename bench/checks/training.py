@@ -16,6 +16,7 @@ from bench import registry
 from bench.card import Budget, Setting, from_data
 from bench.checks.core import Failed, Skipped, Subject, check
 from bench.data import Batch, Batches
+from bench.language_models import LanguageModel
 from bench.oracle import DenoiserOracle, Oracle
 from bench.plan import plan
 from bench.plan import track as find_track
@@ -23,10 +24,19 @@ from bench.problems.classification import Classification
 from bench.run import Run
 from bench.stats import paired_difference
 from bench.student import Student, tensor_digest
+from bench.texts import TokenBatch
 
 SHORT = 24  # batches of a short training
 SEEDS = 3
 LONG = 76_800  # examples of a training that is judged
+PLAIN: dict[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "clip": None,
+    "schedule": "constant",
+}
 
 
 class _Killed(BaseException):
@@ -59,6 +69,7 @@ def train(
     kill_at: int | None = None,
     micro_batches: int = 1,
     edit: Callable[[Any], Any] | None = None,
+    change: Callable[[Any], Any] | None = None,
     **training: Any,
 ) -> Trial:
     """Distil once on the subject's track.
@@ -66,6 +77,7 @@ def train(
     Args:
         kill_at: die when this checkpoint (counted from 1) has been written.
         edit: the problem -> the problem that the method gets in its place.
+        change: a batch -> the batch that every loss gets in its place.
         training: fields of the track's :class:`bench.card.Training` to replace.
     """
     [spec] = plan(subject.track, [subject.name], [0], controls=False)
@@ -86,6 +98,8 @@ def train(
               checkpoint_seconds=0.0, micro_batches=micro_batches)  # fmt: skip
     if kill_at is not None:
         _kill_after(run, kill_at)
+    if change is not None:
+        _change_batches(run, change)
     starts, ends = _note_weights(run)
     student = subject.module.distill(problem, run, **spec.resolved["method"]["hyperparameters"])
     if not isinstance(student, Student):
@@ -177,6 +191,18 @@ def _note_weights(run: Run) -> tuple[dict[nn.Module, dict[str, Tensor]], dict[nn
     return starts, ends
 
 
+def _change_batches(run: Run, change: Callable[[Any], Any]) -> None:
+    """Every loss sees ``change(batch)``."""
+    loop: Callable[..., None] = run.loop
+
+    def changed(learners: Any, *args: Any, **options: Any) -> None:
+        for learner in learners:
+            learner.loss = functools.partial(lambda loss, batch: loss(change(batch)), learner.loss)
+        loop(learners, *args, **options)
+
+    run.loop = changed  # type: ignore[method-assign]
+
+
 def _digest(trial: Trial) -> str:
     return tensor_digest(trial.student.weights)
 
@@ -239,27 +265,48 @@ def micro_batches(subject: Subject) -> str:
 
     By plain gradient descent: Adam divides by the size of the gradient, and would hide a loss that is three times too large.
     """
-    plain: dict[str, Any] = {
-        "optimizer": "sgd",
-        "learning_rate": 0.01,
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "clip": None,
-        "schedule": "constant",
-    }
-    whole = train(subject, batches=6, **plain)
+    whole = train(subject, batches=6, **PLAIN)
     if not _trains(whole):
         raise Skipped("nothing is trained")
-    parts = train(subject, batches=6, micro_batches=3, **plain)
-    moved = apart = 0.0
-    for (module, end), other in zip(whole.ends.items(), parts.ends.values(), strict=True):
-        for name, weight in end.items():
-            moved = max(moved, float((weight - whole.starts[module][name]).abs().max()))
-            apart = max(apart, float((weight - other[name]).abs().max()))
+    apart, moved = _apart(whole, train(subject, batches=6, micro_batches=3, **PLAIN))
     if not apart <= 1e-3 * moved:
         raise Failed(
             f"after 6 steps in 3 micro-batches the weights are off by {apart / moved if moved else apart:.2g} of the way they went: "
             "reduce with run.loss, and divide by nothing that is summed over a batch"
+        )
+    return f"weights differ by {apart:.1g} after 6 steps"
+
+
+def _apart(one: Trial, other: Trial) -> tuple[float, float]:
+    """The largest difference between the weights two trainings came to, and the longest way that one of them went."""
+    apart = moved = 0.0
+    for (module, end), theirs in zip(one.ends.items(), other.ends.values(), strict=True):
+        for name, weight in end.items():
+            moved = max(moved, float((weight - one.starts[module][name]).abs().max()))
+            apart = max(apart, float((weight - theirs[name]).abs().max()))
+    return apart, moved
+
+
+@check
+def token_padding(subject: Subject) -> str:
+    """Fifty tokens of padding before the prompts and fifty behind the responses change no loss and no gradient."""
+
+    def padded(batch: Any) -> Any:
+        if not isinstance(batch, TokenBatch):
+            raise Skipped("only for language models")
+        # Not the usual padding token: what is not attended to may be anything.
+        sides = [(batch.ids, 1), (batch.attention, False), (batch.response, False)]
+        ids, attention, response = (nn.functional.pad(x, (50, 50), value=v) for x, v in sides)
+        return dataclasses.replace(batch, ids=ids, attention=attention, response=response)
+
+    whole = train(subject, batches=6, **PLAIN)
+    if not _trains(whole):
+        raise Skipped("nothing is trained")
+    apart, moved = _apart(whole, train(subject, batches=6, change=padded, **PLAIN))
+    if not apart <= 1e-3 * moved:
+        raise Failed(
+            f"with padding around the texts the weights are off by {apart / moved if moved else apart:.2g} of the way they went: "
+            "give attention to the networks, and take only what batch.predicted counts"
         )
     return f"weights differ by {apart:.1g} after 6 steps"
 
@@ -361,9 +408,8 @@ def export(subject: Subject) -> None:
         _as_trained(trial, module)
     rebuilt = trial.suite.rebuild(Student.from_bytes(trial.student.to_bytes()))
     module.eval()
-    batch = next(trial.problem.batches.stream(0))
     with torch.no_grad():
-        ours, theirs = _answer(rebuilt, batch), _answer(module, batch)
+        ours, theirs = (_answer(net, trial.problem) for net in (rebuilt, module))
     if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6):
         raise Failed(
             f"the rebuilt student answers differently (by {float((ours - theirs).abs().max()):.2g}) from the network that was trained"
@@ -382,8 +428,11 @@ def _as_trained(trial: Trial, module: nn.Module) -> None:
     raise Failed("the exported network is not one that was trained, and is not declared as an average (run.export(..., averaged=True))")
 
 
-def _answer(module: nn.Module, batch: Any) -> Tensor:
-    inputs = batch.inputs
+def _answer(module: nn.Module, problem: Any) -> Tensor:
+    if isinstance(module, LanguageModel):
+        logits: Tensor = module.logits(problem.prompts.ids, problem.prompts.attention)
+        return logits
+    inputs = next(problem.batches.stream(0)).inputs
     try:
         answer: Tensor = module(inputs)
     except TypeError:  # a denoiser also wants a noise level

@@ -1,0 +1,130 @@
+"""A language model as a teacher: laws of next tokens, states, and responses that are generated once and kept."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from bench.checkpoint import load_checkpoint, save_checkpoint
+from bench.errors import UserError
+from bench.generation import respond
+from bench.language_models import LanguageModel
+from bench.oracle import Oracle
+from bench.record import derive_seed, sha256
+from bench.texts import Prompts, Texts, TokenBatch
+from bench.token_losses import Projection, Teacher
+
+ROWS = 64  # responses generated together, and the most that a kill can lose
+
+
+class LanguageOracle(Oracle):
+    """A causal language model as a teacher.
+
+    Args:
+        module: the model.  tokenizer: digest of its tokenizer; batches of another one are refused.
+        vocab: entries of its projection that are no padding.  eos: its end-of-sequence token.
+        seed: of the role ``teacher``: the same for every run of a track, so that all methods see the same responses.
+        cache: folder for responses (and laws), keyed by the bytes they come from, or None.
+    """
+
+    _module: LanguageModel
+
+    def __init__(self, module: LanguageModel, *, tokenizer: str, vocab: int, eos: int, seed: int, cache: Path | None = None) -> None:
+        super().__init__(module)
+        self.tokenizer = tokenizer
+        self.vocab = vocab
+        self.eos = eos
+        self._seed = seed
+        self._cache = cache
+
+    @property
+    def module(self) -> LanguageModel:
+        """The frozen model itself, for mixed sampling (``respond(..., other=problem.teacher.module)``)."""
+        return self._module
+
+    def law(self, batch: TokenBatch) -> Teacher:
+        """The laws of the N next tokens of ``batch`` that count, as :func:`bench.token_losses.token_losses` takes them. Counts B examples.
+
+        Raises:
+            UserError: the batch was made with another tokenizer.
+        """
+        return Projection(batch.predicted.take(self.states(batch)), *self._module.head)
+
+    def states(self, batch: TokenBatch) -> Tensor:
+        """The last states (B, T, D), in the teacher's own precision, without a graph. Counts B examples.
+
+        Raises:
+            UserError: as :meth:`law`.
+        """
+        if batch.tokenizer != self.tokenizer:
+            raise UserError(
+                "the batch's token ids belong to another tokenizer than the teacher's: token-level methods need one tokenizer; "
+                "use a method that matches across tokenizers, such as alm"
+            )
+        self._asked(len(batch))
+        with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
+            states: Tensor = self._module(batch.ids, batch.attention)
+            return states
+
+    def log_probs(self, batch: TokenBatch) -> Tensor:
+        """log p of each of the N tokens that count, (N,) nats. Counts B examples."""
+        states = batch.predicted.take(self.states(batch))
+        return chosen_log_probs(self._module, states, batch.predicted.labels, vocab=self.vocab)
+
+    def responses(
+        self, prompts: Prompts, *, samples: int, length: int, temperature: float = 1.0, top_p: float = 1.0, role: str = "text"
+    ) -> Texts:
+        """``samples`` responses to every prompt: row i answers prompt i mod P. Generated once, in parts that survive a kill.
+
+        Args:
+            length: tokens at most; a response that reaches it has no end-of-sequence token.
+            role: which random numbers; the same role gives the same responses to every method and seed.
+        """
+        total = samples * len(prompts)
+        index = torch.arange(total) % len(prompts)
+        seed = derive_seed(role, self._seed)
+        about = f"{self.digest}/{prompts.digest}/{self.tokenizer}/{self.vocab}/{self.eos}/{seed}/{length}/{temperature}/{top_p}/{ROWS}"
+        folder = None if self._cache is None else self._cache / "texts" / sha256(about.encode())
+        parts: list[dict[str, Tensor]] = []
+        for rows in index.split(ROWS):
+            place = len(parts)
+            path = None if folder is None else folder / f"{place:05d}-{len(rows)}.part"
+            with FileLock(_made(path).with_suffix(".lock")) if path is not None else contextlib.nullcontext():
+                found = None
+                if path is not None and path.exists():
+                    with contextlib.suppress(UserError, OSError):  # a damaged part is made anew, never trusted
+                        found = load_checkpoint(path)
+                if found is None:
+                    uniforms = torch.rand(len(rows), length, generator=torch.Generator().manual_seed(derive_seed(f"part {place}", seed)))
+                    ids, real = respond(
+                        self._module, prompts.take(rows), uniforms, eos=self.eos, temperature=temperature, top_p=top_p, vocab=self.vocab
+                    )
+                    found = {"ids": ids, "real": real}
+                    if path is not None:
+                        save_checkpoint(path, found)
+            parts.append(found)
+        width = max(p["ids"].shape[1] for p in parts)
+        ids = torch.cat([torch.nn.functional.pad(p["ids"], (0, width - p["ids"].shape[1]), value=self.eos) for p in parts])
+        real = torch.cat([torch.nn.functional.pad(p["real"], (0, width - p["real"].shape[1])) for p in parts])
+        # What was asked for counts, whether or not it was there already: cost does not depend on who ran before.
+        self.meter.add("generated_tokens", int(real.sum()))
+        return Texts.join(prompts, index, ids, real)
+
+
+def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vocab: int, chunk: int = 512) -> Tensor:
+    """log softmax(logits)[label] of states (N, D), (N,) nats in float32, ``chunk`` rows of logits at a time; differentiable."""
+    weight, bias = model.head
+    parts = []
+    for s, y in zip(states.split(chunk), labels.split(chunk), strict=True):
+        logits = torch.nn.functional.linear(s.float(), weight[:vocab].float(), None if bias is None else bias[:vocab].float())
+        parts.append(-torch.nn.functional.cross_entropy(logits, y, reduction="none"))
+    return torch.cat(parts) if parts else states.new_zeros(0)
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,27 @@
+"""The control every gain is measured from: the same student, data and budget, and no teacher."""
+
+from __future__ import annotations
+
+from bench.card import Card
+from bench.problems.language_modeling import LanguageModeling
+from bench.run import Losses, Run
+from bench.student import Student
+from bench.texts import TokenBatch
+
+CARD = Card(
+    slug="scratch",
+    version=1,
+    problem="language-modeling",
+    title="Training on the references alone",
+    control=True,
+    equations={"distill": "L = -(1/N) sum over response tokens log q(y_t | y_<t)"},
+)
+
+
+def distill(problem: LanguageModeling, run: Run) -> Student:
+    """Next-token cross-entropy on the responses that the data carry, for the whole budget."""
+
+    def loss(batch: TokenBatch) -> Losses:
+        return run.loss(nll=batch.per_example(problem.nll(batch)))
+
+    return run.fit(problem.student, loss, problem.data)

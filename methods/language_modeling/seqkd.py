@@ -1,0 +1,36 @@
+"""Sequence-level distillation: the student is trained on the teacher's own responses as if they were data."""
+
+from __future__ import annotations
+
+from bench.card import Beats, Card, Flag, Paper, Real
+from bench.problems.language_modeling import LanguageModeling
+from bench.run import Losses, Run
+from bench.student import Student
+from bench.texts import TokenBatch
+
+CARD = Card(
+    slug="seqkd",
+    version=1,
+    problem="language-modeling",
+    title="Sequence-level knowledge distillation",
+    paper=Paper(title="Sequence-Level Knowledge Distillation", year=2016, arxiv="1606.07947", catalogue="seqkd"),
+    equations={"distill": "L = -(1/N) sum over response tokens log q(y_t | y_<t, x),  y from the teacher"},
+    hyperparameters={
+        "temperature": Real(1.0, ge=0, note="of the teacher's sampling; 0 is greedy, near the paper's beam search"),
+        "fresh": Flag(False, note="a new response at every step instead of the fixed text"),
+    },
+    claims=[Beats("scratch", source="the paper's comparison with training on the references")],
+    deviations=["Responses are sampled, or greedy at temperature 0; the paper decodes with a beam of 5."],
+)
+
+
+def distill(problem: LanguageModeling, run: Run, *, temperature: float, fresh: bool) -> Student:
+    """Next-token cross-entropy on the teacher's responses to the whole pool of prompts."""
+
+    def loss(batch: TokenBatch) -> Losses:
+        return run.loss(nll=batch.per_example(problem.nll(batch)))
+
+    if fresh:
+        batches = problem.sampled(run, problem.teacher.module, temperature=temperature)
+        return run.fit(problem.student, loss, batches)
+    return run.fit(problem.student, loss, problem.teacher_text(temperature=temperature))

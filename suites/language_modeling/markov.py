@@ -1,0 +1,190 @@
+"""The analytic settings: a Markov chain is the teacher. Every law is a table, so divergences of whole texts are exact sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.card import Setting
+from bench.errors import UserError
+from bench.generation import respond
+from bench.language_models import LanguageModel
+from bench.language_oracle import LanguageOracle
+from bench.nets import Architecture
+from bench.problems.language_modeling import LanguageModeling
+from bench.record import Measurement, derive_seed, sha256
+from bench.texts import Prompts, Texts
+from suites.language_modeling.nets import Chain, Windowed, build
+
+EOS = 0
+
+
+@dataclass(frozen=True)
+class World:
+    """The chain that is the truth, the teacher, and where texts begin.
+
+    Attributes:
+        truth: the chain that data come from.  teacher: what is distilled: the truth itself, or a chain estimated from it.
+        start: (V ** order,) the law of prompts, which are contexts without the end of sequence; it sums to 1.
+        length: tokens of a response at most.
+    """
+
+    truth: Chain
+    teacher: Chain
+    start: Tensor
+    length: int
+
+
+def world(setting: Setting, split: str) -> World:
+    """The world of a split: hyper-parameters are tuned on another chain than the one reported."""
+    options = setting.options
+    vocab, order = int(options["vocab"]), int(options["order"])
+    generator = torch.Generator().manual_seed(derive_seed(f"markov {split}", int(options["chain"])))
+    logits = float(options["spread"]) * torch.randn(vocab**order, vocab, generator=generator, dtype=torch.float64)
+    logits[:, EOS] = -math.inf
+    ends = 1 / float(options["mean_length"])
+    law = (1 - ends) * logits.softmax(1)
+    law[:, EOS] = ends
+    start = torch.rand(vocab**order, generator=generator, dtype=torch.float64)
+    places = torch.arange(vocab**order)
+    for i in range(order):
+        start[(places // vocab**i) % vocab == EOS] = 0
+    truth = _chain(law.log(), vocab, order)
+    found = World(truth, truth, start / start.sum(), int(options["length"]))
+    if int(options.get("teacher_texts", 0)):
+        return World(truth, _estimated(found, setting, split), found.start, found.length)
+    return found
+
+
+def _chain(log_law: Tensor, vocab: int, order: int) -> Chain:
+    net = build(Architecture("chain", {"vocab": vocab, "order": order}), 0)
+    assert isinstance(net, Chain)
+    net.load_state_dict({"log_law": log_law.float()})
+    return net.eval().requires_grad_(False)
+
+
+def _estimated(found: World, setting: Setting, split: str) -> Chain:
+    """A chain counted from ``teacher_texts`` texts of the truth, each count raised by ``smoothing``."""
+    options, truth = setting.options, found.truth
+    counts = torch.full((truth.vocab**truth.order, truth.vocab), float(options["smoothing"]), dtype=torch.float64)
+    seed = derive_seed(f"teacher texts {split}", int(options["chain"]))
+    texts = draw(found, truth, starts(found, int(options["teacher_texts"]), derive_seed("prompts", seed)), seed)
+    batch = texts.take(torch.arange(len(texts)))
+    states = batch.predicted.take(truth(batch.ids, batch.attention)).argmax(1)
+    counts.index_put_((states, batch.predicted.labels), torch.ones(len(states), dtype=torch.float64), accumulate=True)
+    return _chain((counts / counts.sum(1, keepdim=True)).log(), truth.vocab, truth.order)
+
+
+def starts(found: World, count: int, seed: int) -> Prompts:
+    """``count`` prompts from their law; each is a context of the chain."""
+    place = torch.multinomial(found.start, count, replacement=True, generator=torch.Generator().manual_seed(seed))
+    vocab, order = found.truth.vocab, found.truth.order
+    tokens = torch.stack([(place // vocab**i) % vocab for i in reversed(range(order))], 1)
+    return Prompts.of(tokens.tolist(), tokenizer(vocab), EOS)
+
+
+def tokenizer(vocab: int) -> str:
+    """The identity of the chain's alphabet."""
+    return sha256(f"markov alphabet of {vocab}".encode())
+
+
+def draw(found: World, model: LanguageModel, prompts: Prompts, seed: int) -> Texts:
+    """One response of ``model`` to every prompt."""
+    uniforms = torch.rand(len(prompts), found.length, generator=torch.Generator().manual_seed(seed))
+    ids, real = respond(model, prompts, uniforms, eos=EOS)
+    return Texts.join(prompts, torch.arange(len(prompts)), ids, real)
+
+
+def problem(
+    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
+) -> LanguageModeling:
+    """What a method gets: prompts, references to some of them, the chain as the teacher."""
+    options, found = setting.options, world(setting, split)
+    prompts = starts(found, int(options["prompts"]), seeds["data"])
+    references = draw(found, found.truth, prompts, derive_seed("references", seeds["data"])).some(torch.arange(int(options["references"])))
+    others = starts(found, int(options["validation"]), derive_seed("validation", seeds["data"]))
+    about = options["student"]
+    return LanguageModeling(
+        setting=name,
+        student=build(Architecture(about["name"], dict(about["arguments"])), seeds["init"]),
+        build=lambda a: build(a, seeds["init"]),
+        teacher=LanguageOracle(
+            found.teacher, tokenizer=tokenizer(found.truth.vocab), vocab=found.truth.vocab, eos=EOS, seed=seeds["teacher"], cache=cache
+        ),
+        prompts=prompts,
+        references=references,
+        validation=draw(found, found.truth, others, derive_seed("validation references", seeds["data"])),
+        vocab=found.truth.vocab,
+        eos=EOS,
+        length=found.length,
+        samples=int(options["samples"]),
+        batch_size=setting.training.batch_size,
+        order=seeds["order"],
+    )
+
+
+def laws(model: LanguageModel, vocab: int, order: int) -> Tensor:
+    """The next-token laws of a windowed model after every context, (V ** order, V), float64.
+
+    Raises:
+        UserError: the model looks at more than the chain does, so its laws are no table.
+    """
+    if not isinstance(model, Windowed) or model.order > order:
+        raise UserError(f"{type(model).__name__} looks at more than {order} tokens; the exact metrics of markov need a model that does not")
+    place = torch.arange(vocab**order)
+    context = torch.stack([(place // vocab**i) % vocab for i in reversed(range(order))], 1)[:, order - model.order :]
+    with torch.no_grad():
+        return model.project(model.of_contexts(context)).double().softmax(1)
+
+
+def visits(law: Tensor, start: Tensor, length: int) -> Tensor:
+    """How often a text of ``length`` tokens at most predicts at each context, (V ** order,): the expected number, exactly.
+
+    law: (V ** order, V), texts begin at ``start`` and stop behind token 0.
+    """
+    size, vocab = law.shape
+    behind = (torch.arange(size) * vocab % size)[:, None] + torch.arange(vocab)[None]  # the context after (context, token)
+    now, total = start.double(), torch.zeros(size, dtype=torch.float64)
+    for _ in range(length):
+        total += now
+        flow = now[:, None] * law
+        flow[:, EOS] = 0
+        now = torch.zeros(size, dtype=torch.float64).index_add_(0, behind.flatten(), flow.flatten())
+    return total
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of rows (n, V), (n,) nats."""
+    return torch.where(p > 0, p * (p.clamp(min=1e-300).log() - q.clamp(min=1e-300).log()), 0.0).sum(1)
+
+
+def divergences(p: Tensor, q: Tensor, start: Tensor, length: int) -> dict[str, float]:
+    """Exact divergences of whole texts, by token: laws p (reference) and q (model), (V ** order, V) each.
+
+    ``kl`` is KL of the laws of whole texts divided by the expected number of tokens of p's texts (the chain rule makes it a sum over
+    contexts), ``reverse_kl`` the same with the two exchanged, over q's texts, ``tv`` the mean total variation at p's contexts.
+    """
+    of_p, of_q = visits(p, start, length), visits(q, start, length)
+    return {
+        "kl": float((of_p * kl(p, q)).sum() / of_p.sum()),
+        "reverse_kl": float((of_q * kl(q, p)).sum() / of_q.sum()),
+        "tv": float((of_p * (p - q).abs().sum(1) / 2).sum() / of_p.sum()),
+    }
+
+
+def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None) -> list[Measurement]:
+    """Exact metrics; there is nothing to sample, so they have no spread within a run."""
+    found = world(setting, split)
+    vocab, order = found.truth.vocab, found.truth.order
+    q = laws(net, vocab, order)
+    scores: dict[str, Any] = divergences(laws(found.teacher, vocab, order), q, found.start, found.length)
+    scores["acceptance"] = 1 - scores["tv"]
+    if found.teacher is not found.truth:
+        scores["truth_kl"] = divergences(laws(found.truth, vocab, order), q, found.start, found.length)["kl"]
+    return [Measurement(name, value, 1) for name, value in scores.items()]
