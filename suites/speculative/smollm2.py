@@ -1,0 +1,173 @@
+"""The embedded setting: SmolLM2-135M-Instruct answers questions, and a draft of its first layers learns to guess what it will say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import language_models
+from bench.assets import cache_folder, locate, made
+from bench.card import Setting
+from bench.errors import UserError
+from bench.language_models import LanguageModel, TransformersLM
+from bench.language_oracle import LanguageOracle
+from bench.nets import Architecture
+from bench.problems.language_modeling import LanguageModeling
+from bench.record import Measurement, derive_seed, sha256
+from bench.texts import Prompts, Texts
+
+TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # the model's own chat format, without its default system prompt
+
+
+def model_folder(setting: Setting, data: Path | None) -> Path:
+    """The target in transformers' format, converted once from the pinned GGUF file.
+
+    Raises:
+        UserError: the file is not here, or is another one.
+    """
+    assert setting.teacher is not None
+    gguf = locate(setting.teacher, setting.options, "teacher", data)
+    return made(cache_folder() / "models" / str(setting.teacher.sha256), lambda place: _convert(gguf, place))
+
+
+def _convert(gguf: Path, place: Path) -> None:
+    """Dequantise to float32. transformers refuses to save what it read from a GGUF file, so the weights move to a plain model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    language_models.adopt(loaded).causal().save_pretrained(place)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(place)
+
+
+def questions(setting: Setting, data: Path | None) -> list[tuple[str, str]]:
+    """Questions and worked answers, in the file's order: the question alone, without its options.
+
+    Raises:
+        UserError: the file is not here, or is another one.
+    """
+    assert setting.data is not None
+    found = []
+    for _, text in sorted(json.loads(locate(setting.data, setting.options, "data", data).read_text(encoding="utf-8")).items()):
+        for part in text.split("\n\nQ: ")[1:]:
+            question, _, answer = part.partition("\nA: Let's think step by step. ")
+            stem = re.split(r"\s\(A\)", question)[0].strip()
+            answer = re.sub(r"^We refer to Wikipedia articles on [^.]* for help\.(\s*Let.s solve this problem step by step\.)?", "", answer)
+            if answer.strip():
+                found.append((stem, answer.strip()))
+    return found
+
+
+def splits(setting: Setting, data: Path | None) -> tuple[Any, dict[str, list[tuple[list[int], list[int]]]]]:
+    """The tokenizer, and prompts with references as token ids, by split: ``train``, ``validation``, ``tune`` and ``test``.
+
+    The split is fixed by the setting, not by a run's seed; a question is in one of them only, and questions asked twice are taken once.
+    """
+    options = setting.options
+    tokenizer = language_models.load_tokenizer(str(model_folder(setting, data)))
+    pairs = {}
+    for question, answer in questions(setting, data):
+        prompt = tokenizer(TURN.format(question))["input_ids"]
+        reference = tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]
+        if len(prompt) <= int(options["prompt_length"]):
+            pairs.setdefault(question, (prompt, reference[: int(options["length"])]))
+    listed = list(pairs.values())
+    order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(derive_seed("split", 0))).tolist()
+    parts, place = {}, 0
+    for name in ("test", "tune", "validation"):
+        count = int(options[name])
+        parts[name] = [listed[i] for i in order[place : place + count]]
+        place += count
+    parts["train"] = [listed[i] for i in order[place:]]
+    return tokenizer, parts
+
+
+def problem(
+    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
+) -> LanguageModeling:
+    """What a method gets: the training questions, their references, the real target, and its first layers as the draft."""
+    options = setting.options
+    tokenizer, parts = splits(setting, data)
+    digest = tokenizer_digest(tokenizer)
+    target = language_models.load(str(model_folder(setting, data)))
+    eos, vocab = int(tokenizer.eos_token_id), len(tokenizer)
+    texts = {k: _texts(v, digest, eos) for k, v in parts.items()}
+
+    def build(architecture: Architecture) -> TransformersLM:
+        return _inherit(language_models.build(architecture, seeds["init"]), target, options["layers"])
+
+    config = {**target.config, "num_hidden_layers": len(options["layers"])}
+    prompts, references = texts["train"]
+    return LanguageModeling(
+        setting=name,
+        student=build(Architecture("transformers", {"config": config})),
+        build=build,
+        teacher=LanguageOracle(target, tokenizer=digest, vocab=vocab, eos=eos, seed=seeds["teacher"], cache=cache_folder()),
+        prompts=prompts,
+        references=references,
+        validation=texts["validation"][1],
+        vocab=vocab,
+        eos=eos,
+        length=int(options["length"]),
+        samples=int(options["samples"]),
+        batch_size=setting.training.batch_size,
+        order=seeds["order"],
+    )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """The identity of a fast tokenizer: everything in its tokenizer.json."""
+    return sha256(tokenizer.backend_tokenizer.to_str().encode())
+
+
+def _texts(pairs: list[tuple[list[int], list[int]]], digest: str, eos: int) -> tuple[Prompts, Texts]:
+    prompts = Prompts.of([p for p, _ in pairs], digest, eos)
+    return prompts, prompts.with_responses([r for _, r in pairs], pad=eos)
+
+
+def _inherit(draft: TransformersLM, target: TransformersLM, layers: Any) -> TransformersLM:
+    """Give ``draft`` the target's embeddings (frozen: they are the projection as well), chosen layers and last norm."""
+    theirs = dict(target.body.state_dict())
+    names = {f"layers.{new}.": f"layers.{old}." for new, old in enumerate(layers)}
+    weights = {}
+    for name in draft.body.state_dict():
+        prefix = next((p for p in names if name.startswith(p)), None)
+        weights[name] = theirs[name if prefix is None else names[prefix] + name.removeprefix(prefix)].clone()
+    draft.body.load_state_dict(weights)
+    draft.body.get_input_embeddings().weight.requires_grad_(False)
+    return draft
+
+
+def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None) -> list[Measurement]:
+    """Judge a draft on texts that the target sampled for the split's questions: the same ones for every method and seed.
+
+    Wall-clock speed is measured with transformers' assisted generation, on a few of them.
+
+    Raises:
+        UserError: the student is no transformers model of the target's vocabulary, or decoding with it is not lossless.
+    """
+    from suites.speculative.decoding import measured_speedup
+    from suites.speculative.judge import judge
+
+    options = setting.options
+    tokenizer, parts = splits(setting, data)
+    target = language_models.load(str(model_folder(setting, data)))
+    if not isinstance(net, TransformersLM) or net.head[0].shape[0] != target.head[0].shape[0]:
+        raise UserError(f"a draft of this setting is a transformers model over {target.head[0].shape[0]} tokens, the target's")
+    eos, vocab = int(tokenizer.eos_token_id), len(tokenizer)
+    prompts, _ = _texts(parts[split], tokenizer_digest(tokenizer), eos)
+    oracle = LanguageOracle(
+        target, tokenizer=prompts.tokenizer, vocab=vocab, eos=eos, seed=derive_seed("judge", seeds["teacher"]), cache=cache_folder()
+    )
+    texts = oracle.responses(prompts, samples=1, length=int(options["length"]), role=f"judge {split}")
+    found = judge(target, net, texts, vocab=vocab)
+    timed = prompts.take(torch.arange(int(options["timed"])))
+    return [
+        *found,
+        *measured_speedup(target, copy.deepcopy(net), timed, length=int(options["timed_length"]), gamma=int(options["gamma"]), eos=eos),
+    ]
