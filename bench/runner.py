@@ -30,7 +30,18 @@ from bench.run import Run, has_bfloat16
 from bench.store import Store
 from bench.student import Student
 
-PACKAGES = ("distillbench", "torch", "torchvision", "torchmetrics", "accelerate", "numpy", "scipy", "scikit-learn", "safetensors")
+PACKAGES = (
+    "distillbench",
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+)
 
 Progress = Callable[[str, int, int], None]
 

@@ -108,6 +108,37 @@ def distill(
     return game.train(loss, generator_rate=generator_rate, fake_rate=fake_rate, fake_updates=fake_updates, beta1=0.0)
 '''
 
+LANGUAGE = '''"""TODO: one line on the idea."""
+
+from __future__ import annotations
+
+from bench.card import Beats, Card, Paper, Real
+from bench.problems.language_modeling import LanguageModeling
+from bench.run import Losses, Run
+from bench.student import Student
+from bench.texts import TokenBatch
+
+CARD = Card(
+    slug="{slug}",
+    version=1,
+    problem="language-modeling",
+    title="TODO: its name",
+    paper=Paper(title="TODO: the paper's title", year=2026, arxiv=None),
+    equations={{"distill": "TODO: L = (1/N) sum over response tokens KL(p || q)"}},
+    hyperparameters={{"on_policy": Real(0.5, ge=0, le=1, note="chance that a batch holds the student's own responses")}},
+    claims=[Beats("seqkd")],
+)
+
+
+def distill(problem: LanguageModeling, run: Run, *, on_policy: float) -> Student:
+    """TODO: the paper's algorithm box. Here: forward KL on the student's own responses as they are now, or on the teacher's."""
+
+    def loss(batch: TokenBatch) -> Losses:
+        return run.loss({slug}=batch.per_example(problem.divergence(batch, "forward_kl")))
+
+    return run.fit(problem.student, loss, problem.sampled(run, problem.student, fraction=on_policy))
+'''
+
 GENERIC = '''"""TODO: one line on the idea."""
 
 from __future__ import annotations
@@ -256,7 +287,7 @@ def write_method(slug: str, problem: str, folder: Path) -> Path:
     known = {e.card.problem for e in registry.suites().values() if e.card is not None}
     if problem not in known:
         raise unknown("kind of problem", problem, known)
-    text = {"classification": CLASSIFICATION, "image-generation": GENERATION}.get(problem, GENERIC)
+    text = {"classification": CLASSIFICATION, "image-generation": GENERATION, "language-modeling": LANGUAGE}.get(problem, GENERIC)
     return _write(folder / f"{slug}.py", slug, text.format(slug=slug, problem=problem))
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from bench import registry
+from bench.checks import check_method
 from bench.plan import plan
 from bench.runner import execute
 from bench.scaffold import write_method, write_suite
@@ -52,3 +53,9 @@ def test_a_new_generation_method_runs_as_written_on_every_kind_of_teacher(tmp_pa
             scores[track] = record.value(record.suite.primary)
     assert scores["gaussians"] < 0.4  # 0.6 for the teacher in one step
     assert scores["digits"] < 14  # 16 for the teacher in one step
+
+
+def test_a_language_model_skeleton_runs_and_passes_the_checks(tmp_path):
+    path = write_method("mine_language", "language-modeling", tmp_path)
+    failed = {r.name for r in check_method(str(path)) if r.outcome == "failed"}
+    assert failed == {"card"}  # what is marked TODO
