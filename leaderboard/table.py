@@ -21,7 +21,7 @@ from bench.errors import UserError
 from bench.record import Record, Status, canonical, sha256
 from bench.stats import Interval, gap_closed, mean_interval, ranks
 
-METERS = ("wall_seconds", "training_flops", "student_examples", "teacher_examples", "parameters", "peak_memory_bytes")
+METERS = ("wall_seconds", "training_flops", "student_examples", "teacher_examples", "generated_tokens", "parameters", "peak_memory_bytes")
 
 Scores = Mapping[int, float]  # seed -> value
 
