@@ -1,0 +1,1 @@
+"""Speculative decoding: the judge of draft models."""
