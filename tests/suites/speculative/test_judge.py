@@ -73,7 +73,7 @@ def test_padding_and_chunks_change_nothing():
     for other in (values(TARGET, DRAFT, sampled(pad=5)), values(TARGET, DRAFT, sampled(), chunk=3)):
         for name, m in plain.items():
             assert other[name].value == pytest.approx(m.value, rel=1e-5), name
-            assert other[name].per_example == pytest.approx(m.per_example, rel=1e-4) or name == "draft_cost"
+            assert m.per_example is None or other[name].per_example == pytest.approx(m.per_example, rel=1e-4)
 
 
 def test_padding_of_the_vocabulary_changes_nothing():
@@ -93,7 +93,7 @@ def test_padding_of_the_vocabulary_changes_nothing():
         def decode(self, ids, attention, cache=None):
             return self.inner.decode(ids, attention, cache)
 
-    plain, wide = values(TARGET, DRAFT, sampled()), values(Wider(TARGET), Wider(DRAFT), sampled())
+    plain, wide = values(TARGET, DRAFT, sampled()), values(Wider(TARGET).eval(), Wider(DRAFT).eval(), sampled())
     for name in ("acceptance", "acceptance_greedy", "block_efficiency_4"):
         assert wide[name].value == pytest.approx(plain[name].value, rel=1e-6)
 
