@@ -1,0 +1,218 @@
+"""Speculative decoding: the judge of draft models, which propose tokens that a larger target verifies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.card import Budget, Metric, Setting, SuiteCard, Training
+
+if TYPE_CHECKING:
+    from bench.problems.language_modeling import LanguageModeling
+    from bench.record import Measurement
+    from bench.student import Student
+
+WORLDS = ("markov",)
+
+CARD = SuiteCard(
+    slug="speculative",
+    version=1,
+    problem="language-modeling",
+    title="Speculative decoding",
+    summary="One target, one small draft model, one budget: how many tokens does a call of the target give when the draft proposes? "
+    "The output is the target's own whatever the draft, so only speed is at stake.",
+    metrics=[
+        Metric(
+            name="acceptance",
+            unit="probability",
+            better="higher",
+            range=(0, 1),
+            meaning="mean over tokens of the target's texts of sum_v min(p(v), q(v)) = 1 - TV: the chance that a proposal made there "
+            "is accepted. Decoding visits contexts in other shares, so it is not the share of proposals accepted at run time",
+        ),
+        Metric(
+            name="acceptance_greedy",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="share of the same contexts (texts that the target sampled) where both have the same most probable token",
+        ),
+        Metric(
+            name="block_efficiency_1",
+            unit="tokens a call",
+            better="higher",
+            range=(1, 2),
+            meaning="tokens a target call with 1 proposal a block, the correction or bonus token among them; all tokens over all calls, "
+            "and the end of a text ends its block",
+        ),
+        Metric(
+            name="block_efficiency_2",
+            unit="tokens a call",
+            better="higher",
+            range=(1, 3),
+            meaning="tokens a target call with 2 proposals a block, the correction or bonus token among them",
+        ),
+        Metric(
+            name="block_efficiency_3",
+            unit="tokens a call",
+            better="higher",
+            range=(1, 4),
+            meaning="tokens a target call with 3 proposals a block, the correction or bonus token among them",
+        ),
+        Metric(
+            name="block_efficiency_4",
+            unit="tokens a call",
+            better="higher",
+            range=(1, 5),
+            meaning="tokens a target call with 4 proposals a block, the correction or bonus token among them",
+        ),
+        Metric(
+            name="block_efficiency_5",
+            unit="tokens a call",
+            better="higher",
+            range=(1, 6),
+            meaning="tokens a target call with 5 proposals a block, the correction or bonus token among them",
+        ),
+        Metric(
+            name="block_efficiency_6",
+            unit="tokens a call",
+            better="higher",
+            range=(1, 7),
+            meaning="tokens a target call with 6 proposals a block, the correction or bonus token among them",
+        ),
+        Metric(
+            name="block_efficiency_7",
+            unit="tokens a call",
+            better="higher",
+            range=(1, 8),
+            meaning="tokens a target call with 7 proposals a block, the correction or bonus token among them",
+        ),
+        Metric(
+            name="block_efficiency_8",
+            unit="tokens a call",
+            better="higher",
+            range=(1, 9),
+            meaning="tokens a target call with 8 proposals a block, the correction or bonus token among them",
+        ),
+        Metric(
+            name="accepted_length_4",
+            unit="tokens a call",
+            better="higher",
+            range=(0, 4),
+            meaning="accepted proposals a target call with 4 proposals a block, without the correction or bonus token",
+        ),
+        Metric(
+            name="draft_cost",
+            unit="ratio",
+            better="lower",
+            range=(0, None),
+            meaning="FLOPs of one decoded token of the draft over those of the target, as torch counts them, projection included",
+        ),
+        Metric(
+            name="predicted_speedup",
+            unit="ratio",
+            better="higher",
+            range=(0, None),
+            meaning="the largest block_efficiency_g / (g draft_cost + 1) over g in 1 to 8: predicted from FLOPs, where a call on g + 1 "
+            "tokens is taken to cost as much as a call on 1",
+        ),
+        Metric(
+            name="measured_speedup",
+            unit="ratio",
+            better="higher",
+            range=(0, None),
+            meaning="seconds of greedy decoding without the draft over those with it, prompt included, on the machine of the record. "
+            "Under 1 the draft makes decoding slower",
+        ),
+        Metric(
+            name="lossless",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="share of prompts with the same greedy tokens with and without the draft; the others part at a tie of the target's "
+            "logits and have no part in measured_speedup. Any other difference fails the run",
+        ),
+    ],
+    primary="acceptance",
+    controls=["scratch", "undistilled", "teacher"],
+    settings={
+        "markov": Setting(
+            tier="analytic",
+            summary="The chain of language-modeling/markov is the target, its student the draft; every metric is an exact sum.",
+            budget=Budget(student_examples=9600, teacher_examples=19200),
+            training=Training(batch_size=32, optimizer="adamw", learning_rate=0.005, schedule="cosine"),
+            metrics=[
+                "acceptance",
+                "acceptance_greedy",
+                "block_efficiency_1",
+                "block_efficiency_2",
+                "block_efficiency_3",
+                "block_efficiency_4",
+                "block_efficiency_5",
+                "block_efficiency_6",
+                "block_efficiency_7",
+                "block_efficiency_8",
+                "accepted_length_4",
+            ],
+            options={
+                "world": "markov",
+                "chain": 0,
+                "vocab": 16,
+                "order": 2,
+                "spread": 2.0,
+                "mean_length": 12,
+                "length": 16,
+                "prompts": 1024,
+                "references": 256,
+                "validation": 64,
+                "samples": 1,
+                "student": {"name": "window-lm", "arguments": {"vocab": 16, "order": 2, "width": 6}},
+            },
+        ),
+    },
+)
+
+
+def problem(
+    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None, cache: Path | None = None
+) -> LanguageModeling:
+    """The problem of one setting for one set of seeds: the target is the teacher, the draft the student.
+
+    Args:
+        split: where the draft will be judged.  data: the user's folder of data sets and models.
+        cache: for the target's responses and laws, keyed by the bytes they come from.
+    """
+    found: LanguageModeling = _world(setting).problem(name, setting, seeds, split=split, data=data, cache=cache)
+    return found
+
+
+def _world(setting: Setting) -> Any:
+    """The module that knows a setting's data, target and metrics."""
+    import importlib
+
+    from bench.errors import unknown
+
+    name = str(setting.options["world"])
+    if name not in WORLDS:  # a setting may come from somebody's record
+        raise unknown("world", name, WORLDS)
+    return importlib.import_module(f"suites.speculative.{name}")
+
+
+def rebuild(student: Student) -> Any:
+    """The network of an exported draft, in evaluation mode. Raises UserError where weights and architecture do not fit."""
+    from suites.language_modeling.nets import rebuild as network
+
+    return network(student)
+
+
+def evaluate(
+    student: Student, name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None
+) -> list[Measurement]:
+    """Judge plain weights on a split.
+
+    Raises:
+        UserError: the draft cannot be rebuilt, looks at more than the setting's exact metrics allow, or changes the target's output.
+    """
+    found: list[Measurement] = _world(setting).measure(rebuild(student), setting, seeds, split, data)
+    return found
