@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from bench.errors import UserError
 from bench.language_models import LanguageModel
 from bench.texts import Prompts
 
@@ -17,12 +20,23 @@ def pick(logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_p: fl
     """
     if temperature == 0:
         return logits.argmax(-1)
-    law = (logits.double() / temperature).softmax(-1)
-    if top_p < 1:
-        ordered, places = law.sort(-1, descending=True)
-        ordered = ordered.where(ordered.cumsum(-1) - ordered < top_p, 0.0)
-        law = torch.zeros_like(law).scatter_(-1, places, ordered)
-    return draw(law, uniform)
+    return draw(nucleus(tempered(logits, temperature), top_p), uniform)
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / T) (B, V), float64; all mass on the first of the largest at temperature 0."""
+    if temperature == 0:
+        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    return (logits.double() / temperature).softmax(-1)
+
+
+def nucleus(law: Tensor, top_p: float) -> Tensor:
+    """``law`` (B, V) without all but the smallest set of most probable tokens whose mass reaches ``top_p``; not normalised."""
+    if top_p >= 1:
+        return law
+    ordered, places = law.sort(stable=True, dim=-1, descending=True)
+    ordered = ordered.where(ordered.cumsum(-1) - ordered < top_p, 0.0)
+    return torch.zeros_like(law).scatter_(-1, places, ordered)
 
 
 def draw(law: Tensor, uniform: Tensor) -> Tensor:
@@ -52,8 +66,20 @@ def respond(
     Args:
         uniforms: (B, R) in [0, 1): the random number of every token.
         vocab: entries that are no padding of the vocabulary.
-        other, share: tokens come from ``share`` p_other + (1 - share) p_model (MiniLLM's teacher-mixed sampling).
+        other, share: tokens come from ``share`` p_other + (1 - share) p_model, both at the temperature (MiniLLM's teacher-mixed
+            sampling); ``top_p`` is of the mixture.
+
+    Raises:
+        UserError: a temperature below 0, top_p outside (0, 1], share outside [0, 1], or no room for a token.
     """
+    for name, value, fits, what in (
+        ("temperature", temperature, 0 <= temperature < math.inf, "at least 0"),
+        ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
+        ("share", share, 0 <= share <= 1, "in [0, 1]"),
+        ("the length of responses", uniforms.shape[1], uniforms.shape[1] >= 1, "at least 1"),
+    ):
+        if not fits:
+            raise UserError(f"{name} is {value}; it must be {what}")
     was, device = model.training, model.head[0].device
     model.eval()
     attention = prompts.attention.to(device)
@@ -70,8 +96,8 @@ def respond(
         else:
             state, caches[1] = other.decode(newest, attention, caches[1])
             theirs = other.project(state[:, -1])[:, :vocab]
-            mixed = share * (theirs.double() / temperature).softmax(-1) + (1 - share) * (logits.double() / temperature).softmax(-1)
-            token = draw(mixed, uniforms[:, i])
+            mixed = share * tempered(theirs, temperature) + (1 - share) * tempered(logits, temperature)
+            token = draw(nucleus(mixed, top_p), uniforms[:, i])
         token = torch.where(alive, token, eos)
         tokens.append(token)
         real.append(alive)

@@ -16,9 +16,12 @@ from bench.language_models import LanguageModel
 from bench.oracle import Oracle
 from bench.record import derive_seed, sha256
 from bench.texts import Prompts, Texts, TokenBatch
-from bench.token_losses import Projection, Teacher
+from bench.token_losses import Projection, Teacher, TopK
+from bench.topk_cache import Layout, TopKTable, top_k
 
 ROWS = 64  # responses generated together, and the most that a kill can lose
+CHUNK = 16  # texts in a forward when laws are cached
+TOKENS = 128  # tokens whose logits are there at a time
 
 
 class LanguageOracle(Oracle):
@@ -28,31 +31,80 @@ class LanguageOracle(Oracle):
         module: the model.  tokenizer: digest of its tokenizer; batches of another one are refused.
         vocab: entries of its projection that are no padding.  eos: its end-of-sequence token.
         seed: of the role ``teacher``: the same for every run of a track, so that all methods see the same responses.
-        cache: folder for responses (and laws), keyed by the bytes they come from, or None.
+        cache: folder for responses and laws, keyed by the bytes they come from, or None.
+        top_k: entries kept of each law of texts that stay the same, which are then computed once; 0 keeps all and computes them anew.
+            A vocabulary that has no more than ``top_k`` entries keeps all as well.
     """
 
     _module: LanguageModel
 
-    def __init__(self, module: LanguageModel, *, tokenizer: str, vocab: int, eos: int, seed: int, cache: Path | None = None) -> None:
+    def __init__(
+        self, module: LanguageModel, *, tokenizer: str, vocab: int, eos: int, seed: int, cache: Path | None = None, top_k: int = 0
+    ) -> None:
         super().__init__(module)
         self.tokenizer = tokenizer
         self.vocab = vocab
         self.eos = eos
         self._seed = seed
         self._cache = cache
+        self._layout = Layout(top_k, vocab) if 0 != top_k < vocab else None
+        self._generated: dict[str, Texts] = {}
+        self._tables: dict[str, TopKTable] = {}
 
     @property
     def module(self) -> LanguageModel:
         """The frozen model itself, for mixed sampling (``respond(..., other=problem.teacher.module)``)."""
         return self._module
 
-    def law(self, batch: TokenBatch) -> Teacher:
+    @property
+    def _identity(self) -> str:
+        """Part of every key: equal weights do not make equal networks (rotary bases, activations), nor every device equal sums."""
+        model = f"{self.digest}/{type(self._module).__qualname__}/{getattr(self._module, 'architecture', None)}"
+        return sha256(f"{model}/{self._module.head[0].device.type}/{self.tokenizer}/{self.vocab}".encode())
+
+    def law(self, batch: TokenBatch, *, exact: bool = False) -> Teacher:
         """The laws of the N next tokens of ``batch`` that count, as :func:`bench.token_losses.token_losses` takes them. Counts B examples.
+
+        Where ``top_k`` was given and the texts are known (:meth:`remember`), their k most probable entries at temperature 1, from the
+        cache. Fresh texts get the whole law, and so does everything with ``exact``.
 
         Raises:
             UserError: the batch was made with another tokenizer.
         """
+        if not exact:
+            known = self._known(batch)
+            if known is not None:
+                return known
         return Projection(batch.predicted.take(self.states(batch)), *self._module.head)
+
+    def remember(self, texts: Texts) -> None:
+        """Say that these texts will be asked about again: their laws are cached from the first time on. Responses are remembered."""
+        if self._layout is not None and texts.digest not in self._tables:
+            folder = None if self._cache is None else self._cache / "laws"
+            self._tables[texts.digest] = TopKTable(texts, self._layout, self._top_k, teacher=self._identity, folder=folder)
+
+    def _known(self, batch: TokenBatch) -> TopK | None:
+        self._check(batch)
+        table = self._tables.get(batch.text)
+        law = None if table is None or bool((batch.rows < 0).any()) else table.find(batch)
+        if law is not None:
+            self._asked(len(batch), computed=False)
+        return law
+
+    def _top_k(self, batch: TokenBatch) -> tuple[TopK, Tensor]:
+        """What :class:`TopKTable` keeps, in fixed chunks; nobody has asked for it yet, so forwards are counted and examples are not."""
+        assert self._layout is not None
+        self._check(batch)
+        weight, bias = self._module.head
+        weight, bias = weight[: self.vocab].float(), None if bias is None else bias[: self.vocab].float()
+        parts = []
+        for start in range(0, len(batch), CHUNK):
+            part = batch.part(start, start + CHUNK).to(weight.device)
+            states = part.predicted.take(self._states(part))
+            parts += [top_k(torch.nn.functional.linear(s.float(), weight, bias), self._layout.k) for s in states.split(TOKENS)]
+        self.meter.add("teacher_forwards", len(batch))
+        ids, logs, tail, lse = (torch.cat(x) for x in zip(*((x.ids, x.log_probs, x.tail, lse) for x, lse in parts), strict=True))
+        return TopK(ids, logs, tail), lse
 
     def states(self, batch: TokenBatch) -> Tensor:
         """The last states (B, T, D), in the teacher's own precision, without a graph. Counts B examples.
@@ -60,15 +112,21 @@ class LanguageOracle(Oracle):
         Raises:
             UserError: as :meth:`law`.
         """
+        self._check(batch)
+        self._asked(len(batch))
+        return self._states(batch)
+
+    def _states(self, batch: TokenBatch) -> Tensor:
+        with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
+            states: Tensor = self._module(batch.ids, batch.attention)
+            return states
+
+    def _check(self, batch: TokenBatch) -> None:
         if batch.tokenizer != self.tokenizer:
             raise UserError(
                 "the batch's token ids belong to another tokenizer than the teacher's: token-level methods need one tokenizer; "
                 "use a method that matches across tokenizers, such as alm"
             )
-        self._asked(len(batch))
-        with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
-            states: Tensor = self._module(batch.ids, batch.attention)
-            return states
 
     def log_probs(self, batch: TokenBatch) -> Tensor:
         """log p of each of the N tokens that count, (N,) nats. Counts B examples."""
@@ -80,14 +138,26 @@ class LanguageOracle(Oracle):
     ) -> Texts:
         """``samples`` responses to every prompt: row i answers prompt i mod P. Generated once, in parts that survive a kill.
 
+        The tokens count as generated when a run first asks, whoever generated them; asking again is free.
+
         Args:
             length: tokens at most; a response that reaches it has no end-of-sequence token.
             role: which random numbers; the same role gives the same responses to every method and seed.
+
+        Raises:
+            UserError: the prompts were made with another tokenizer; there are none; a range of :func:`bench.generation.respond`.
         """
+        if prompts.tokenizer != self.tokenizer:
+            raise UserError("the prompts' token ids belong to another tokenizer than the teacher's; encode them with the teacher's own")
         total = samples * len(prompts)
+        if total < 1:
+            raise UserError(f"{samples} samples of {len(prompts)} prompts; ask for at least one response")
         index = torch.arange(total) % len(prompts)
         seed = derive_seed(role, self._seed)
-        about = f"{self.digest}/{prompts.digest}/{self.tokenizer}/{self.vocab}/{self.eos}/{seed}/{length}/{temperature}/{top_p}/{ROWS}"
+        law = f"{float(temperature)}/{float(top_p)}"
+        about = f"{self._identity}/{prompts.digest}/{self.eos}/{seed}/{length}/{law}/{ROWS}"
+        if f"{about}/{total}" in self._generated:
+            return self._generated[f"{about}/{total}"]
         folder = None if self._cache is None else self._cache / "texts" / sha256(about.encode())
         parts: list[dict[str, Tensor]] = []
         for rows in index.split(ROWS):
@@ -112,7 +182,9 @@ class LanguageOracle(Oracle):
         real = torch.cat([torch.nn.functional.pad(p["real"], (0, width - p["real"].shape[1])) for p in parts])
         # What was asked for counts, whether or not it was there already: cost does not depend on who ran before.
         self.meter.add("generated_tokens", int(real.sum()))
-        return Texts.join(prompts, index, ids, real)
+        texts = self._generated[f"{about}/{total}"] = Texts.join(prompts, index, ids, real)
+        self.remember(texts)
+        return texts
 
 
 def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vocab: int, chunk: int = 512) -> Tensor:

@@ -97,7 +97,13 @@ class Prompts:
 
     @staticmethod
     def of(prompts: Sequence[Sequence[int]], tokenizer: str, pad: int) -> Prompts:
-        """Prompts as lists of token ids, none empty."""
+        """Prompts as lists of token ids.
+
+        Raises:
+            UserError: there are none, or one is empty: its first token would have no state before it.
+        """
+        if not all(prompts) or not len(prompts):
+            raise UserError("a pool of prompts needs prompts of at least one token each; begin empty ones with a begin-of-sequence token")
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
         attention = torch.arange(width)[None] >= width - torch.tensor([len(p) for p in prompts])[:, None]
@@ -169,13 +175,19 @@ class Texts:
 
 @dataclass(frozen=True)
 class TextBatches:
-    """Epochs over :class:`Texts`, each a permutation drawn from (seed, epoch); short tails are dropped."""
+    """Epochs over :class:`Texts`, each a permutation drawn from (seed, epoch); short tails are dropped.
+
+    Raises:
+        UserError: there are no texts.
+    """
 
     texts: Texts
     batch_size: int
     seed: int
 
     def __post_init__(self) -> None:
+        if not len(self.texts):
+            raise UserError("there are no texts to take batches from")
         object.__setattr__(self, "batch_size", min(self.batch_size, len(self.texts)))
 
     def stream(self, start: int) -> Iterator[TokenBatch]:

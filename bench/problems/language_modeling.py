@@ -48,6 +48,9 @@ class LanguageModeling(Problem):
     batch_size: int
     order: int
 
+    def __post_init__(self) -> None:
+        self.teacher.remember(self.references)
+
     # --- what to train on ---------------------------------------------------------------------------------------
 
     @property
@@ -67,7 +70,9 @@ class LanguageModeling(Problem):
 
         Both answer the same prompts at the same step. ``share`` of every next-token law is the teacher's (MiniLLM).
         """
-        return Sampled(self, run, model, fraction, temperature, top_p, share)
+        # The text is asked for here, ahead of the loop: a loop that resumes brings its meter along, and must not count it once more.
+        fixed = self.teacher_text() if fraction < 1 else None
+        return Sampled(self, run, model, fixed, fraction, temperature, top_p, share)
 
     # --- losses ---------------------------------------------------------------------------------------------------
 
@@ -82,9 +87,12 @@ class LanguageModeling(Problem):
         beta: float = 0.5,
         alpha: float = 0.1,
     ) -> Tensor:
-        """A divergence of :mod:`bench.token_losses` at each of the N tokens that count, (N,) nats; ``teacher`` defaults to its law."""
+        """A divergence of :mod:`bench.token_losses` at each of the N tokens that count, (N,) nats.
+
+        ``teacher`` defaults to its law: the cached one where there is one and the temperature is 1 (a tail has no other), else the whole.
+        """
         model = self.student if student is None else student
-        law = self.teacher.law(batch) if teacher is None else teacher
+        law = self.teacher.law(batch, exact=temperature != 1) if teacher is None else teacher
         states = batch.predicted.take(model(batch.ids, batch.attention))
         weight, bias = model.head
         return token_losses(states, weight, law, mix, bias=bias, temperature=temperature, beta=beta, alpha=alpha, vocab=self.vocab)
@@ -103,6 +111,7 @@ class Sampled:
     problem: LanguageModeling
     run: Run
     model: LanguageModel
+    fixed: TextBatches | None = None
     fraction: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
@@ -115,7 +124,7 @@ class Sampled:
 
     def stream(self, start: int) -> Iterator[TokenBatch]:
         """Batches from step ``start`` on, each made when it is asked for."""
-        fixed = self.problem.teacher_text().stream(start) if self.fraction < 1 else None
+        fixed = None if self.fixed is None else self.fixed.stream(start)
         prompts = prompt_order(self.problem, start)
         for step in itertools.count(start):
             index = next(prompts)
