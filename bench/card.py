@@ -219,13 +219,22 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number a suite measures. ``range`` is inclusive; ``better`` is 'higher' or 'lower', never guessed from the name."""
+    """A number a suite measures. ``range`` is inclusive; ``better`` is 'higher' or 'lower', never guessed from the name.
+
+    ``below`` is a level and what boards say of a row whose mean lies under it: ``(1.0, "slower than its target")``.
+    """
 
     name: str
     unit: str
     better: Literal["higher", "lower"]
     range: tuple[float, float | None] | None = None
     meaning: str = ""
+    below: tuple[float, str] | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        level, text = self.below or (0.0, "")
+        if isinstance(level, bool) or not isinstance(level, int | float) or not isinstance(text, str):
+            raise ValueError(f'metric {self.name}: below is a level and a text, as in (1.0, "slower than its target")')
 
 
 @dataclass(frozen=True, kw_only=True)

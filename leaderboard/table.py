@@ -60,6 +60,7 @@ class Row:
         trials: records on the tune split for this method on this track.
         picture: base64 PNG of samples of its first scored seed, or None.
         commits: commits of the repository that the scored runs were made from.
+        marks: what a metric's ``below`` says of its mean over seeds.
         rank: 1 + how many are significantly better, or None where not ranked (controls, over budget, under two seeds).
         gap: gap closed as a ratio (1 is the teacher's level), or None with the reason in ``gap_reason``.
     """
@@ -81,6 +82,7 @@ class Row:
     commits: tuple[str, ...]
     created: str
     picture: str | None = None
+    marks: tuple[str, ...] = ()
     rank: int | None = None
     gap: Interval | None = None
     gap_reason: str = ""
@@ -98,11 +100,11 @@ class Row:
 
     @property
     def reason(self) -> str:
-        """Why runs of this row have no score or are over budget, in one line; empty where all is well."""
+        """Its marks, and why runs of it have no score or are over budget, in one line; empty where all is well."""
         by_reason: dict[str, list[str]] = defaultdict(list)
         for t in self.troubles:
             by_reason[f"{t.status.replace('_', ' ')}: {t.reason}{' (run again since)' if t.settled else ''}"].append(str(t.seed))
-        return "; ".join(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} {why}" for why, seeds in by_reason.items())
+        return "; ".join([*self.marks, *(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} {why}" for why, seeds in by_reason.items())])
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,7 @@ def _row(key: str, records: list[Record], suite: SuiteCard, trials: Counter[tupl
             scores[metric.name] = {s: float(m.value) for s, m in found.items()}
             binary = all(m.per_example and m.n and set(m.per_example) <= {0, 1} for m in found.values())
             steps[metric.name] = 1 / min(m.n for m in found.values()) if binary else 0.0
+    intervals = {name: mean_interval(list(by_seed.values())) for name, by_seed in scores.items()}
     return Row(
         key=key,
         name=card.slug,
@@ -279,13 +282,18 @@ def _row(key: str, records: list[Record], suite: SuiteCard, trials: Counter[tupl
         seeds=seeds,
         troubles=tuple(sorted(troubles, key=lambda t: (t.seed, t.status, t.reason, t.settled))),
         scores=scores,
-        intervals={name: mean_interval(list(by_seed.values())) for name, by_seed in scores.items()},
+        intervals=intervals,
         steps=steps,
         cost={m: _mean([r.cost.get("total", {}).get(m) for r in chosen]) for m in METERS},
         trials=trials[records[0].track, card.slug],
         commits=tuple(sorted({str(c) for r in chosen if (c := r.environment.get("commit"))})),
         created=max(r.created for r in records),
         picture=next((r.picture for r in chosen if r.picture), None),
+        marks=tuple(
+            f"{m.below[1]} ({m.name} {intervals[m.name].estimate:.3g})"
+            for m in suite.metrics
+            if m.below and m.name in intervals and intervals[m.name].estimate < m.below[0]
+        ),
     )
 
 

@@ -124,6 +124,7 @@ CARD = SuiteCard(
             range=(0, None),
             meaning="seconds of greedy decoding without the draft over those with it, prompt included, on the machine of the record. "
             "Under 1 the draft makes decoding slower",
+            below=(1.0, "slower than its target"),
         ),
         Metric(
             name="lossless",

@@ -298,3 +298,12 @@ def test_a_field_added_later_is_left_out_at_its_default_so_old_identities_stay()
     changed = dataclasses.replace(setting, metrics=("nll",))
     assert to_data(changed)["metrics"] == ["nll"]
     assert from_data(to_data(changed)).metrics == ("nll",)
+
+
+def test_a_level_that_boards_mark_travels_with_the_card():
+    metric = Metric(name="speed", unit="ratio", better="higher", below=(1.0, "slower"))
+    assert from_data(to_data(metric)) == metric
+    assert "below" not in to_data(Metric(name="speed", unit="ratio", better="higher"))
+    for wrong in ("slower", 1.0, (1.0,), ("slower", 1.0), (True, "slower")):
+        with pytest.raises(UserError, match="does not fit this version"):
+            from_data({**to_data(metric), "below": wrong})

@@ -16,6 +16,7 @@ from bench.record import canonical, identity, read_records, sha256
 from bench.stats import mean_interval
 from leaderboard import export
 from leaderboard.claims import verdicts
+from leaderboard.site import pages
 from leaderboard.table import boards, by_metric
 
 
@@ -307,3 +308,21 @@ def test_distances_are_ranked_by_their_ratios(make):
         records = [r for i in range(9) for r in make.runs(make.card(f"good{i}"), judge, make.spread(0.5 + i / 100, salt=i))]
         found[limits] = rows_of(one(records + make.runs(make.card("bad"), judge, bad)))["bad"].rank
     assert found == {(0, None): 10, None: 1}
+
+
+def test_a_mean_below_a_metrics_level_is_said_wherever_the_row_is_shown(make):
+    first, second = make.suite().metrics
+    judge = make.suite(metrics=(first, dataclasses.replace(second, name="speed", better="higher", below=(1.0, "slower than its target"))))
+    records = [
+        make.record(make.card(slug), judge, seed, {"top1": 0.8, "speed": speed})
+        for slug, speeds in (("kd", (0.4, 0.45)), ("dist", (1.2, 0.9)))
+        for seed, speed in enumerate(speeds)
+    ]
+    board = one(records)
+    rows = rows_of(board)
+    assert rows["kd"].reason == "slower than its target (speed 0.425)" and rows["kd"].status == "ok"
+    assert rows["dist"].reason == ""
+    assert export.to_markdown(board).count("slower than its target") == export.to_csv(board).count("slower than its target") == 1
+    assert pages([board])["tracks/image-classification/digits.html"].count("slower than its target") == 1
+    unmarked = one([make.record(make.card("kd"), make.suite(), 0, {"top1": 0.8, "nll": 0.4})])
+    assert unmarked.rows[0].marks == ()
