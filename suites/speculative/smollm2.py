@@ -107,7 +107,9 @@ def problem(
         setting=name,
         student=build(Architecture("transformers", {"config": config})),
         build=build,
-        teacher=LanguageOracle(target, tokenizer=digest, vocab=vocab, eos=eos, seed=seeds["teacher"], cache=cache_folder()),
+        teacher=LanguageOracle(
+            target, tokenizer=digest, vocab=vocab, eos=eos, seed=seeds["teacher"], cache=cache_folder(), top_k=int(options["top_k"])
+        ),
         prompts=prompts,
         references=references,
         validation=texts["validation"][1],
