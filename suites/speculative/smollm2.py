@@ -70,7 +70,7 @@ def splits(setting: Setting, data: Path | None) -> tuple[Any, dict[str, list[tup
     """
     options = setting.options
     tokenizer = language_models.load_tokenizer(str(model_folder(setting, data)))
-    pairs = {}
+    pairs: dict[str, tuple[list[int], list[int]]] = {}
     for question, answer in questions(setting, data):
         prompt = tokenizer(TURN.format(question))["input_ids"]
         reference = tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]
