@@ -137,7 +137,7 @@ def measured_speedup(
     settings.num_assistant_tokens, settings.num_assistant_tokens_schedule, settings.assistant_confidence_threshold = gamma, "constant", 0.0
     rows = [ids[attention][None].to(alone.device) for ids, attention in zip(prompts.ids, prompts.attention, strict=True)]
     for extra in (None, helper):  # the first call of each pays for what is set up once
-        _generate(alone, rows[0], length, eos, extra)
+        _generate(alone, rows[0], min(length, 2 * gamma), eos, extra)
     seconds = torch.zeros(len(rows), 2, dtype=torch.float64)
     same: list[bool] = []
     for i, ids in enumerate(rows):
