@@ -4,7 +4,8 @@ import json
 
 import torch
 
-WORDS = ["the", "river", "bends", "twice", "before", "it", "meets", "a", "quiet", "harbour", "where", "seven", "boats", "wait", "for", "morning", "and", "nobody", "hurries"]
+TEXT = "the river bends twice before it meets a quiet harbour where seven boats wait for morning and nobody hurries"
+WORDS = TEXT.split()
 
 
 def sentences(count, seed=0):
