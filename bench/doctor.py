@@ -18,7 +18,7 @@ from bench.plan import plan
 
 EXTRAS = {
     "train": ("torch", "torchvision", "torchmetrics", "accelerate", "safetensors", "scikit-learn"),
-    "lm": ("transformers", "lm-eval"),
+    "lm": ("transformers", "lm-eval", "rouge-score"),
     "images": ("diffusers", "clean-fid", "torch-fidelity"),
 }
 

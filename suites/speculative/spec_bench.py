@@ -149,6 +149,12 @@ def problem(
 
     train, held, _ = training(setting, data)
     options, pair = setting.options, load_pair(setting, data)
+    rows = [m.head[0].shape[0] for m in (pair.teacher, pair.student)]
+    if rows[0] != rows[1]:
+        raise UserError(
+            f"{place(setting, data, 'student')}: its projection has {rows[1]} rows and the target's {rows[0]}; "
+            f"the library's assisted decoding, which the clock runs, needs as many (resize_token_embeddings pads them)"
+        )
     vocabulary, length = pair.vocabulary, int(options["length"])
     prompts = pool([e.prompt for e in train], vocabulary, options)
     return LanguageModeling(

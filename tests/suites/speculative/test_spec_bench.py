@@ -210,3 +210,9 @@ def test_a_draft_needs_the_targets_tokenizer(data):
     write_gpt2(data / "spec-bench/draft", 1, 400, words=tokenizer(entries=320, seed=3))
     with pytest.raises(UserError, match="its tokenizer is not that of the teacher"):
         spec_bench.problem("spec-bench", setting(), seeds_by_role(0), split="test", data=data, cache=None)
+
+
+def test_a_projection_with_other_padding_is_refused_before_the_clock_would(data):
+    write_llama(data / "spec-bench/draft", 1, len(tokenizer()))
+    with pytest.raises(UserError, match=r"its projection has 330 rows and the target's 333"):
+        spec_bench.problem("spec-bench", setting(), seeds_by_role(0), split="test", data=data, cache=None)
