@@ -256,3 +256,23 @@ def test_every_pair_of_the_card_has_places_for_all_its_roles():
         assert setting.tier == "paper" and set(setting.metrics) == METRICS and setting.metrics[0] == "rougel"
         for role in ("data", "teacher", *setting.others):
             assert setting.options[f"{role}_path"]
+
+
+def test_damaged_or_missing_weights_are_never_made_up(data):
+    from safetensors.torch import load_file, save_file
+
+    path = data / "instruct/init-gpt2-120M/model.safetensors"
+    weights, whole = load_file(path), path.read_bytes()
+    name = "transformer.h.0.mlp.c_fc.weight"
+    save_file({k: v for k, v in weights.items() if k != name}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"weights are missing from it, for example {name}"):
+        problem(data)
+    save_file({**weights, name: weights[name].T.contiguous()}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="damaged or of another shape"):
+        problem(data)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged or of another shape"):
+        problem(data)
+    # the base model's own names, without the prefix, are how some folders have them
+    save_file({k.removeprefix("transformer."): v for k, v in weights.items()}, path, metadata={"format": "pt"})
+    assert torch.equal(problem(data).student.head[0], weights["transformer.wte.weight"])
