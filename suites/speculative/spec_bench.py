@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.assets import Vocabulary, json_lines, load_pair, place
+from bench.language_files import Vocabulary, json_lines, load_pair, place
 from bench.card import Setting
 from bench.errors import UserError, unknown
 from bench.language_models import TransformersLM, load
