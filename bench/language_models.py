@@ -157,15 +157,25 @@ def load(name: str, data: Path | None = None) -> TransformersLM:
     """A model by the name of a folder (below ``data``, or as it is) or an id on the hub; safetensors only, in float32.
 
     Raises:
-        UserError: it is not there or cannot be read; says what was tried.
+        UserError: it is not there or cannot be read, or weights are missing from it; says what was tried.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     place = _place(name, data)
+    loaded: Any  # a pair, which the library's types do not know
     try:
-        return adopt(AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32))
+        loaded = AutoModelForCausalLM.from_pretrained(
+            place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model {name}: not found as a folder{f' below {data}' if data else ''} or on the hub: {_first(error)}") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"model {name}: its weights are damaged or of another shape than its configuration: {_first(error)}") from error
+    model, about = loaded
+    if about["missing_keys"]:  # the library would make them up
+        raise UserError(f"model {name}: weights are missing from it, for example {min(about['missing_keys'])}; fetch or save it again")
+    return adopt(model)
 
 
 def load_tokenizer(name: str, data: Path | None = None) -> Any:

@@ -178,7 +178,7 @@ class TextBatches:
     """Epochs over :class:`Texts`, each a permutation drawn from (seed, epoch); short tails are dropped.
 
     Raises:
-        UserError: there are no texts.
+        UserError: there are no texts, as where a user's prompts carry no responses.
     """
 
     texts: Texts
@@ -187,7 +187,7 @@ class TextBatches:
 
     def __post_init__(self) -> None:
         if not len(self.texts):
-            raise UserError("there are no texts to take batches from")
+            raise UserError("there are no texts to train on: the setting's data carry prompts without responses")
         object.__setattr__(self, "batch_size", min(self.batch_size, len(self.texts)))
 
     def stream(self, start: int) -> Iterator[TokenBatch]:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Budget, Metric, Setting, SuiteCard, Training, Variant
+from bench.card import Asset, Budget, Metric, Setting, SuiteCard, Training, Variant
 
 if TYPE_CHECKING:
     from bench.problems.language_modeling import LanguageModeling
     from bench.record import Measurement
     from bench.student import Student
 
-WORLDS = ("markov",)
+WORLDS = ("markov", "instruct")
 
 CARD = SuiteCard(
     slug="language-modeling",
@@ -57,6 +57,49 @@ CARD = SuiteCard(
             range=(0, None),
             meaning="kl with the law that the teacher itself was estimated from in the teacher's place; exact",
         ),
+        Metric(
+            name="rougel",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="mean of the ROUGE-L of five test sets, whatever their sizes; on the split tune that of Dolly's held-out prompts. "
+            "The papers print a hundred times this",
+        ),
+        Metric(
+            name="rougel_dolly",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="ROUGE-L on Dolly's 500 test prompts: mean over prompts and five draws",
+        ),
+        Metric(
+            name="rougel_selfinst",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="ROUGE-L on SelfInst's prompts: mean over prompts and five draws",
+        ),
+        Metric(
+            name="rougel_vicuna",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="ROUGE-L on Vicuna's 80 prompts: mean over prompts and five draws",
+        ),
+        Metric(
+            name="rougel_sni",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="ROUGE-L on Super-Natural Instructions, the subset 11_ of long references: mean over prompts and five draws",
+        ),
+        Metric(
+            name="rougel_uinst",
+            unit="fraction",
+            better="higher",
+            range=(0, 1),
+            meaning="ROUGE-L on Unnatural Instructions, the subset 11_ of long references: mean over prompts and five draws",
+        ),
     ],
     primary="kl",
     controls=["scratch", "undistilled", "teacher"],
@@ -83,6 +126,61 @@ CARD = SuiteCard(
                 "student": {"name": "window-lm", "arguments": {"vocab": 16, "order": 2, "width": 6}},
             },
         ),
+        "instruct-gpt2": Setting(
+            tier="paper",
+            summary="Instruction following on Dolly: GPT-2 XL (1.5B) teaches GPT-2 (120M), both fine-tuned on it. "
+            "The schedule is DistiLLM's: 20 epochs in batches of 32.",
+            budget=Budget(student_examples=250000, teacher_examples=500000),
+            training=Training(
+                batch_size=32,
+                optimizer="adamw",
+                learning_rate=0.0005,
+                weight_decay=0.01,
+                schedule="cosine",
+                clip=1.0,
+                precision="bfloat16",
+            ),
+            data=Asset(name="Dolly's raw.jsonl", source="MiniLLM/dolly on the hub", licence="CC BY-SA 3.0 (databricks-dolly-15k)"),
+            teacher=Asset(
+                name="the fine-tuned teacher with its tokenizer", source="docs/paper-settings.md names it", licence="as its page says"
+            ),
+            others={
+                "student": Asset(
+                    name="the student's initial weights with their tokenizer",
+                    source="docs/paper-settings.md names them",
+                    licence="as their page says",
+                ),
+                "dolly": Asset(name="Dolly's test set", source="valid.jsonl of MiniLLM/dolly on the hub", licence="CC BY-SA 3.0"),
+                "selfinst": Asset(name="SelfInst", source="valid.jsonl of MiniLLM/self-inst on the hub", licence="as its page says"),
+                "vicuna": Asset(name="Vicuna's prompts", source="valid.jsonl of MiniLLM/Vicuna on the hub", licence="as its page says"),
+                "sni": Asset(
+                    name="Super-Natural Instructions", source="11_/valid.jsonl of MiniLLM/sinst on the hub", licence="as its page says"
+                ),
+                "uinst": Asset(
+                    name="Unnatural Instructions", source="11_/valid.jsonl of MiniLLM/uinst on the hub", licence="as its page says"
+                ),
+            },
+            metrics=["rougel", "rougel_dolly", "rougel_selfinst", "rougel_vicuna", "rougel_sni", "rougel_uinst"],
+            requires=["transformers", "rouge_score"],
+            options={
+                "world": "instruct",
+                "data_path": ["instruct/dolly/raw.jsonl"],
+                "dolly_path": ["instruct/dolly/valid.jsonl"],
+                "selfinst_path": ["instruct/self-inst/valid.jsonl"],
+                "vicuna_path": ["instruct/vicuna/valid.jsonl"],
+                "sni_path": ["instruct/sinst/11_/valid.jsonl"],
+                "uinst_path": ["instruct/uinst/11_/valid.jsonl"],
+                "teacher_path": ["instruct/teacher-gpt2-1.5B"],
+                "student_path": ["instruct/init-gpt2-120M"],
+                "held_out": 1000,
+                "judged": 10000,
+                "max_prompt": 256,
+                "max_length": 512,
+                "draws": 5,
+                "together": 64,
+                "samples": 1,
+            },
+        ),
     },
     variants={
         "markov-estimated": Variant(
@@ -90,6 +188,17 @@ CARD = SuiteCard(
             metrics=["truth_kl", "kl", "reverse_kl"],
             summary="The teacher is a chain counted from 2,000 texts of the true one, so coming closer to it may lead away from the truth.",
             options={"teacher_texts": 2000, "smoothing": 0.1},
+        ),
+        "instruct-gpt2-medium": Variant(
+            of="instruct-gpt2",
+            summary="Instruction following on Dolly: GPT-2 XL (1.5B) teaches GPT-2 medium (340M), both fine-tuned on it.",
+            options={"student_path": ["instruct/init-gpt2-340M"]},
+        ),
+        "instruct-opt": Variant(
+            of="instruct-gpt2",
+            summary="Instruction following on Dolly: OPT-2.7B teaches OPT-125M, both fine-tuned on it. The schedule is DistiLLM's.",
+            options={"teacher_path": ["instruct/sft-opt-2.7B"], "student_path": ["instruct/init-opt-125M"]},
+            training={"learning_rate": 0.00005},
         ),
     },
 )
