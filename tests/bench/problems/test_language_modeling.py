@@ -132,6 +132,33 @@ def test_generated_tokens_are_metered_as_they_are_drawn():
     assert p.teacher.meter.counts["generated_tokens"] == drawn + text
 
 
+def distill(p, folder, stop=None):
+    """Half on-policy, and interrupted at an update where that is wanted."""
+    r, done = run(p, folder=folder, checkpoint_seconds=0.0), itertools.count(1)
+
+    def after(terms):
+        if next(done) == stop:
+            raise KeyboardInterrupt
+
+    batches = p.sampled(r, p.student, fraction=0.5)
+    r.fit(p.student, lambda b: r.loss(x=b.per_example(p.divergence(b, "js"))), batches, after=after)
+    return r
+
+
+@pytest.mark.parametrize("top_k", [0, 6])
+def test_a_resumed_run_costs_and_learns_what_an_undisturbed_one_does(tmp_path, top_k):
+    whole = make(tmp_path / "cache", top_k)
+    distill(whole, None)
+    for stop in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            distill(make(tmp_path / "cache", top_k), tmp_path / "run", stop)
+    resumed = make(tmp_path / "cache", top_k)
+    distill(resumed, tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(whole.student.parameters(), resumed.student.parameters(), strict=True))
+    for name in ("student_examples", "teacher_examples", "generated_tokens"):
+        assert resumed.teacher.meter.counts[name] == whole.teacher.meter.counts[name] > 0, name
+
+
 def test_the_teacher_shares_in_the_sampling_unmetered_and_unchanged():
     p = make()
     before = p.teacher.digest
