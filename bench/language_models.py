@@ -49,7 +49,8 @@ class TransformersLM(LanguageModel):
     """A model of the transformers library, by its configuration. A projection tied to the embeddings is stored once.
 
     Raises:
-        UserError: the configuration is not one of a causal language model, or its logits are not a linear map of its last states.
+        UserError: the configuration is not one of a causal language model, its states see later tokens, or its logits are not a linear
+            map of its last states.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ class TransformersLM(LanguageModel):
         self.body = model.base_model
         tied = head.weight is self.body.get_input_embeddings().weight
         self.output = None if tied else head
-        _check_linear(self, model)
+        _check(self, model)
 
     @property
     def head(self) -> tuple[Tensor, Tensor | None]:
@@ -102,28 +103,45 @@ def _positions(attention: Tensor) -> Tensor:
     return (attention.long().cumsum(1) - 1).clamp(min=0)
 
 
+OTHERS_CODE = ("auto_map", "trust_remote_code", "quantization_config", "attn_implementation", "experts_implementation", "kernel_config")
+
+
 def _causal(config: dict[str, Any]) -> Any:
-    """A fresh model of the library. No code but the library's own is ever loaded."""
+    """A fresh model of the library. No code but the library's own is ever loaded: a configuration may name kernels on the hub."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    known = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config", "auto_map", "_name_or_path")}
+    known = {k: v for k, v in config.items() if k != "model_type" and k not in OTHERS_CODE and not k.startswith("_")}
+    kind = config.get("model_type")
     try:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(str(config.get("model_type")), **known))
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"configuration of type {config.get('model_type')!r} is not one of a causal language model: {why}") from error
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(str(kind), **known), trust_remote_code=False)
+        ids = torch.arange(3)[None] % len(model.get_input_embeddings().weight)
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
+    except Exception as error:  # a configuration comes from a record and may be anything, and so may what the library raises
+        raise UserError(f"configuration of type {kind!r} is not one of a causal language model: {_first(error)}") from error
+    return model.train()
 
 
-def _check_linear(ours: TransformersLM, model: Any) -> None:
-    """Some models cap or scale their logits after the projection: with those, losses fused with it would be wrong."""
-    ids = torch.arange(3)[None]
+def _check(ours: TransformersLM, model: Any) -> None:
+    """Some configurations make a model look ahead, which would let a student read what it is to predict.
+
+    Some models cap or scale their logits after the projection: with those, losses fused with it would be wrong. Fresh weights give
+    logits too small for a cap to show, so they are made as large as 1,000 on their way.
+    """
+    vocab = len(model.get_input_embeddings().weight)
+    ids = torch.arange(3)[None] % vocab
     with torch.no_grad():
-        was = model.training
         model.eval()
+        states, other = (ours.body(input_ids=x, use_cache=False)[0] for x in (ids, torch.tensor([[0, 1, 3]]) % vocab))
+        found = ours.project(states)
+        scale = 1000 / found.abs().max().clamp(min=1e-6)
+        hook = model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits * scale)
         expected = model(input_ids=ids).logits
-        found = ours.project(ours.body(input_ids=ids, use_cache=False)[0])
-        model.train(was)
-    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        hook.remove()
+        model.train()
+    if not torch.allclose(states[:, :2], other[:, :2], rtol=1e-5, atol=1e-6):
+        raise UserError(f"{model.config.model_type}: its states see later tokens; give a configuration of a causal (decoder) model")
+    if not torch.allclose(found * scale, expected, rtol=1e-4, atol=0.01):
         raise UserError(f"{model.config.model_type}: its logits are not a linear map of its last states (capped or scaled); not supported")
 
 
@@ -150,7 +168,7 @@ def adopt(model: Any) -> TransformersLM:
     net.body.load_state_dict(model.base_model.state_dict())
     if net.output is not None:
         net.output.load_state_dict(model.get_output_embeddings().state_dict())
-    return net
+    return net.train(model.training)  # what was loaded answers without dropout, as it does in the library
 
 
 def load(name: str, data: Path | None = None) -> TransformersLM:

@@ -77,11 +77,16 @@ class LanguageOracle(Oracle):
                 return known
         return Projection(batch.predicted.take(self.states(batch)), *self._module.head)
 
-    def remember(self, texts: Texts) -> None:
-        """Say that these texts will be asked about again: their laws are cached from the first time on. Responses are remembered."""
+    def remember(self, texts: Texts, *, now: bool = False) -> None:
+        """Say that these texts will be asked about again: their laws are cached from the first time on, or from ``now``.
+
+        Responses of this oracle are remembered anyway.
+        """
         if self._layout is not None and texts.digest not in self._tables:
             folder = None if self._cache is None else self._cache / "laws"
             self._tables[texts.digest] = TopKTable(texts, self._layout, self._top_k, teacher=self._identity, folder=folder)
+        if now and self._layout is not None:
+            self._tables[texts.digest].fill()
 
     def _known(self, batch: TokenBatch) -> TopK | None:
         self._check(batch)

@@ -181,10 +181,10 @@ class TopKTable:
     def _part(self, batch: TokenBatch, keys: list[str], tokens: int) -> Bytes:
         """The laws (tokens, width) of one part, from its file where there is a sound one."""
         about = {"teacher": self._teacher, "k": self._layout.k, "vocab": self._layout.vocab, "tokens": tokens, "examples": keys}
-        header = json.dumps(about, sort_keys=True).encode() + b"\n"
+        header = sha256(json.dumps(about, sort_keys=True).encode()).encode()
         if self._folder is None:
             return self._compute(batch)
-        path = self._folder / f"{sha256(header)}.topk"
+        path = self._folder / f"{header.decode()}.topk"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             table = _open(path, header, tokens, self._layout.width)

@@ -71,7 +71,10 @@ class LanguageModeling(Problem):
         Both answer the same prompts at the same step. ``share`` of every next-token law is the teacher's (MiniLLM).
         """
         # The text is asked for here, ahead of the loop: a loop that resumes brings its meter along, and must not count it once more.
+        # Its laws too: a step whose operations are counted must not fill a table.
         fixed = self.teacher_text() if fraction < 1 else None
+        if fixed is not None:
+            self.teacher.remember(fixed.texts, now=True)
         return Sampled(self, run, model, fixed, fraction, temperature, top_p, share)
 
     # --- losses ---------------------------------------------------------------------------------------------------

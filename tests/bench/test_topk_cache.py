@@ -214,6 +214,7 @@ def test_a_damaged_part_is_computed_anew(tmp_path, damage):
     table(texts, tmp_path).fill()
     [path] = tmp_path.glob("*.topk")
     whole = path.read_bytes()
+    assert len(whole) < 200 + Layout(4, 40).width * int(texts.response.sum())
     broken = bytearray(whole)
     broken[120 if damage == "header" else -5] ^= 1
     path.write_bytes({"cut": whole[:-3], "empty": b"", "longer": whole + b"x"}.get(damage, bytes(broken)))
