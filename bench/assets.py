@@ -25,8 +25,11 @@ def locate(asset: Asset, options: dict[str, Any], role: str, data: Path | None) 
     (repository, file), or in the installed package ``options["<role>_package"]`` (module, file).
 
     Raises:
-        UserError: it is nowhere, or what is there has other bytes than the pinned ones.
+        UserError: it is nowhere, what is there has other bytes than the pinned ones, or the options point outside these places.
     """
+    named = [*options.get(f"{role}_path", ()), *options.get(f"{role}_package", ("", ""))[1:]]
+    if any(Path(n).is_absolute() or ".." in Path(n).parts for n in named):  # a setting may come from somebody's record
+        raise UserError(f"the setting looks for its {role} outside the folder of data or of a package: {', '.join(named)}")
     tried = []
     for name in options.get(f"{role}_path", ()):
         tried.append(f"--data {name}")

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from bench.language_files import Vocabulary, json_lines, load_pair, place
 from bench.card import Setting
 from bench.errors import UserError
 from bench.generation import respond
+from bench.language_files import Vocabulary, json_lines, load_pair, place
 from bench.language_models import LanguageModel
 from bench.language_oracle import LanguageOracle
 from bench.problems.language_modeling import LanguageModeling

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bench.record import Measurement
     from bench.student import Student
 
-WORLDS = ("markov", "smollm2")
+WORLDS = ("markov", "smollm2", "spec_bench")
 
 CARD = SuiteCard(
     slug="speculative",
@@ -134,6 +134,48 @@ CARD = SuiteCard(
             meaning="share of prompts with the same greedy tokens with and without the draft; the others part at a tie of the target's "
             "logits and have no part in measured_speedup. Any other difference fails the run",
         ),
+        Metric(
+            name="acceptance_mt_bench",
+            unit="probability",
+            better="higher",
+            range=(0, 1),
+            meaning="acceptance on the first turns of MT-bench's 80 questions",
+        ),
+        Metric(
+            name="acceptance_translation",
+            unit="probability",
+            better="higher",
+            range=(0, 1),
+            meaning="acceptance on 80 translations from German to English",
+        ),
+        Metric(
+            name="acceptance_summarization",
+            unit="probability",
+            better="higher",
+            range=(0, 1),
+            meaning="acceptance on summaries of 80 news articles",
+        ),
+        Metric(
+            name="acceptance_qa",
+            unit="probability",
+            better="higher",
+            range=(0, 1),
+            meaning="acceptance on 80 open questions",
+        ),
+        Metric(
+            name="acceptance_math_reasoning",
+            unit="probability",
+            better="higher",
+            range=(0, 1),
+            meaning="acceptance on 80 word problems",
+        ),
+        Metric(
+            name="acceptance_rag",
+            unit="probability",
+            better="higher",
+            range=(0, 1),
+            meaning="acceptance on 80 questions with retrieved passages",
+        ),
     ],
     primary="acceptance",
     controls=["scratch", "undistilled", "teacher"],
@@ -190,6 +232,23 @@ CARD = SuiteCard(
                 licence="Apache-2.0",
                 sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             ),
+            metrics=[
+                "acceptance",
+                "acceptance_greedy",
+                "block_efficiency_1",
+                "block_efficiency_2",
+                "block_efficiency_3",
+                "block_efficiency_4",
+                "block_efficiency_5",
+                "block_efficiency_6",
+                "block_efficiency_7",
+                "block_efficiency_8",
+                "accepted_length_4",
+                "draft_cost",
+                "predicted_speedup",
+                "measured_speedup",
+                "lossless",
+            ],
             requires=["transformers", "gguf"],
             options={
                 "world": "smollm2",
@@ -209,6 +268,81 @@ CARD = SuiteCard(
                 "timed": 4,
                 "timed_length": 24,
                 "gamma": 4,
+            },
+        ),
+        "spec-bench": Setting(
+            tier="paper",
+            summary="Spec-Bench's 480 questions, first turns, at temperature 1: Vicuna-7B v1.3 is the target, vicuna-68m the draft. "
+            "Learning rate and batch are AdaSPEC's; 150,000 examples are a choice of ours.",
+            budget=Budget(student_examples=150000, teacher_examples=300000),
+            training=Training(
+                batch_size=16,
+                optimizer="adamw",
+                learning_rate=0.0003,
+                schedule="cosine",
+                clip=1.0,
+                precision="bfloat16",
+            ),
+            data=Asset(
+                name="prompts to train on", source="your own JSONL, for example ShareGPT's conversations", licence="as its page says"
+            ),
+            teacher=Asset(
+                name="the target with its tokenizer",
+                source="lmsys/vicuna-7b-v1.3 on the hub",
+                licence="as its page says (LLaMA's terms)",
+            ),
+            others={
+                "student": Asset(
+                    name="the draft as it starts, with its tokenizer",
+                    source="double7/vicuna-68m on the hub",
+                    licence="as its page says",
+                ),
+                "questions": Asset(
+                    name="Spec-Bench's questions",
+                    source="data/spec_bench/question.jsonl of hemingkx/Spec-Bench",
+                    licence="Apache-2.0",
+                ),
+            },
+            requires=["transformers"],
+            metrics=[
+                "acceptance",
+                "acceptance_greedy",
+                "block_efficiency_1",
+                "block_efficiency_2",
+                "block_efficiency_3",
+                "block_efficiency_4",
+                "block_efficiency_5",
+                "block_efficiency_6",
+                "block_efficiency_7",
+                "block_efficiency_8",
+                "accepted_length_4",
+                "draft_cost",
+                "predicted_speedup",
+                "measured_speedup",
+                "lossless",
+                "acceptance_mt_bench",
+                "acceptance_translation",
+                "acceptance_summarization",
+                "acceptance_qa",
+                "acceptance_math_reasoning",
+                "acceptance_rag",
+            ],
+            options={
+                "world": "spec_bench",
+                "data_path": ["spec-bench/train.jsonl"],
+                "questions_path": ["spec-bench/question.jsonl"],
+                "teacher_path": ["spec-bench/vicuna-7b-v1.3"],
+                "student_path": ["spec-bench/vicuna-68m"],
+                "template": "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+                "detailed, and polite answers to the user's questions. USER: {turn} ASSISTANT:",
+                "max_prompt": 1536,
+                "length": 512,
+                "temperature": 1.0,
+                "gamma": 5,
+                "timed": 10,
+                "tuning": 200,
+                "validation": 500,
+                "samples": 1,
             },
         ),
     },

@@ -15,11 +15,12 @@ from bench import language_models
 from bench.assets import cache_folder, locate, made
 from bench.card import Setting
 from bench.errors import UserError
+from bench.language_files import tokenizer_digest
 from bench.language_models import LanguageModel, TransformersLM
 from bench.language_oracle import LanguageOracle
 from bench.nets import Architecture
 from bench.problems.language_modeling import LanguageModeling
-from bench.record import Measurement, derive_seed, sha256
+from bench.record import Measurement, derive_seed
 from bench.texts import Prompts, Texts
 
 TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # the model's own chat format, without its default system prompt
@@ -120,11 +121,6 @@ def problem(
         batch_size=setting.training.batch_size,
         order=seeds["order"],
     )
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """The identity of a fast tokenizer: everything in its tokenizer.json."""
-    return sha256(tokenizer.backend_tokenizer.to_str().encode())
 
 
 def _texts(pairs: list[tuple[list[int], list[int]]], digest: str, eos: int) -> tuple[Prompts, Texts]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from bench.language_files import Vocabulary, json_lines, load_pair, place
 from bench.card import Setting
 from bench.errors import UserError, unknown
+from bench.language_files import Vocabulary, json_lines, load_pair, place
 from bench.language_models import TransformersLM, load
 from bench.language_oracle import LanguageOracle
 from bench.problems.language_modeling import LanguageModeling

@@ -56,6 +56,14 @@ def test_what_is_nowhere_says_where_it_was_looked_for(tmp_path):
         locate(ASSET, options, "teacher", tmp_path)
 
 
+@pytest.mark.parametrize("options", [{"teacher_path": ["../a.bin"]}, {"teacher_path": ["/a.bin"]}, {"teacher_package": ["os", "../a.bin"]}])
+def test_nothing_outside_is_looked_at(tmp_path, options):
+    (tmp_path / "a.bin").write_bytes(BYTES)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError, match="outside"):
+        locate(ASSET, options, "teacher", tmp_path / "data")
+
+
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILLBENCH_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import suites.speculative as suite
 from bench import registry
 from bench.doctor import examine
 from bench.errors import UserError
@@ -13,8 +14,6 @@ from bench.store import Store
 from suites.speculative import spec_bench
 from tests.suites.language_fixtures import sentences, tokenizer, write_lines, write_llama
 
-suite = pytest.importorskip("suites.speculative")
-pytest.importorskip("suites.speculative.judge")
 TRACK = "speculative/spec-bench"
 SMALL = {"max_prompt": 120, "length": 6, "gamma": 2, "timed": 1, "tuning": 3, "validation": 2}
 
