@@ -84,6 +84,8 @@ class LanguageOracle(Oracle):
             length: tokens at most; a response that reaches it has no end-of-sequence token.
             role: which random numbers; the same role gives the same responses to every method and seed.
         """
+        if prompts.tokenizer != self.tokenizer:
+            raise UserError("the prompts belong to another tokenizer than the teacher's; ask problem.teacher_text for its responses")
         total = samples * len(prompts)
         index = torch.arange(total) % len(prompts)
         seed = derive_seed(role, self._seed)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bench.record import Measurement
     from bench.student import Student
 
-WORLDS = ("markov",)
+WORLDS = ("markov", "markov_bytes")
 
 CARD = SuiteCard(
     slug="language-modeling",
@@ -57,6 +57,13 @@ CARD = SuiteCard(
             range=(0, None),
             meaning="kl with the law that the teacher itself was estimated from in the teacher's place; exact",
         ),
+        Metric(
+            name="text_kl",
+            unit="nats a token of the teacher",
+            better="lower",
+            range=(0, None),
+            meaning="KL of the teacher's law of whole texts to the student's, whatever tokens each writes them in; exact",
+        ),
     ],
     primary="kl",
     controls=["scratch", "undistilled", "teacher"],
@@ -81,6 +88,30 @@ CARD = SuiteCard(
                 "validation": 64,
                 "samples": 1,
                 "student": {"name": "window-lm", "arguments": {"vocab": 16, "order": 2, "width": 6}},
+            },
+        ),
+        "markov-bytes": Setting(
+            tier="analytic",
+            summary="The chain of markov, its symbols spelled with one or two of 8 letters, and a student over letters that sees as far "
+            "back as the chain: no token is shared, and texts correspond one to one.",
+            budget=Budget(student_examples=9600, teacher_examples=19200),
+            training=Training(batch_size=32, optimizer="adamw", learning_rate=0.005, schedule="cosine"),
+            metrics=["text_kl"],
+            options={
+                "world": "markov_bytes",
+                "chain": 0,
+                "vocab": 16,
+                "single": 5,
+                "letters": 8,
+                "order": 2,
+                "spread": 2.0,
+                "mean_length": 12,
+                "length": 16,
+                "prompts": 1024,
+                "references": 256,
+                "validation": 64,
+                "samples": 1,
+                "student": {"name": "window-lm", "arguments": {"vocab": 9, "order": 5, "width": 6}},
             },
         ),
     },
