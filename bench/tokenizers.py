@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ class Alphabet:
         self.digest = sha256(json.dumps([eos, *(s.hex() for s in spellings)]).encode())
         self._symbols = {s: i for i, s in enumerate(spellings) if i != eos}
         ordered = sorted(s for i, s in enumerate(spellings) if i != eos)
-        for one, two in zip(ordered, ordered[1:], strict=False):  # a beginning of others stands right before one of them
+        for one, two in itertools.pairwise(ordered):  # a beginning of others stands right before one of them
             if two.startswith(one):
                 raise UserError(f"spelling {one!r} begins {two!r}: a text would have two readings; give spellings that begin no other")
         if ordered[:1] == [b""] or spellings[eos] != b"":

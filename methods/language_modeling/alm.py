@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from bench.alignment import AlignedBatch
 from bench.card import Beats, Card, Choice, Paper, Real
 from bench.language_oracle import chosen_log_probs
-from bench.problems.language_modeling import AlignedBatch, LanguageModeling
+from bench.problems.language_modeling import LanguageModeling
 from bench.run import Losses, Run
 from bench.student import Student
 

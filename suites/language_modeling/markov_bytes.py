@@ -89,10 +89,10 @@ def text_kl(p: Tensor, q: Tensor, start: Tensor, length: int, spelled: Sequence[
     value = torch.tensor([sum(t * kinds**i for i, t in enumerate(reversed(s))) for s in spelled])
     log_q = q.clamp(min=1e-300).log()
     of_symbol = torch.zeros(windows, vocab, dtype=torch.float64)
-    for symbol, tokens in enumerate(spelled):
+    for column, tokens in enumerate(spelled):
         window = torch.arange(windows)
         for token in tokens:
-            of_symbol[:, symbol] += log_q[window, token]
+            of_symbol[:, column] += log_q[window, token]
             window = (window * kinds + token) % windows
     context = start.nonzero().squeeze(1)
     weight, window = start[context].double(), torch.zeros_like(context)
