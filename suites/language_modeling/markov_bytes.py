@@ -27,19 +27,20 @@ from suites.language_modeling.markov import EOS
 
 
 def alphabets(vocab: int, single: int, letters: int) -> tuple[Alphabet, Alphabet]:
-    """The letters, and ``vocab`` - 1 symbols spelled with them: the first ``single`` letters alone, then pairs that begin with another.
+    """The letters, and ``vocab`` - 1 symbols spelled with them: the first ``single`` letters alone, then pairs.
+
+    A pair begins with one of the other letters and ends with one of those, so where symbols begin can be seen from the middle of a text.
 
     Raises:
         UserError: there are too few letters for so many symbols.
     """
     signs = [bytes([ord("a") + i]) for i in range(letters)]
-    pairs = [b"".join(p) for p in itertools.product(signs[single:], signs)]
+    pairs = [b"".join(p) for p in itertools.product(signs[single:], signs[:single])]
     wanted = vocab - 1 - single
-    # every so many of the pairs, so that all first letters are used
-    spelled = [pairs[i * len(pairs) // wanted] for i in range(wanted)] if 0 < wanted <= len(pairs) else []
-    if not spelled:
-        raise UserError(f"{letters} letters, {single} of them symbols alone, spell {single + len(pairs)} symbols at most, not {vocab - 1}")
-    return Alphabet([b"", *signs], EOS), Alphabet([b"", *signs[:single], *spelled], EOS)
+    if not 0 < wanted <= len(pairs):
+        raise UserError(f"{letters} letters, {single} of them symbols alone, do not spell {vocab - 1} symbols; give others")
+    # spread over the pairs, so that all letters are used
+    return Alphabet([b"", *signs], EOS), Alphabet([b"", *signs[:single], *(pairs[i * len(pairs) // wanted] for i in range(wanted))], EOS)
 
 
 def _alphabets(setting: Setting) -> tuple[Alphabet, Alphabet]:
