@@ -46,7 +46,7 @@ CARD = Card(
         "weight": Choice(
             "chunk", options=["chunk", "token", "log1p_token"], note="of a chunk: 1 (authors), or by the teacher's tokens in it"
         ),
-        "nll": Real(0.0, ge=0, note="weight of next-token training on the same text; 0 is the paper's pure distillation"),
+        "nll": Real(1.0, ge=0, note="weight of next-token training on the same text, as in the authors' byte recipe; 0 is alm alone"),
     },
     claims=[
         Beats("scratch"),
