@@ -116,5 +116,3 @@ def test_the_mean_over_the_chunks_of_the_whole_batch_survives_its_parts(sizes):
         total += part.per_chunk(values[chunk : chunk + mine]).mean().item() * size / len(batch)
         row, chunk = row + size, chunk + mine
     assert total == pytest.approx(values.mean().item(), rel=1e-12)
-
-

@@ -86,6 +86,22 @@ def test_aligned_batches_pair_letters_with_symbols(problem):
     assert letters.tolist() == [max(1, len(s)) for s in spellings]
 
 
+def test_padding_on_either_side_changes_no_chunk(problem):
+    batch = next(problem.aligned(problem.teacher_text()).stream(0))
+
+    def padded(side):
+        parts = ((side.ids, 7), (side.attention, False), (side.response, False))
+        ids, attention, response = (torch.nn.functional.pad(x, (3, 5), value=v) for x, v in parts)
+        return dataclasses.replace(side, ids=ids, attention=attention, response=response)
+
+    wide = padded(dataclasses.replace(batch, teacher=padded(batch.teacher)))
+    for one, other in ((batch, wide), (batch.part(5, 9), wide.part(5, 9))):
+        told = [b.of_teacher(problem.teacher.log_probs(b.teacher)) for b in (one, other)]
+        assert len(told[0]) == int(one.counts.sum())
+        torch.testing.assert_close(*told, rtol=0, atol=0)
+        torch.testing.assert_close(*(b.of_student(problem.nll(b)) for b in (one, other)))
+
+
 def test_token_level_methods_are_refused_in_one_line(problem):
     run = Run(seeds=SEEDS, budget=Budget(student_examples=320), training=SETTING.training)
     with pytest.raises(UserError, match="another tokenizer than the teacher's"):
@@ -173,7 +189,9 @@ def test_the_exact_metric_is_the_mean_over_sampled_texts():
         net.output.weight.mul_(3)  # not nearly uniform
     prompts = markov.starts(WORLD, 2000, 11)
     own = dataclasses.replace(markov.draw(WORLD, WORLD.teacher, prompts, 12), tokenizer=SYMBOLS.digest)
-    letters = retokenise(own, SYMBOLS, LETTERS, retokenise_prompts(dataclasses.replace(prompts, tokenizer=SYMBOLS.digest), SYMBOLS, LETTERS))
+    letters = retokenise(
+        own, SYMBOLS, LETTERS, retokenise_prompts(dataclasses.replace(prompts, tokenizer=SYMBOLS.digest), SYMBOLS, LETTERS)
+    )
     sums = []
     for model, texts, vocab in ((WORLD.teacher, own, 16), (net, letters, 9)):
         batch = texts.take(torch.arange(len(texts)))

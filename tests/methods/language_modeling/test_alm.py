@@ -85,7 +85,10 @@ def batch_of(ids, chunks, rows):
         attention = real.clone()
         attention[:, 0] = True
         index = torch.arange(len(rows))
-        sides[side] = (places[:, 1:], TokenBatch(torch.tensor(ids[side][rows]), attention, real, index, index, real.sum().item() / len(rows)))
+        sides[side] = (
+            places[:, 1:],
+            TokenBatch(torch.tensor(ids[side][rows]), attention, real, index, index, real.sum().item() / len(rows)),
+        )
     student = sides["student"][1]
     fields = {f.name: getattr(student, f.name) for f in dataclasses.fields(student)}
     count = sum(max(chunks["student"][r]) + 1 for r in rows)
