@@ -153,7 +153,7 @@ class LanguageOracle(Oracle):
             UserError: the prompts were made with another tokenizer; there are none; a range of :func:`bench.generation.respond`.
         """
         if prompts.tokenizer != self.tokenizer:
-            raise UserError("the prompts' token ids belong to another tokenizer than the teacher's; encode them with the teacher's own")
+            raise UserError("the prompts belong to another tokenizer than the teacher's; ask problem.teacher_text for its responses")
         total = samples * len(prompts)
         if total < 1:
             raise UserError(f"{samples} samples of {len(prompts)} prompts; ask for at least one response")

@@ -13,6 +13,7 @@ from bench.data import epoch_order
 from bench.errors import UserError
 from bench.student import tensor_digest
 from bench.token_losses import NextTokens, next_tokens
+from bench.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,39 @@ class Texts:
         ids, attention, response = self.ids[rows], self.attention[rows], self.response[rows]
         digest = tensor_digest({"ids": ids, "attention": attention, "response": response})
         return Texts(ids, attention, response, self.index[rows], self.tokenizer, digest)
+
+
+def retokenise_prompts(prompts: Prompts, source: Tokenizer, target: Tokenizer) -> Prompts:
+    """The same prompts, one by one, in the tokens of ``target``.
+
+    Raises:
+        UserError: ``target`` cannot write them, or special tokens that spell nothing leave one empty.
+    """
+    rows = [_written(ids[real].tolist(), source, target) for ids, real in zip(prompts.ids, prompts.attention, strict=True)]
+    if not all(rows):
+        raise UserError(f"prompt {rows.index([])} spells no text, so another tokenizer cannot write it; give its special tokens a spelling")
+    return Prompts.of(rows, target.digest, target.eos)
+
+
+def retokenise(texts: Texts, source: Tokenizer, target: Tokenizer, prompts: Prompts) -> Texts:
+    """The same responses in the tokens of ``target``, behind ``prompts``, which are in those already.
+
+    A response ends with the end of sequence where it did before; what was cut short stays so.
+
+    Raises:
+        UserError: the texts are not in tokens of ``source``, or ``target`` cannot write them.
+    """
+    if texts.tokenizer != source.digest or prompts.tokenizer != target.digest:
+        raise UserError(
+            "texts are written anew from the tokens of one tokenizer to those of another, whose prompts they follow; these are not"
+        )
+    rows = [_written(ids[real].tolist(), source, target) for ids, real in zip(texts.ids, texts.response, strict=True)]
+    return prompts.with_responses(rows, texts.index, pad=target.eos)
+
+
+def _written(ids: list[int], source: Tokenizer, target: Tokenizer) -> list[int]:
+    ended = ids[-1:] == [source.eos]
+    return target.encode(b"".join(source.spell(ids[:-1] if ended else ids))) + [target.eos] * ended
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bench.alignment import AlignedBatch, align, responses
 from bench.data import epoch_order
+from bench.errors import UserError
 from bench.generation import respond
 from bench.language_models import LanguageModel
 from bench.language_oracle import LanguageOracle, chosen_log_probs
 from bench.problems.base import Problem
 from bench.record import derive_seed
 from bench.run import Run
-from bench.texts import Prompts, TextBatches, Texts, TokenBatch
+from bench.texts import Prompts, TextBatches, Texts, TokenBatch, retokenise, retokenise_prompts
 from bench.token_losses import Teacher, token_losses
+from bench.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,12 @@ class LanguageModeling(Problem):
         teacher: laws of next tokens, states, responses; metered.
         prompts: the pool.  references: responses that the data carry, to some of the prompts (what ``scratch`` may use).
         validation: references to prompts outside the pool and outside the judged split, for methods that watch a loss.
-        vocab: entries that are no padding, the same for student and teacher.  eos: end of sequence.
+        vocab: the student's entries that are no padding.  eos: its end of sequence.
         length: tokens of a response at most.  samples: responses a prompt in the teacher's text.
         batch_size, order: of every stream; the seed of its shuffling.
+        tokenizer, teacher_tokenizer: None where student and teacher have the same one. Where they differ, everything here is in the
+            student's tokens but what :meth:`teacher_view` gives; the teacher's text is made in its own tokens and written anew.
+        teacher_length: tokens of a response of the teacher at most, where its tokenizer differs.
     """
 
     student: LanguageModel
@@ -47,6 +53,9 @@ class LanguageModeling(Problem):
     samples: int
     batch_size: int
     order: int
+    tokenizer: Tokenizer | None = None
+    teacher_tokenizer: Tokenizer | None = None
+    teacher_length: int | None = None
 
     def __post_init__(self) -> None:
         self.teacher.remember(self.references)
@@ -60,7 +69,12 @@ class LanguageModeling(Problem):
 
     def teacher_text(self, *, temperature: float = 1.0, top_p: float = 1.0) -> TextBatches:
         """The teacher's own responses to the pool, generated once for all methods and seeds."""
-        texts = self.teacher.responses(self.prompts, samples=self.samples, length=self.length, temperature=temperature, top_p=top_p)
+        prompts, length, two = self.prompts, self.length, self._tokenizers
+        if two is not None:
+            prompts, length = retokenise_prompts(prompts, *two), self.teacher_length or self.length
+        texts = self.teacher.responses(prompts, samples=self.samples, length=length, temperature=temperature, top_p=top_p)
+        if two is not None:
+            texts = retokenise(texts, two[1], two[0], self.prompts)
         return TextBatches(texts, self.batch_size, self.order)
 
     def sampled(
@@ -69,13 +83,51 @@ class LanguageModeling(Problem):
         """Responses of ``model`` as it is now, one batch an update; with chance 1 - ``fraction`` a batch of the teacher's text instead.
 
         Both answer the same prompts at the same step. ``share`` of every next-token law is the teacher's (MiniLLM).
+
+        Raises:
+            UserError: the teacher is to sample, and its tokenizer is another one.
         """
+        if self._tokenizers is not None and (share or model is self.teacher.module):
+            raise UserError(
+                "the teacher has another tokenizer than the student, so it cannot sample for it token by token; use teacher_text"
+            )
         # The text is asked for here, ahead of the loop: a loop that resumes brings its meter along, and must not count it once more.
         # Its laws too: a step whose operations are counted must not fill a table.
         fixed = self.teacher_text() if fraction < 1 else None
         if fixed is not None:
             self.teacher.remember(fixed.texts, now=True)
         return Sampled(self, run, model, fixed, fraction, temperature, top_p, share)
+
+    # --- two tokenizers -------------------------------------------------------------------------------------------
+
+    @property
+    def _tokenizers(self) -> tuple[Tokenizer, Tokenizer] | None:
+        """The student's and the teacher's, or None where they are the same."""
+        if self.tokenizer is None or self.teacher_tokenizer is None or self.tokenizer.digest == self.teacher_tokenizer.digest:
+            return None
+        return self.tokenizer, self.teacher_tokenizer
+
+    def teacher_view(self, batch: TokenBatch) -> TokenBatch:
+        """The same texts in the teacher's tokens: the batch itself where the tokenizers are the same.
+
+        Prompts and responses are written anew apart from each other, so that the same bytes count. Lives on the CPU.
+
+        Raises:
+            UserError: the teacher's tokenizer cannot write the student's text.
+        """
+        two = self._tokenizers
+        if two is None:
+            return batch
+        real = batch.attention & ~batch.response
+        prompts = Prompts.of([ids[kept].tolist() for ids, kept in zip(batch.ids, real, strict=True)], two[0].digest, two[0].eos)
+        index = torch.arange(len(batch))
+        texts = prompts.with_responses(responses(batch), index, pad=two[0].eos)
+        view = retokenise(texts, *two, retokenise_prompts(prompts, *two)).take(index)
+        return replace(view, index=batch.index, rows=torch.full_like(index, -1), text="")  # no cache knows texts made here
+
+    def aligned(self, batches: TextBatches, *, space: bool = False) -> AlignedBatches:
+        """``batches`` with the teacher's view of each and the chunks of both: see :mod:`bench.alignment`."""
+        return AlignedBatches(self, batches, space)
 
     # --- losses ---------------------------------------------------------------------------------------------------
 
@@ -105,6 +157,43 @@ class LanguageModeling(Problem):
         model = self.student if student is None else student
         states = batch.predicted.take(model(batch.ids, batch.attention))
         return -chosen_log_probs(model, states, batch.predicted.labels, vocab=self.vocab)
+
+
+@dataclass(frozen=True)
+class AlignedBatches:
+    """Batches with both tokenizations and their chunks: see :meth:`LanguageModeling.aligned`."""
+
+    problem: LanguageModeling
+    batches: TextBatches
+    space: bool
+
+    @property
+    def batch_size(self) -> int:
+        """As that of the batches."""
+        return self.batches.batch_size
+
+    def stream(self, start: int) -> Iterator[AlignedBatch]:
+        """Batches from step ``start`` on. Without tokenizers every token is a chunk.
+
+        Raises:
+            UserError: chunks are to end at white space, and the problem carries no tokenizer.
+        """
+        student, teacher = self.problem.tokenizer, self.problem.teacher_tokenizer or self.problem.tokenizer
+        if self.space and student is None:
+            raise UserError(f"chunks cannot end at white space: {self.problem.setting} has no tokenizer that spells its tokens")
+        for batch in self.batches.stream(start):
+            yield align(
+                batch,
+                self.problem.teacher_view(batch),
+                _letters if student is None else student.spell,
+                _letters if teacher is None else teacher.spell,
+                space=self.space,
+            )
+
+
+def _letters(ids: list[int]) -> list[bytes]:
+    """Any spelling does where both sides have the same tokens."""
+    return [b"x"] * len(ids)
 
 
 @dataclass(frozen=True)

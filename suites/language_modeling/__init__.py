@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bench.record import Measurement
     from bench.student import Student
 
-WORLDS = ("markov", "instruct")
+WORLDS = ("markov", "markov_bytes", "instruct")
 
 CARD = SuiteCard(
     slug="language-modeling",
@@ -100,6 +100,13 @@ CARD = SuiteCard(
             range=(0, 1),
             meaning="ROUGE-L on Unnatural Instructions, the subset 11_ of long references: mean over prompts and five draws",
         ),
+        Metric(
+            name="text_kl",
+            unit="nats a token of the teacher",
+            better="lower",
+            range=(0, None),
+            meaning="KL of the teacher's law of whole texts to the student's, whatever tokens each writes them in; exact",
+        ),
     ],
     primary="kl",
     controls=["scratch", "undistilled", "teacher"],
@@ -179,6 +186,30 @@ CARD = SuiteCard(
                 "draws": 5,
                 "together": 64,
                 "samples": 1,
+            },
+        ),
+        "markov-bytes": Setting(
+            tier="analytic",
+            summary="The chain of markov, its symbols spelled with one or two of 8 letters, and a student over letters that sees as far "
+            "back as the chain: no token is shared, and texts correspond one to one.",
+            budget=Budget(student_examples=9600, teacher_examples=19200),
+            training=Training(batch_size=32, optimizer="adamw", learning_rate=0.005, schedule="cosine"),
+            metrics=["text_kl"],
+            options={
+                "world": "markov_bytes",
+                "chain": 0,
+                "vocab": 16,
+                "single": 5,
+                "letters": 8,
+                "order": 2,
+                "spread": 2.0,
+                "mean_length": 12,
+                "length": 16,
+                "prompts": 1024,
+                "references": 256,
+                "validation": 64,
+                "samples": 1,
+                "student": {"name": "window-lm", "arguments": {"vocab": 9, "order": 5, "width": 6}},
             },
         ),
     },

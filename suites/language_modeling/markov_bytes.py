@@ -1,0 +1,137 @@
+"""A Markov chain over symbols that are spelled with letters, and a student that reads and writes letters.
+
+The chain is that of :mod:`suites.language_modeling.markov`. Some symbols have one letter and some two, and no spelling begins another,
+so that text and symbols correspond one to one: laws of texts can be compared exactly although the two models share no token.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.card import Setting
+from bench.errors import UserError
+from bench.language_models import LanguageModel
+from bench.language_oracle import LanguageOracle
+from bench.problems.language_modeling import LanguageModeling
+from bench.record import Measurement
+from bench.texts import Prompts, retokenise, retokenise_prompts
+from bench.tokenizers import Alphabet
+from suites.language_modeling import markov
+from suites.language_modeling.markov import EOS
+
+
+def alphabets(vocab: int, single: int, letters: int) -> tuple[Alphabet, Alphabet]:
+    """The letters, and ``vocab`` - 1 symbols spelled with them: the first ``single`` letters alone, then pairs.
+
+    A pair begins with one of the other letters and ends with one of those, so where symbols begin can be seen from the middle of a text.
+
+    Raises:
+        UserError: there are too few letters for so many symbols.
+    """
+    signs = [bytes([ord("a") + i]) for i in range(letters)]
+    pairs = [b"".join(p) for p in itertools.product(signs[single:], signs[:single])]
+    wanted = vocab - 1 - single
+    if not 0 < wanted <= len(pairs):
+        raise UserError(f"{letters} letters, {single} of them symbols alone, do not spell {vocab - 1} symbols; give others")
+    # spread over the pairs, so that all letters are used
+    return Alphabet([b"", *signs], EOS), Alphabet([b"", *signs[:single], *(pairs[i * len(pairs) // wanted] for i in range(wanted))], EOS)
+
+
+def _alphabets(setting: Setting) -> tuple[Alphabet, Alphabet]:
+    options = setting.options
+    return alphabets(int(options["vocab"]), int(options["single"]), int(options["letters"]))
+
+
+def problem(
+    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
+) -> LanguageModeling:
+    """What a method gets: the problem of markov with every text in letters, and a teacher that answers in symbols."""
+    letters, symbols = _alphabets(setting)
+    found = markov.problem(name, setting, seeds, split=split, data=data, cache=cache)
+    begun = Prompts.of(found.validation.ids[:, : int(setting.options["order"])].tolist(), symbols.digest, EOS)
+    prompts, others = (retokenise_prompts(replace(p, tokenizer=symbols.digest), symbols, letters) for p in (found.prompts, begun))
+    references, validation = (replace(texts, tokenizer=symbols.digest) for texts in (found.references, found.validation))
+    return replace(
+        found,
+        teacher=LanguageOracle(
+            found.teacher.module, tokenizer=symbols.digest, vocab=symbols.vocab, eos=EOS, seed=seeds["teacher"], cache=cache
+        ),
+        prompts=prompts,
+        references=retokenise(references, symbols, letters, prompts),
+        validation=retokenise(validation, symbols, letters, others),
+        vocab=letters.vocab,
+        length=found.length * max(map(len, symbols.spellings)),
+        tokenizer=letters,
+        teacher_tokenizer=symbols,
+        teacher_length=found.length,
+    )
+
+
+def text_kl(p: Tensor, q: Tensor, start: Tensor, length: int, spelled: Sequence[Sequence[int]]) -> float:
+    """KL of the law of whole texts of ``length`` symbols at most under p to that under q, nats a symbol of p's texts; exact.
+
+    The two share the text and no token, so the state of a text is what both can see of it: p's context and q's window. By the chain
+    rule KL is a sum over the symbols, and q's probability of a symbol is the product of those of its letters.
+
+    Args:
+        p: (V ** order, V) laws of the next symbol.  start: (V ** order,) the law of the contexts that texts begin with.
+        q: (K ** window, K) laws of the next letter; letter 0 is also what is before the text.
+        spelled: the letters of each symbol; those of the end of sequence, symbol 0, are its end of sequence.
+    """
+    (contexts, vocab), (windows, kinds) = p.shape, q.shape
+    # what a symbol does to a window: its letters come in at the end
+    scale = torch.tensor([kinds ** len(s) for s in spelled])
+    value = torch.tensor([sum(t * kinds**i for i, t in enumerate(reversed(s))) for s in spelled])
+    log_q = q.clamp(min=1e-300).log()
+    of_symbol = torch.zeros(windows, vocab, dtype=torch.float64)
+    for column, tokens in enumerate(spelled):
+        window = torch.arange(windows)
+        for token in tokens:
+            of_symbol[:, column] += log_q[window, token]
+            window = (window * kinds + token) % windows
+    context = start.nonzero().squeeze(1)
+    weight, window = start[context].double(), torch.zeros_like(context)
+    place = contexts // vocab
+    while place:
+        symbol = context // place % vocab
+        window = (window * scale[symbol] + value[symbol]) % windows
+        place //= vocab
+    total, count = 0.0, 0.0
+    others = torch.tensor([s for s in range(vocab) if s != EOS])
+    for _ in range(length):
+        law = p[context]
+        gap = torch.where(law > 0, law * (law.clamp(min=1e-300).log() - of_symbol[window]), 0.0).sum(1)
+        total, count = total + float((weight * gap).sum()), count + float(weight.sum())
+        context = (context[:, None] * vocab + others) % contexts
+        window = (window[:, None] * scale[others] + value[others]) % windows
+        state, where = torch.unique((context * windows + window).flatten(), return_inverse=True)
+        flow = (weight[:, None] * law[:, others]).flatten()
+        weight = torch.zeros(len(state), dtype=torch.float64).index_add_(0, where, flow)
+        context, window = state // windows, state % windows
+    return total / count
+
+
+def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None) -> list[Measurement]:
+    """The exact metric, of a student over letters or, as the teacher is, over symbols.
+
+    Raises:
+        UserError: the student's vocabulary is neither, or it looks further back than the setting's students do.
+    """
+    letters, symbols = _alphabets(setting)
+    found, order = markov.world(setting, split), int(setting.options["order"])
+    size = len(net.head[0])
+    if size == symbols.vocab:
+        q, spelled = markov.laws(net, symbols.vocab, order), [[i] for i in range(symbols.vocab)]
+    elif size == letters.vocab:
+        q = markov.laws(net, letters.vocab, max(map(len, symbols.spellings)) * (order + 1) - 1)
+        spelled = [[EOS] if i == EOS else letters.encode(s) for i, s in enumerate(symbols.spellings)]
+    else:
+        raise UserError(f"a student of {size} tokens is judged here neither over {letters.vocab} letters nor over {symbols.vocab} symbols")
+    p = markov.laws(found.teacher, symbols.vocab, order)
+    return [Measurement("text_kl", text_kl(p, q, found.start, found.length, spelled), 1)]
