@@ -20,7 +20,7 @@ CARD = Card(
         catalogue="gkd",
     ),
     equations={
-        "distill": "L = (1 - lambda) E_{y ~ teacher} D(y) + lambda E_{y ~ student} D(y),  D(y) = (1/|y|) sum over t of D(p_t || q_t),  "
+        "distill": "L = (1 - lambda) E_{y ~ teacher} D(y) + lambda E_{y ~ student} D(y),  D(y) = sum over t of D(p_t || q_t) / |y|,  "
         "D(p || q) = beta KL(p||m) + (1 - beta) KL(q||m),  m = beta p + (1 - beta) q"
     },
     hyperparameters={
@@ -28,14 +28,15 @@ CARD = Card(
         "beta": Real(0.5, ge=0, le=1, note="the teacher's share in the mixture m; the paper has 0.1, 0.5 and 0.9, TRL 0.5"),
         "on_policy": Real(0.5, ge=0, le=1, note="lambda: chance that a batch is the student's own text; the paper has 0, 0.5, 1, TRL 0.5"),
         "temperature": Real(1.0, gt=0, note="of the student's sampling, never of the divergence; the paper's 1, TRL 0.9"),
-        "reduction": Choice("sequence", options=["sequence", "token"], note="what weighs the same: the paper's sequence, or TRL's token"),
+        "reduction": Choice("token", options=["token", "sequence"], note="what weighs the same: TRL's token, or the paper's sequence"),
     },
     claims=[
         Beats("scratch"),
         Beats("seqkd", source="abstract: gains over supervised distillation"),
     ],
     deviations=[
-        "What is not the student's own text is sampled from the teacher; the paper takes the references of the data, or the teacher's text.",
+        "Every token of a batch weighs the same, as in TRL; the paper takes the mean over each response first (reduction sequence).",
+        "What is not the student's own text is sampled from the teacher; the paper takes the references, or the teacher's text.",
         "The student starts from the track's initial weights; the paper first fine-tunes it on the references.",
         "The reward of the paper's mix with reinforcement learning is left out.",
         "No code of the authors was found; values and gradients are compared with huggingface/trl at f2cd577.",
