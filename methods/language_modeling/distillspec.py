@@ -36,9 +36,7 @@ CARD = Card(
             note="G; student is the paper's on-policy text, mixed is half teacher, half student",
         ),
         "temperature": Real(1.0, gt=0, note="of the sampling of responses, the paper's 1"),
-        "reduction": Choice(
-            "token", options=["token", "sequence"], note="what weighs the same: a token, as in acceptance, or the paper's sequence"
-        ),
+        "reduction": Choice("token", options=["token", "sequence"], note="what weighs the same; the paper's is sequence"),
     },
     claims=[
         Beats("undistilled", metric="acceptance", source="abstract: 10 to 45% faster than with the same draft before distillation"),
