@@ -29,7 +29,7 @@ def chain(seed: int) -> Chain:
     return net
 
 
-def all_responses() -> tuple[list[tuple[int, int]], TokenBatch]:
+def all_responses() -> tuple[list[tuple[int, ...]], TokenBatch]:
     """The nine responses of two words, and a batch of them behind one prompt."""
     pairs = list(itertools.product(range(WORDS), repeat=2))
     texts = Prompts.of([[1]], "", 0).with_responses([list(p) for p in pairs], torch.zeros(9, dtype=torch.long), pad=0)
@@ -86,7 +86,7 @@ def test_1_a_teacher_that_has_one_response_is_matched_at_loss_0() -> None:
     problem, _, loss, batches = captured(seqkd, temperature=0.0)
     batch = next(batches.stream(0))
     greedy = build(Architecture("chain", {"vocab": 16, "order": 2}), 0)
-    greedy.load_state_dict({"log_law": 1e4 * problem.teacher.module.log_law})  # all mass on the most probable word
+    greedy.load_state_dict({"log_law": 1e4 * problem.teacher.module.head[0].T})  # all mass on the most probable word
     assert problem.nll(batch, greedy).abs().max() < 1e-3
     assert loss(batch)["nll"].item() > 1
 
@@ -125,6 +125,8 @@ def test_trap_responses_cut_at_the_length_limit_hold_no_end_and_are_not_taught_t
     assert not (batch.predicted.labels == problem.eos).any()
     loss(batch)["nll"].backward()
     _, bias = problem.student.head
+    assert bias is not None
+    assert bias.grad is not None
     assert bias.grad[problem.eos] > 0  # a step lowers the chance to stop, never raises it
 
 

@@ -150,8 +150,7 @@ def test_training_keeps_the_reward_of_its_last_batch() -> None:
 
 @pytest.mark.parametrize("objective", ["tvd_plus", "tvd_plus_sampled"])
 def test_micro_batches_change_nothing(objective: str) -> None:
-    plain = {"objective": objective, "examples": 128}
-    whole, parts = (short_run(tvd_draft, micro_batches=n, **plain)[0].weights for n in (1, 4))
+    whole, parts = (short_run(tvd_draft, examples=128, micro_batches=n, objective=objective)[0].weights for n in (1, 4))
     for name, weight in whole.items():
         torch.testing.assert_close(weight, parts[name], rtol=1e-3, atol=1e-4)
 
@@ -165,7 +164,7 @@ def test_plain_tvd_and_no_pretraining_by_default() -> None:
 
 
 def test_pretraining_spends_its_share_of_the_budget_on_the_references() -> None:
-    _, run, problem = short_run(tvd_draft, examples=640, pretraining=0.3)
+    _, run, _ = short_run(tvd_draft, examples=640, pretraining=0.3)
     cost = run.cost()
     assert cost["phases"]["pretraining"]["student_examples"] == 192
     assert cost["phases"]["pretraining"]["teacher_examples"] == 0

@@ -11,11 +11,13 @@ Array = NDArray[np.float64]
 
 def tvd(student_logits: Array, teacher_logits: Array) -> Array:
     """1 minus the chance that a token of q is accepted, of each row."""
-    return 1 - np.minimum(softmax(student_logits, axis=1), softmax(teacher_logits, axis=1)).sum(1)
+    accepted: Array = np.minimum(softmax(student_logits, axis=1), softmax(teacher_logits, axis=1)).sum(1)
+    return 1 - accepted
 
 
 def rewards(student_logits: Array, teacher_logits: Array) -> Array:
-    return (softmax(teacher_logits, axis=1) > softmax(student_logits, axis=1)).astype(float)
+    found: Array = (softmax(teacher_logits, axis=1) > softmax(student_logits, axis=1)).astype(float)
+    return found
 
 
 def moments(student_logits: Array, teacher_logits: Array) -> tuple[float, float]:
@@ -27,7 +29,7 @@ def moments(student_logits: Array, teacher_logits: Array) -> tuple[float, float]
 
 def score(logits: Array, entry: int) -> Array:
     """The gradient of log q(entry) in one row of logits."""
-    found = -softmax(logits)
+    found: Array = -softmax(logits)
     found[entry] += 1
     return found
 
