@@ -129,6 +129,10 @@ class Sampled:
 
     def fresh(self, index: Tensor, generator: torch.Generator) -> TokenBatch:
         """Responses to the prompts of ``index`` (B,), sampled now."""
+        return TokenBatch.fresh(self.problem.prompts, index, *self.responses(index, generator))
+
+    def responses(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same as tokens (B, R) and which of them are real (B, R), without the prompts."""
         problem = self.problem
         uniforms = torch.rand(len(index), problem.length, generator=generator)
         other = problem.teacher.module if self.share else None
@@ -144,8 +148,7 @@ class Sampled:
             share=self.share,
         )
         problem.teacher.meter.add("generated_tokens", int(real.sum()))
-        batch = Texts.join(problem.prompts, index, ids, real).take(torch.arange(len(index)))
-        return TokenBatch(batch.ids, batch.attention, batch.response, index, torch.full_like(index, -1), batch.per_row, batch.tokenizer)
+        return ids, real
 
 
 def prompt_order(problem: LanguageModeling, start: int) -> Iterator[Tensor]:
