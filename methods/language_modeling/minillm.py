@@ -40,8 +40,8 @@ CARD = Card(
     },
     hyperparameters={
         "mixing": Real(0.2, ge=0, lt=1, note="alpha: the teacher's share in the law that rollouts are sampled from"),
-        "returns": Choice("next", options=["next", "own"], note="first reward in A_t: t + 1 as in the paper, t as in the authors' code"),
-        "discount": Real(1.0, ge=0, le=1, note="of rewards; the paper has none, the authors' code 0.95"),
+        "returns": Choice("own", options=["own", "next"], note="first reward in A_t: t as in the authors' code, or t + 1 as in the paper"),
+        "discount": Real(0.95, ge=0, le=1, note="of rewards, in the authors' code; the paper has none (1)"),
         "whiten": Flag(True, note="advantages to mean 0 and variance 1 over the tokens of a collection"),
         "clip": Real(0.2, gt=0, note="of rho"),
         "reward_clip": Real(50.0, gt=0, note="nats; the authors clip at 100 what they have divided by 0.5"),
