@@ -47,7 +47,7 @@ CARD = Card(
         "reward_clip": Real(50.0, gt=0, note="nats; the authors clip at 100 what they have divided by 0.5"),
         "ppo_epochs": Integer(4, ge=1, note="passes over a collection of rollouts"),
         "rollouts": Integer(4, ge=1, note="batches in a collection; 16 in the authors' script, of 313 collections"),
-        "policy_weight": Real(1.0, ge=0, note="of the policy loss; 0 leaves the single-step term alone"),
+        "policy_weight": Real(0.3, ge=0, note="of the policy loss, 1 in the paper: see results; 0 leaves the single-step term alone"),
         "lm_weight": Real(1.0, ge=0, note="of the term on references; above 0, half of every batch are references"),
         "kd_ratio": Real(0.5, ge=0, le=1, note="share of the teacher's law in the term on references"),
         "sft": Real(0.1, ge=0, lt=1, note="share of the budget for the first phase, next-token training on the references"),
