@@ -61,10 +61,14 @@ CARD = Card(
         "The validation loss is taken ten times a run instead of once an epoch. Its forward passes (the validation references, eleven "
         "times) are not metered as student examples.",
         "The loss it is compared with moves only when phi rises, as in the authors' code; compared=best follows the lowest loss.",
-        "Divergences are true ones: the authors' skew KL leaves the teacher's entropy out, with the same gradient. Every token of the whole "
-        "batch weighs the same; the authors average each device's tokens.",
+        "Divergences are true ones: the authors' skew KL leaves the teacher's entropy out, with the same gradient. Every token of the "
+        "whole batch weighs the same; the authors average each device's tokens.",
         "The paper's Rouge-L numbers are not on this card: they could not be read at the time of writing.",
     ],
+    results="language-modeling/markov, 3 seeds of the test split, mean and deviation between seeds: kl 0.427 +- 0.012, reverse_kl 0.582 +- "
+    "0.035; gkd 0.495 and 0.528, minillm 0.550 and 0.637, scratch 0.645 and 0.955. With skew_reverse_kl 0.608 and 0.496. The validation "
+    "loss only falls here, so phi stays 0 and all text is given; own text gains nothing (threshold 0.5: 0.435 and 0.592; threshold 1 "
+    "without replay: 0.438 and 0.583). What gains is the skew KL, in the KL it resembles.",
 )
 
 

@@ -23,22 +23,25 @@ def markov(**options):
 
 
 def run(setting, problem, steps, folder=None, kill_at=None, **training):
-    """A run of ``steps`` batches; it dies at step ``kill_at`` after a checkpoint of every step before."""
-
-    def progress(phase, done, total):
-        if done == kill_at:
-            raise Killed
-
+    """A run of ``steps`` batches; with ``kill_at`` it dies when the checkpoint of that step has been written, the only one."""
     budget = Budget(student_examples=steps * setting.training.batch_size)
-    return Run(
+    machine = Run(
         seeds=SEEDS,
         budget=budget,
         training=dataclasses.replace(setting.training, **training),
         meter=problem.teacher.meter,
         folder=folder,
-        checkpoint_seconds=0.0 if folder else 30.0,
-        progress=progress if kill_at else None,
+        checkpoint_seconds=0.0 if kill_at else 3600.0,
     )
+    save = machine._save
+
+    def save_and_die(learners, step, flops):
+        if step == kill_at:
+            save(learners, step, flops)
+            raise Killed
+
+    machine._save = save_and_die if kill_at else save
+    return machine
 
 
 def scores(setting, student):

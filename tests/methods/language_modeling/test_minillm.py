@@ -329,7 +329,7 @@ def test_training_comes_closer_in_reverse_kl_and_resumes_bit_for_bit(tmp_path):
     counts = machine.meter.counts
     assert counts["student_examples"] == 60 * 32  # references beside rollouts are paid for
     setting, problem = markov()
-    with pytest.raises(Killed):  # between two collections of the second phase
+    with pytest.raises(Killed):  # within a collection of the second phase
         distill(problem, run(setting, problem, 60, tmp_path, kill_at=23), **hyper)
     setting, problem = markov()
     resumed = run(setting, problem, 60, tmp_path)
