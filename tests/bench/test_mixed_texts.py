@@ -1,6 +1,7 @@
 """Two kinds of text in one batch: denominators of each kind, whatever the padding and however the batch is split."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_each_kind_has_the_mean_over_its_own_tokens(cuts, padding):
     for own, rows in ((True, range(5)), (False, range(5, 8))):
         expected = np.concatenate([values[i] for i in rows]).mean()
         total = 0.0
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             mine = [values[i] for i in range(start, stop) if i in rows]
             flat = torch.tensor(np.concatenate(mine) if mine else np.zeros(0))
             total += float(mixed.part(start, stop).per_example_of(flat, own).sum())
