@@ -17,7 +17,7 @@ from bench.problems.base import Problem
 from bench.record import derive_seed
 from bench.run import Run
 from bench.texts import Prompts, TextBatches, Texts, TokenBatch
-from bench.token_losses import Teacher, token_losses
+from bench.token_losses import Projection, Teacher, token_losses
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class LanguageModeling(Problem):
         states = batch.predicted.take(model(batch.ids, batch.attention))
         weight, bias = model.head
         return token_losses(states, weight, law, mix, bias=bias, temperature=temperature, beta=beta, alpha=alpha, vocab=self.vocab)
+
+    def compare(self, states: Tensor, theirs: Tensor, mix: str, *, alpha: float = 0.1) -> Tensor:
+        """The same for n tokens of one's choice, of which student and teacher have the states (n, D) and (n, D'): (n,) nats."""
+        (weight, bias), law = self.student.head, Projection(theirs, *self.teacher.module.head)
+        return token_losses(states, weight, law, mix, bias=bias, alpha=alpha, vocab=self.vocab)
 
     def nll(self, batch: TokenBatch, student: LanguageModel | None = None) -> Tensor:
         """-log q of each of the N tokens that count, (N,) nats."""

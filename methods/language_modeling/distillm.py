@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.card import Beats, Card, Choice, Integer, Paper, Real
+from bench.language_oracle import chosen_log_probs
 from bench.mixed_texts import MixedBatch, beside
 from bench.problems.language_modeling import LanguageModeling, prompt_order
 from bench.record import derive_seed
@@ -185,9 +186,13 @@ def distill(
     batches = Adaptive(problem, run, threshold, epsilon, compared, interval, replay, capacity, data, lm_weight > 0)
 
     def loss(batch: MixedBatch) -> Losses:
-        terms = {"distillm": batch.per_example_of(problem.divergence(batch, divergence, alpha=alpha)[batch.own_tokens], own=True)}
+        own, labels = batch.own_tokens, batch.predicted.labels
+        states = batch.predicted.take(problem.student(batch.ids, batch.attention))
+        theirs = batch.predicted.take(problem.teacher.states(batch))
+        terms = {"distillm": batch.per_example_of(problem.compare(states[own], theirs[own], divergence, alpha=alpha), own=True)}
         if lm_weight:
-            terms["nll"] = lm_weight * batch.per_example_of(problem.nll(batch)[~batch.own_tokens], own=False)
+            nll = -chosen_log_probs(problem.student, states[~own], labels[~own], vocab=problem.vocab)
+            terms["nll"] = lm_weight * batch.per_example_of(nll, own=False)
         return run.loss(**terms)
 
     return run.fit(problem.student, loss, batches)

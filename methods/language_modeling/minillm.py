@@ -16,7 +16,6 @@ from bench.record import derive_seed
 from bench.run import Losses, Run
 from bench.student import Student
 from bench.texts import TextBatches, TokenBatch
-from bench.token_losses import Projection, token_losses
 
 CARD = Card(
     slug="minillm",
@@ -281,19 +280,14 @@ def distill(
         own, labels = batch.own_tokens, batch.predicted.labels
         states = batch.predicted.take(student(batch.ids, batch.attention))
         theirs = batch.predicted.take(problem.teacher.states(batch))
-
-        def divergence(of: Tensor, mix: str) -> Tensor:
-            teacher = Projection(theirs[of], *problem.teacher.module.head)
-            return token_losses(states[of], *student.head[:1], teacher, mix, bias=student.head[1], vocab=problem.vocab)
-
         log_q = chosen_log_probs(student, states, labels, vocab=problem.vocab)
         terms = {
-            "single_step": batch.per_example_of(divergence(own, "reverse_kl"), own=True),
+            "single_step": batch.per_example_of(problem.compare(states[own], theirs[own], "reverse_kl"), own=True),
             "policy": policy_weight * batch.per_example_of(policy_loss(log_q[own], *batch.values(), clip=clip), own=True),
         }
         if lm_weight:
             terms["nll"] = lm_weight * (1 - kd_ratio) * batch.per_example_of(-log_q[~own], own=False)
-            terms["kd"] = lm_weight * kd_ratio * batch.per_example_of(divergence(~own, "forward_kl"), own=False)
+            terms["kd"] = lm_weight * kd_ratio * batch.per_example_of(problem.compare(states[~own], theirs[~own], "forward_kl"), own=False)
         return run.loss(**terms)
 
     if sft:
