@@ -59,7 +59,7 @@ CARD = Card(
     deviations=[
         "Given text is the teacher's, as for the other methods of a track; the paper's is the data's own responses (data=references).",
         "No pre-training corpus: the language-modelling term, on the references, is off by default.",
-        "The validation loss is taken ten times a run instead of once an epoch. Its forward passes (the validation references, eleven "
+        "The validation loss is taken ten times a run instead of once an epoch. Its forward passes (the validation references, ten "
         "times) are not metered as student examples.",
         "The loss it is compared with moves only when phi rises, as in the authors' code; compared=best follows the lowest loss.",
         "Divergences are true ones: the authors' skew KL leaves the teacher's entropy out, with the same gradient. Every token of the "
