@@ -42,6 +42,12 @@ class TokenBatch:
     def __len__(self) -> int:
         return int(self.ids.shape[0])
 
+    @staticmethod
+    def fresh(prompts: Prompts, index: Tensor, ids: Tensor, response: Tensor) -> TokenBatch:
+        """Responses ``ids`` (B, R) with their mask (B, R) to the prompts of ``index`` (B,), as text that no cache can know."""
+        batch = Texts.join(prompts, index, ids, response).take(torch.arange(len(index)))
+        return replace(batch, index=index, rows=torch.full_like(index, -1), text="")
+
     def part(self, start: int, stop: int) -> TokenBatch:
         """Rows ``start:stop``, with the denominator of the whole."""
         return self._with(lambda x: x[start:stop])

@@ -19,7 +19,7 @@ from bench.problems.base import Problem
 from bench.record import derive_seed
 from bench.run import Run
 from bench.texts import Prompts, TextBatches, Texts, TokenBatch, retokenise, retokenise_prompts
-from bench.token_losses import Teacher, token_losses
+from bench.token_losses import Projection, Teacher, token_losses
 from bench.tokenizers import Tokenizer
 
 
@@ -152,6 +152,11 @@ class LanguageModeling(Problem):
         weight, bias = model.head
         return token_losses(states, weight, law, mix, bias=bias, temperature=temperature, beta=beta, alpha=alpha, vocab=self.vocab)
 
+    def compare(self, states: Tensor, theirs: Tensor, mix: str, *, alpha: float = 0.1) -> Tensor:
+        """The same for n tokens of one's choice, of which student and teacher have the states (n, D) and (n, D'): (n,) nats."""
+        (weight, bias), law = self.student.head, Projection(theirs, *self.teacher.module.head)
+        return token_losses(states, weight, law, mix, bias=bias, alpha=alpha, vocab=self.vocab)
+
     def nll(self, batch: TokenBatch, student: LanguageModel | None = None) -> Tensor:
         """-log q of each of the N tokens that count, (N,) nats."""
         model = self.student if student is None else student
@@ -230,6 +235,10 @@ class Sampled:
 
     def fresh(self, index: Tensor, generator: torch.Generator) -> TokenBatch:
         """Responses to the prompts of ``index`` (B,), sampled now."""
+        return TokenBatch.fresh(self.problem.prompts, index, *self.responses(index, generator))
+
+    def responses(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same as tokens (B, R) and which of them are real (B, R), without the prompts."""
         problem = self.problem
         uniforms = torch.rand(len(index), problem.length, generator=generator)
         other = problem.teacher.module if self.share else None
@@ -245,8 +254,7 @@ class Sampled:
             share=self.share,
         )
         problem.teacher.meter.add("generated_tokens", int(real.sum()))
-        batch = Texts.join(problem.prompts, index, ids, real).take(torch.arange(len(index)))
-        return TokenBatch(batch.ids, batch.attention, batch.response, index, torch.full_like(index, -1), batch.per_row, batch.tokenizer)
+        return ids, real
 
 
 def prompt_order(problem: LanguageModeling, start: int) -> Iterator[Tensor]:

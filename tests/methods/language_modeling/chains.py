@@ -1,0 +1,54 @@
+"""The analytic problem, and runs on it, for tests of methods that sample."""
+
+import dataclasses
+
+import torch
+
+from bench.card import Budget
+from bench.run import Run
+from bench.student import tensor_digest
+from suites import language_modeling as suite
+
+SEEDS = {"teacher": 1, "init": 2, "data": 3, "order": 4, "noise": 5}
+
+
+class Killed(Exception):
+    pass
+
+
+def markov(**options):
+    setting = suite.CARD.settings["markov"]
+    setting = dataclasses.replace(setting, options={**setting.options, **options})
+    return setting, suite.problem("markov", setting, SEEDS, split="tune")
+
+
+def run(setting, problem, steps, folder=None, kill_at=None, **training):
+    """A run of ``steps`` batches; with ``kill_at`` it dies when the checkpoint of that step has been written, the only one."""
+    budget = Budget(student_examples=steps * setting.training.batch_size)
+    machine = Run(
+        seeds=SEEDS,
+        budget=budget,
+        training=dataclasses.replace(setting.training, **training),
+        meter=problem.teacher.meter,
+        folder=folder,
+        checkpoint_seconds=0.0 if kill_at else 3600.0,
+    )
+    save = machine._save
+
+    def save_and_die(learners, step, flops):
+        if step == kill_at:
+            save(learners, step, flops)
+            raise Killed
+
+    machine._save = save_and_die if kill_at else save
+    return machine
+
+
+def scores(setting, student):
+    """The exact metrics of an exported student."""
+    torch.set_num_threads(1)
+    return {m.metric: m.value for m in suite.evaluate(student, "markov", setting, SEEDS, split="tune")}
+
+
+def digest(student):
+    return tensor_digest(student.weights)

@@ -1,0 +1,50 @@
+"""MiniLLM in numpy, one token at a time: returns, whitening, the clipped objective, and the gradient of an enumerated sequence KL."""
+
+import itertools
+
+import numpy as np
+
+
+def advantages(reward, lengths, discount, own, whiten):
+    """reward: (B, R), lengths: response tokens of each row. Returns (B, R), 0 behind a response."""
+    found = np.zeros(reward.shape)
+    for b, n in enumerate(lengths):
+        for t in range(n):
+            first = t if own else t + 1
+            later = [discount ** (s - first) * reward[b, s] for s in range(first, n)]
+            found[b, t] = sum(later) / len(later) if later else 0.0
+    if whiten:
+        tokens = np.concatenate([found[b, :n] for b, n in enumerate(lengths)])
+        for b, n in enumerate(lengths):
+            found[b, :n] = (found[b, :n] - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8)
+    return found
+
+
+def policy_loss(log_q, old, weight, advantage, clip):
+    """The value of each token, and its slope in log q."""
+    value, slope = np.zeros(log_q.shape), np.zeros(log_q.shape)
+    for i in np.ndindex(log_q.shape):
+        ratio = np.exp(log_q[i] - old[i]) * weight[i]
+        free, held = -advantage[i] * ratio, -advantage[i] * min(max(ratio, 1 - clip), 1 + clip)
+        value[i] = max(free, held)
+        slope[i] = free if free >= held else 0.0
+    return value, slope
+
+
+def sequences(vocab, length):
+    return list(itertools.product(range(vocab), repeat=length))
+
+
+def sequence_kl(student, teacher, vocab, length):
+    """KL(q || p) over all responses of ``length`` tokens.   student, teacher: dicts prefix -> logits (V,)."""
+
+    def law(table, prefix):
+        z = np.exp(table[prefix] - table[prefix].max())
+        return z / z.sum()
+
+    total = 0.0
+    for y in sequences(vocab, length):
+        q = np.prod([law(student, y[:t])[y[t]] for t in range(length)])
+        p = np.prod([law(teacher, y[:t])[y[t]] for t in range(length)])
+        total += q * np.log(q / p)
+    return total
