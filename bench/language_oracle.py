@@ -115,13 +115,19 @@ class LanguageOracle(Oracle):
         return Texts.join(prompts, index, ids, real)
 
 
+def real_logits(model: LanguageModel, states: Tensor, vocab: int) -> Tensor:
+    """The logits (n, vocab) of states (n, D), without what pads the projection; in float32, or in float64 where the states are."""
+    weight, bias = model.head
+    dtype = torch.promote_types(states.dtype, torch.float32)
+    with torch.autocast(states.device.type, enabled=False):
+        return torch.nn.functional.linear(states.to(dtype), weight[:vocab].to(dtype), None if bias is None else bias[:vocab].to(dtype))
+
+
 def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vocab: int, chunk: int = 512) -> Tensor:
     """log softmax(logits)[label] of states (N, D), (N,) nats in float32, ``chunk`` rows of logits at a time; differentiable."""
-    weight, bias = model.head
     parts = []
     for s, y in zip(states.split(chunk), labels.split(chunk), strict=True):
-        logits = torch.nn.functional.linear(s.float(), weight[:vocab].float(), None if bias is None else bias[:vocab].float())
-        parts.append(-torch.nn.functional.cross_entropy(logits, y, reduction="none"))
+        parts.append(-torch.nn.functional.cross_entropy(real_logits(model, s, vocab), y, reduction="none"))
     return torch.cat(parts) if parts else states.new_zeros(0)
 
 
