@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import taid as oracle
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "taid.json").read_text())
-HYPER = {"start": 0.4, "end": 1.0, "alpha": 0.03, "beta": 0.99, "adaptive": True}
+HYPER: dict[str, Any] = {"start": 0.4, "end": 1.0, "alpha": 0.03, "beta": 0.99, "adaptive": True}
 
 
 def logits(seed: int, n: int = 4, v: int = 6) -> np.ndarray:
