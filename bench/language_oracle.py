@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from bench.checkpoint import load_checkpoint, save_checkpoint
 from bench.errors import UserError
@@ -129,6 +130,20 @@ def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vo
     for s, y in zip(states.split(chunk), labels.split(chunk), strict=True):
         parts.append(-torch.nn.functional.cross_entropy(real_logits(model, s, vocab), y, reduction="none"))
     return torch.cat(parts) if parts else states.new_zeros(0)
+
+
+def top_log_probs(model: LanguageModel, states: Tensor, ids: Tensor, *, vocab: int, chunk: int = 64) -> Tensor:
+    """log softmax(logits) of chosen entries, (N, K) nats in float32; differentiable.   states: (N, D), ids: (N, K) int64.
+
+    Logits exist for ``chunk`` rows at a time, and are made once more in backward.
+    """
+
+    def some(s: Tensor, i: Tensor) -> Tensor:
+        return real_logits(model, s, vocab).log_softmax(1).gather(1, i)
+
+    pairs = zip(states.split(chunk), ids.split(chunk), strict=True)
+    parts = [checkpoint(some, s, i, use_reentrant=False, preserve_rng_state=False) for s, i in pairs]
+    return torch.cat(parts) if parts else states.new_zeros(ids.shape)
 
 
 def _made(path: Path) -> Path:

@@ -39,9 +39,7 @@ CARD = Card(
         "reference": Real(
             0.1, gt=0, lt=1, note="share of the budget that trains the reference; authors: as many epochs as the draft or more"
         ),
-        "denominator": Choice(
-            "all", options=["all", "kept"], note="N: all tokens of the batch, as the authors' trainer passes it, or those kept"
-        ),
+        "denominator": Choice("all", options=["all", "kept"], note="N: all tokens of the batch, as the authors' trainer, or those kept"),
     },
     claims=[
         Beats("scratch"),

@@ -103,7 +103,7 @@ def test_5_the_two_denominators(denominator: str) -> None:
 def test_6_at_match_there_is_no_gradient() -> None:
     problem, _ = track()
     net = problem.teacher.trainable_copy()
-    batches = Selected(dataclasses.replace(problem, student=net), problem.student, problem.teacher_text(), 0.4, "all")  # type: ignore[type-var]
+    batches = Selected(dataclasses.replace(problem, student=net), problem.student, problem.teacher_text(), 0.4, "all")  # type: ignore[arg-type]
     values = problem.divergence(next(batches.stream(0)), student=net)  # type: ignore[arg-type]
     values.sum().backward()
     assert values.abs().max() < 1e-5 and all(p.grad is None or p.grad.abs().max() < 1e-4 for p in net.parameters())

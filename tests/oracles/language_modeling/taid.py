@@ -13,7 +13,7 @@ def target(student: Array, teacher: Array, t: float) -> Array:
     """p_t (N, V): the normalised product p^t q^(1 - t); at t = 0 the student's law whatever the teacher excludes."""
     p, q = softmax(teacher, axis=1), softmax(student, axis=1)
     product = q ** (1 - t) * (p**t if t > 0 else np.ones_like(p))
-    return product / product.sum(1, keepdims=True)
+    return np.asarray(product / product.sum(1, keepdims=True))
 
 
 def kl(student: Array, of: Array) -> Array:
@@ -23,7 +23,7 @@ def kl(student: Array, of: Array) -> Array:
 
 def cross_entropy(student: Array, of: Array) -> Array:
     """What the authors' code computes: the KL and the entropy of the target."""
-    return kl(student, of) + entr(of).sum(1)
+    return np.asarray(kl(student, of) + entr(of).sum(1))
 
 
 def schedule(losses: list[float], start: float, end: float, alpha: float, beta: float) -> list[float]:
