@@ -39,7 +39,7 @@ CARD = Card(
         "normaliser": Choice("linear", options=["linear", "softmax"], note="N; the authors' released run is linear, their default softmax"),
         "recalibration": Choice("temperature", options=["temperature", "smoothing", "none"], note="the paper's choice is temperature"),
         "smoothing": Real(0.1, ge=0, lt=1, note="delta; authors' value"),
-        "other": Flag(False, note="all other tokens together as one more outcome, an option of the authors' code"),
+        "other": Flag(True, note="all other tokens together as one more outcome; an option of the authors' code, off in the paper"),
     },
     claims=[
         Beats("scratch", source="abstract: better accuracy than fine-tuning, +2.3% on average, and 10% less mis-calibration"),
@@ -48,10 +48,15 @@ CARD = Card(
     deviations=[
         "The mean over all tokens of a batch; the authors sum over the tokens of a text, so that long texts weigh more.",
         "Re-calibration acts on the teacher alone, before N acts on both; the authors' smoothing acts on logarithms of both sides.",
+        "other is on, where the paper's runs leave it off: a student that starts untrained learns nothing of what lies outside the top K.",
         "The other tokens' outcome enters by its logarithm; the authors' code leaves that out and so computes something else.",
         "The teacher is asked at every batch where its answers are not cached; the paper stores them first.",
         "Calibration is the paper's aim, and no metric of this suite: ECE is measured on the teacher alone, to choose c.",
     ],
+    results="language-modeling/markov, 3 seeds: kl 0.449, acceptance 0.661; scratch 0.645 and 0.592, forward KL over the whole "
+    "vocabulary on the same text 0.394 and 0.692. Tune chain, 2 seeds (scratch 0.668): kl 0.447 as it stands; 0.441 without re-calibration, since "
+    "this teacher is calibrated by construction; 0.883 and 0.964 without the other tokens' outcome, as in the paper, where the mass "
+    "outside the top 5 is free; 2.06 with the softmax normaliser and that outcome.",
 )
 
 EPSILON = 1e-6  # the authors' norm_epsilon
