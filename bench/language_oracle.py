@@ -125,7 +125,7 @@ def real_logits(model: LanguageModel, states: Tensor, vocab: int) -> Tensor:
 
 
 def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vocab: int, chunk: int = 512) -> Tensor:
-    """log softmax(logits)[label] of states (N, D), (N,) nats in float32, ``chunk`` rows of logits at a time; differentiable."""
+    """log softmax(logits)[label] of states (N, D), (N,) nats, ``chunk`` rows of logits at a time; differentiable."""
     parts = []
     for s, y in zip(states.split(chunk), labels.split(chunk), strict=True):
         parts.append(-torch.nn.functional.cross_entropy(real_logits(model, s, vocab), y, reduction="none"))
@@ -133,7 +133,7 @@ def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vo
 
 
 def top_log_probs(model: LanguageModel, states: Tensor, ids: Tensor, *, vocab: int, chunk: int = 64) -> Tensor:
-    """log softmax(logits) of chosen entries, (N, K) nats in float32; differentiable.   states: (N, D), ids: (N, K) int64.
+    """log softmax(logits) of chosen entries, (N, K) nats; differentiable.   states: (N, D), ids: (N, K) int64.
 
     Logits exist for ``chunk`` rows at a time, and are made once more in backward.
     """

@@ -146,7 +146,8 @@ def test_the_teachers_best_are_the_same_from_its_whole_law_and_from_a_kept_part(
     assert torch.equal(ids, law.topk(5).indices) and torch.equal(p, law.topk(5).values)
     kept = law.topk(8)
     shuffled = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    problem.teacher.law = lambda b: TopK(kept.indices[:, shuffled], kept.values[:, shuffled].log(), 1 - kept.values.sum(1))  # type: ignore[method-assign]
+    part = TopK(kept.indices[:, shuffled], kept.values[:, shuffled].log(), 1 - kept.values.sum(1))
+    problem.teacher.law = lambda batch: part  # type: ignore[method-assign]
     again, same = teacher_top(problem, batch, 5)
     assert torch.equal(again, ids)
     torch.testing.assert_close(same, p)
