@@ -96,7 +96,7 @@ def test_5_the_two_denominators(denominator: str) -> None:
     problem, whole, batches = selected(0.4, denominator)
     batch = next(batches.stream(0))
     n = whole.predicted.count if denominator == "all" else batch.predicted.count  # type: ignore[attr-defined]
-    values = problem.divergence(batch)  # type: ignore[attr-defined]
+    values = problem.divergence(batch).detach()  # type: ignore[attr-defined]
     assert float(batch.per_example(values).mean()) == pytest.approx(float(values.sum()) / n, rel=1e-5)
 
 
