@@ -132,7 +132,7 @@ def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vo
     return torch.cat(parts) if parts else states.new_zeros(0)
 
 
-def top_log_probs(model: LanguageModel, states: Tensor, ids: Tensor, *, vocab: int, chunk: int = 64) -> Tensor:
+def top_log_probs(model: LanguageModel, states: Tensor, ids: Tensor, *, vocab: int, chunk: int = 192) -> Tensor:
     """log softmax(logits) of chosen entries, (N, K) nats; differentiable.   states: (N, D), ids: (N, K) int64.
 
     Logits exist for ``chunk`` rows at a time, and are made once more in backward.
