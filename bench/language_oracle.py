@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from bench.checkpoint import load_checkpoint, save_checkpoint
 from bench.errors import UserError
@@ -192,14 +193,34 @@ class LanguageOracle(Oracle):
         return texts
 
 
-def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vocab: int, chunk: int = 512) -> Tensor:
-    """log softmax(logits)[label] of states (N, D), (N,) nats in float32, ``chunk`` rows of logits at a time; differentiable."""
+def real_logits(model: LanguageModel, states: Tensor, vocab: int) -> Tensor:
+    """The logits (n, vocab) of states (n, D), without what pads the projection; in float32, or in float64 where the states are."""
     weight, bias = model.head
+    dtype = torch.promote_types(states.dtype, torch.float32)
+    with torch.autocast(states.device.type, enabled=False):
+        return torch.nn.functional.linear(states.to(dtype), weight[:vocab].to(dtype), None if bias is None else bias[:vocab].to(dtype))
+
+
+def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vocab: int, chunk: int = 512) -> Tensor:
+    """log softmax(logits)[label] of states (N, D), (N,) nats, ``chunk`` rows of logits at a time; differentiable."""
     parts = []
     for s, y in zip(states.split(chunk), labels.split(chunk), strict=True):
-        logits = torch.nn.functional.linear(s.float(), weight[:vocab].float(), None if bias is None else bias[:vocab].float())
-        parts.append(-torch.nn.functional.cross_entropy(logits, y, reduction="none"))
+        parts.append(-torch.nn.functional.cross_entropy(real_logits(model, s, vocab), y, reduction="none"))
     return torch.cat(parts) if parts else states.new_zeros(0)
+
+
+def top_log_probs(model: LanguageModel, states: Tensor, ids: Tensor, *, vocab: int, chunk: int = 192) -> Tensor:
+    """log softmax(logits) of chosen entries, (N, K) nats; differentiable.   states: (N, D), ids: (N, K) int64.
+
+    Logits exist for ``chunk`` rows at a time, and are made once more in backward.
+    """
+
+    def some(s: Tensor, i: Tensor) -> Tensor:
+        return real_logits(model, s, vocab).log_softmax(1).gather(1, i)
+
+    pairs = zip(states.split(chunk), ids.split(chunk), strict=True)
+    parts = [checkpoint(some, s, i, use_reentrant=False, preserve_rng_state=False) for s, i in pairs]
+    return torch.cat(parts) if parts else states.new_zeros(ids.shape)
 
 
 def _made(path: Path) -> Path:

@@ -1,0 +1,144 @@
+"""FIRST (Shum et al. 2024): the teacher's five most probable tokens, brought to the confidence its accuracy warrants, are the target."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.card import Beats, Card, Choice, Flag, Integer, Paper, Real
+from bench.errors import UserError
+from bench.language_oracle import real_logits, top_log_probs
+from bench.problems.language_modeling import LanguageModeling
+from bench.run import Losses, Run
+from bench.student import Student
+from bench.texts import TokenBatch
+from bench.token_losses import Projection, TopK
+
+CARD = Card(
+    slug="first",
+    version=1,
+    problem="language-modeling",
+    title="Efficient trustworthy distillation",
+    paper=Paper(
+        title="FIRST: Teach A Reliable Large Language Model Through Efficient Trustworthy Distillation",
+        year=2024,
+        arxiv="2408.12168",
+        code="https://github.com/SHUMKASHUN/LMFlow-distill/blob/c06f9e246ec10d5a8b22a42efbea52e63acee0de/distill.py",
+        catalogue="first",
+        row=59,
+    ),
+    objective="first_loss",
+    equations={
+        "recalibrated": "temperature p <- softmax(p / c);  smoothing p_1 <- p_1 - delta, p_i <- p_i + delta / (K - 1)",
+        "best_temperature": "c = argmin over a grid of the ECE of recalibrated p on the validation texts",
+        "first_loss": "L = KL(N(p) || N(q)) over the teacher's K most probable tokens,  "
+        "N linear (a + eps) / sum (a + eps), or softmax over the probabilities a",
+    },
+    hyperparameters={
+        "top": Integer(5, ge=2, note="K; the paper's value"),
+        "normaliser": Choice("linear", options=["linear", "softmax"], note="N; the authors' released run is linear, their default softmax"),
+        "recalibration": Choice("temperature", options=["temperature", "smoothing", "none"], note="the paper's choice is temperature"),
+        "smoothing": Real(0.1, ge=0, lt=1, note="delta; authors' value"),
+        "other": Flag(True, note="all other tokens together as one more outcome; an option of the authors' code, off in the paper"),
+    },
+    claims=[
+        Beats("scratch", source="abstract: better accuracy than fine-tuning, +2.3% on average, and 10% less mis-calibration"),
+        Beats("seqkd", source="abstract: better than direct distillation in accuracy and calibration"),
+    ],
+    deviations=[
+        "The mean over all tokens of a batch; the authors sum over the tokens of a text, so that long texts weigh more.",
+        "Re-calibration acts on the teacher alone, before N acts on both; the authors' smoothing acts on logarithms of both sides.",
+        "other is on, where the paper's runs leave it off: a student that starts untrained learns nothing of what lies outside the top K.",
+        "The other tokens' outcome enters by its logarithm; the authors' code leaves that out and so computes something else.",
+        "The teacher is asked at every batch where its answers are not cached; the paper stores them first.",
+        "Calibration is the paper's aim, and no metric of this suite: ECE is measured on the teacher alone, to choose c.",
+    ],
+    results="language-modeling/markov, 3 seeds: kl 0.449, acceptance 0.661; scratch 0.645 and 0.592, forward KL over the whole "
+    "vocabulary on the same text 0.394 and 0.692. Tune chain, 2 seeds (scratch 0.668): kl 0.447 as it stands; 0.441 without "
+    "re-calibration, since this teacher is calibrated by construction; 0.883 (0.964 without re-calibration) without the other tokens' "
+    "outcome, as in the paper, where the mass outside the top 5 is free; 1.39 with the softmax normaliser.",
+)
+
+EPSILON = 1e-6  # the authors' norm_epsilon
+TEMPERATURES = tuple(i / 20 for i in range(1, 41))  # where c is searched, 0.05 to 2
+CHUNK = 64  # tokens whose teacher's logits are there at a time
+
+
+def distill(
+    problem: LanguageModeling, run: Run, *, top: int, normaliser: str, recalibration: str, smoothing: float, other: bool
+) -> Student:
+    """The teacher's few best tokens at each place of its own text, with the confidence set right on the validation texts first."""
+    c = 1.0
+    if recalibration == "temperature":
+        known = problem.validation.take(torch.arange(len(problem.validation))).to(run.device)
+        ids, p = teacher_top(problem, known, top)
+        c = best_temperature(p, ids[:, 0] == known.predicted.labels)
+
+    def loss(batch: TokenBatch) -> Losses:
+        ids, p = teacher_top(problem, batch, top)
+        p = recalibrated(p, how=recalibration, temperature=c, smoothing=smoothing)
+        states = batch.predicted.take(problem.student(batch.ids, batch.attention))
+        q = top_log_probs(problem.student, states, ids, vocab=problem.vocab).exp()
+        return run.loss(first=batch.per_example(first_loss(q, p, normaliser=normaliser, other=other)))
+
+    return run.fit(problem.student, loss, problem.teacher_text())
+
+
+def teacher_top(problem: LanguageModeling, batch: TokenBatch, top: int) -> tuple[Tensor, Tensor]:
+    """Ids and probabilities (N, K) of the teacher's most probable tokens at the N places that count, the best first.
+
+    Raises:
+        UserError: the teacher's laws hold fewer than K tokens.
+    """
+    law = problem.teacher.law(batch)
+    held = law.ids.shape[1] if isinstance(law, TopK) else problem.vocab
+    if top > held:
+        raise UserError(f"first.top={top}: the teacher's laws hold {held} tokens here; choose {held} at most")
+    if isinstance(law, TopK):
+        best = law.log_probs.topk(top)
+        return law.ids.gather(1, best.indices), best.values.exp()
+    assert isinstance(law, Projection)
+    found = [real_logits(problem.teacher.module, s, problem.vocab).softmax(1).topk(top) for s in law.hidden.split(CHUNK)]
+    return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+
+
+def first_loss(student_top: Tensor, teacher_top: Tensor, *, normaliser: str, other: bool) -> Tensor:
+    """KL(N(p) || N(q)) of each token, (N,) nats.   student_top, teacher_top: (N, K) probabilities of the same K tokens.
+
+    Under the linear normaliser only the proportions of the K tokens matter: what lies outside of them is free, unless ``other``
+    makes it one more outcome.
+    """
+    p, q = (torch.cat([a, (1 - a.sum(1, keepdim=True)).clamp(min=0)], 1) if other else a for a in (teacher_top, student_top))
+    log_p, log_q = (a.log_softmax(1) if normaliser == "softmax" else _linear(a) for a in (p, q))
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def _linear(a: Tensor) -> Tensor:
+    a = a + EPSILON
+    return (a / a.sum(1, keepdim=True)).log()
+
+
+def recalibrated(p: Tensor, *, how: str, temperature: float, smoothing: float) -> Tensor:
+    """The teacher's probabilities p (N, K), the best first, with another confidence and the same mass.
+
+    ``temperature`` takes a softmax of probabilities, not of logits: at c = 1 it nearly levels them, small c sharpen.
+    """
+    if how == "temperature":
+        return p.sum(1, keepdim=True) * (p / temperature).softmax(1)
+    if how == "smoothing":
+        share = p.new_full(p.shape[1:], smoothing / (p.shape[1] - 1))
+        share[0] = -smoothing
+        return (p + share).clamp(min=0)
+    return p
+
+
+def best_temperature(p: Tensor, right: Tensor) -> float:
+    """The c of :data:`TEMPERATURES` whose softmax(p / c) is best calibrated.   p: (N, K), the best first; right: (N,) bool."""
+    return min(TEMPERATURES, key=lambda c: calibration_error((p / c).softmax(1)[:, 0], right))
+
+
+def calibration_error(confidence: Tensor, right: Tensor, bins: int = 10) -> float:
+    """Expected calibration error: |accuracy - confidence| of each of ``bins`` equal bins (0, 1], weighed by how many fall in it."""
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.float64, device=right.device)
+    return float(gap.index_add_(0, place, right.double() - confidence.double()).abs().sum() / max(1, len(right)))

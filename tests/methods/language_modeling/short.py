@@ -1,0 +1,46 @@
+"""Short runs on the analytic track, for tests that need a whole method."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.card import SuiteCard, resolve
+from bench.plan import seeds_by_role
+from bench.problems.language_modeling import LanguageModeling
+from bench.run import Run
+from bench.student import Student
+
+
+def track(
+    *, examples: int = 640, seed: int = 0, setting: str = "markov", folder: Path | None = None, **training: Any
+) -> tuple[LanguageModeling, Run]:
+    """Problem and run of ``language-modeling/<setting>`` with a small budget; ``training`` replaces fields of the recipe."""
+    entry = registry.find("suite", "language-modeling")
+    card = entry.card
+    assert isinstance(card, SuiteCard)
+    about = card.settings[setting]
+    seeds = seeds_by_role(seed)
+    problem: LanguageModeling = entry.load().problem(setting, about, seeds)
+    budget = dataclasses.replace(about.budget, student_examples=examples)
+    recipe = dataclasses.replace(about.training, **training)
+    run = Run(seeds=seeds, budget=budget, training=recipe, meter=problem.oracle.meter, folder=folder, checkpoint_seconds=0.0)
+    return problem, run
+
+
+def distilled(slug: str, *, examples: int = 640, seed: int = 0, **given: Any) -> tuple[Student, LanguageModeling, Run]:
+    """The student of a short run of method ``slug`` with ``given`` hyper-parameters over the card's."""
+    problem, run = track(examples=examples, seed=seed)
+    module = registry.find("method", slug, "language-modeling").load()
+    student: Student = module.distill(problem, run, **resolve(module.CARD, given))
+    return student, problem, run
+
+
+def score(student: Student, metric: str = "kl", seed: int = 0) -> float:
+    """An exact metric of the track's test chain."""
+    entry = registry.find("suite", "language-modeling")
+    assert isinstance(entry.card, SuiteCard)
+    found = entry.load().evaluate(student, "markov", entry.card.settings["markov"], seeds_by_role(seed))
+    return float({m.metric: m.value for m in found}[metric])

@@ -1,0 +1,19 @@
+"""MiniPLM in numpy: the difference of mean token losses, and the best texts by counting those above."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def differences(reference: list[list[float]], teacher: list[list[float]]) -> Array:
+    """log-probabilities of every token of every text -> r of each text."""
+    return np.array([np.mean(t) - np.mean(r) for r, t in zip(reference, teacher, strict=True)])
+
+
+def best(scores: Array, alpha: float) -> list[int]:
+    """Rows with fewer than floor(alpha M) better ones; of equal ones the earlier is the better."""
+    m = int(alpha * len(scores))
+    return [i for i, s in enumerate(scores) if (scores > s).sum() + (scores[:i] == s).sum() < m]

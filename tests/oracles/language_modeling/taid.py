@@ -1,0 +1,37 @@
+"""TAID in numpy, from the paper's definitions: a geometric mixture as the target, a schedule with momentum."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import entr, rel_entr, softmax
+
+Array = NDArray[np.float64]
+
+
+def target(student: Array, teacher: Array, t: float) -> Array:
+    """p_t (N, V): the normalised product p^t q^(1 - t); at t = 0 the student's law whatever the teacher excludes."""
+    p, q = softmax(teacher, axis=1), softmax(student, axis=1)
+    product = q ** (1 - t) * (p**t if t > 0 else np.ones_like(p))
+    return np.asarray(product / product.sum(1, keepdims=True))
+
+
+def kl(student: Array, of: Array) -> Array:
+    """KL(p_t || softmax(student)) of each row, the target held still."""
+    return np.asarray(rel_entr(of, softmax(student, axis=1)).sum(1))
+
+
+def cross_entropy(student: Array, of: Array) -> Array:
+    """What the authors' code computes: the KL and the entropy of the target."""
+    return np.asarray(kl(student, of) + entr(of).sum(1))
+
+
+def schedule(losses: list[float], start: float, end: float, alpha: float, beta: float) -> list[float]:
+    """t behind each loss. The first loss moves nothing."""
+    t, m, path = start, 0.0, [start]
+    for n in range(1, len(losses)):
+        change = (losses[n - 1] - losses[n]) / losses[n - 1]
+        m = beta * m + (1 - beta) * change
+        t = min(end, max(start + (end - start) * n / len(losses), t + alpha / (1 + np.exp(-m)) * (1 - t)))
+        path.append(t)
+    return path
