@@ -151,14 +151,21 @@ class TopKTable:
     def __init__(self, texts: Texts, layout: Layout, laws: Laws, *, teacher: str, folder: Path | None) -> None:
         self._texts, self._layout, self._laws = texts, layout, laws
         self._teacher, self._folder = teacher, folder
-        self._places: dict[str, Bytes] = {}
+        self._places: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
 
     def find(self, batch: TokenBatch) -> TopK | None:
-        """The laws of the N tokens that count in ``batch``, or None where one of its examples is not of these texts."""
+        """The laws of the N tokens that count in ``batch``, or None where one of its examples is not of these texts.
+
+        An example is its tokens; a batch may count fewer of them than the texts do.
+        """
         self.fill()
-        rows = [self._places.get(example) for example in examples(batch)]
-        found = [r for r in rows if r is not None]
-        if len(found) < len(rows) or not found:
+        found = []
+        for text, counted in _counted(batch):
+            places, table = self._places.get(text, (None, None))
+            if places is None or table is None or not np.isin(counted, places).all():
+                return None
+            found.append(table[np.searchsorted(places, counted)])
+        if not found:
             return None
         law, _ = self._layout.unpack(np.concatenate(found))
         device = batch.ids.device
@@ -168,14 +175,14 @@ class TopKTable:
         """Compute what is not there yet."""
         if self._places:
             return
-        places: dict[str, Bytes] = {}
+        places: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
         for rows in torch.arange(len(self._texts)).split(PART):
             batch = self._texts.take(rows)
             keys = examples(batch)
             ends = [0, *itertools.accumulate(batch.response[:, 1:].sum(1).tolist())]
             table = self._part(batch, keys, ends[-1])
-            for i, key in enumerate(keys):  # the first of equal examples, whoever asks
-                places.setdefault(key, table[ends[i] : ends[i + 1]])
+            for i, (text, counted) in enumerate(_counted(batch)):  # the first of equal examples, whoever asks
+                places.setdefault(text, (counted, table[ends[i] : ends[i + 1]]))
         self._places = places
 
     def _part(self, batch: TokenBatch, keys: list[str], tokens: int) -> Bytes:
@@ -211,6 +218,16 @@ def examples(batch: TokenBatch) -> list[str]:
     for i, real in enumerate(attention):
         first, last = real.argmax(), len(real) - real[::-1].argmax()
         found.append(sha256(b"".join(np.ascontiguousarray(x[i, first:last]).tobytes() for x in (ids, attention, response))))
+    return found
+
+
+def _counted(batch: TokenBatch) -> list[tuple[str, NDArray[np.int64]]]:
+    """The digest of each example's tokens, without padding, and the places in it of those that count and have one before them."""
+    ids, attention, response = (x.cpu().numpy() for x in (batch.ids, batch.attention, batch.response))
+    found = []
+    for tokens, real, counts in zip(ids, attention, response, strict=True):
+        places = counts[1:].nonzero()[0] + 1  # a first token has no state before it
+        found.append((sha256(np.ascontiguousarray(tokens[real]).tobytes()), places - real.argmax()))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -174,13 +175,24 @@ def test_examples_are_known_by_their_bytes_not_by_row_or_padding(tmp_path):
     moved = texts.take(torch.tensor([9, 5]))
     object.__setattr__(moved, "rows", torch.tensor([5, 9]))
     assert_right(cache.find(moved), moved)
-    for name in ("ids", "response"):
-        changed = texts.take(torch.tensor([5, 9]))
-        value = getattr(changed, name).clone()
-        place = changed.response[0].nonzero()[0]
-        value[0, place] = 1 + (value[0, place] + 1) % 39 if name == "ids" else False
-        object.__setattr__(changed, name, value)
-        assert cache.find(changed) is None, name
+    place = batch.response[0].nonzero()[0]
+    other = batch.ids.clone()
+    other[0, place] = 1 + (other[0, place] + 1) % 39
+    assert cache.find(dataclasses.replace(batch, ids=other)) is None
+
+
+def test_a_batch_may_count_fewer_tokens_than_the_texts_do_and_no_others(tmp_path):
+    texts = some_texts()
+    cache = table(texts, tmp_path)
+    batch = texts.take(torch.tensor([5, 9]))
+    counted = batch.response.nonzero()
+    fewer, more = batch.response.clone(), batch.response.clone()
+    fewer[tuple(counted[::2].T)] = False
+    more[0, int(counted[0, 1]) - 1] = True
+    some = dataclasses.replace(batch, response=fewer)
+    assert 0 < some.predicted.count < batch.predicted.count
+    assert_right(cache.find(some), some)
+    assert cache.find(dataclasses.replace(batch, response=more)) is None
 
 
 def test_parts_are_computed_once_and_survive_a_kill(tmp_path):
