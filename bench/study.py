@@ -123,7 +123,7 @@ def planned(study: Study, seeds: Sequence[int], data: str | None = None) -> list
 
     def runs(c: Cell) -> list[RunSpec]:
         over = {c.method: c.hyperparameters}
-        changes = {"budget": c.budget, "training": c.training, "options": c.options}
+        changes: dict[str, Any] = {"budget": c.budget, "training": c.training, "options": c.options}
         return plan(c.track, [c.method], seeds, overrides=over, controls=False, data=data, **changes)
 
     return [(c, runs(c)) for c in study.cells]

@@ -91,6 +91,12 @@ CARD = SuiteCard(
             summary="The teacher is a chain counted from 2,000 texts of the true one, so coming closer to it may lead away from the truth.",
             options={"teacher_texts": 2000, "smoothing": 0.1},
         ),
+        "markov-limited": Variant(
+            of="markov",
+            metrics=["truth_kl", "kl", "reverse_kl"],
+            summary="The teacher is the best approximation of the true chain by logits of rank 10, so it falls short of the truth itself.",
+            options={"teacher_rank": 10},
+        ),
     },
 )
 
