@@ -60,7 +60,9 @@ def world(setting: Setting, split: str) -> World:
     if int(options.get("teacher_texts", 0)):
         return World(truth, _estimated(found, setting, split), found.start, found.length)
     if int(options.get("teacher_rank", 0)):
-        return World(truth, _chain(limited(law, found.start, found.length, int(options["teacher_rank"])), vocab, order), found.start, found.length)
+        return World(
+            truth, _chain(limited(law, found.start, found.length, int(options["teacher_rank"])), vocab, order), found.start, found.length
+        )
     return found
 
 
