@@ -15,10 +15,13 @@ ROW = 20  # height of a line of the legend
 
 # Colours that differ for colour-blind eyes too (Okabe and Ito 2008), darker on light ground than on dark; dashes say it again.
 STYLE = """
-.chart{font:12px system-ui,sans-serif;--ink:#1b1d22;--soft:#5d626d;--line:#e3e4e6;--c0:#0072b2;--c1:#c24e00;--c2:#00795a;--c3:#a8497f;--c4:#8a6100;--c5:#3d4149}
-@media (prefers-color-scheme:dark){.chart{--ink:#e9eaec;--soft:#a2a8b3;--line:#2c3036;--c0:#56b4e9;--c1:#ff9350;--c2:#2fd3a4;--c3:#e69ac5;--c4:#f0c94b;--c5:#c6cad2}}
-.chart text{fill:var(--ink)}.chart .soft{fill:var(--soft)}.chart .grid{stroke:var(--line)}.chart .across{stroke:var(--soft);stroke-dasharray:2 4}
-.chart .head{font-weight:600}.chart polyline{fill:none;stroke-width:2}.chart .bar{stroke-width:1.2}
+.chart { font: 12px system-ui, sans-serif; --ink: #1b1d22; --soft: #5d626d; --line: #e3e4e6;
+  --c0: #0072b2; --c1: #c24e00; --c2: #00795a; --c3: #a8497f; --c4: #8a6100; --c5: #3d4149; }
+@media (prefers-color-scheme: dark) { .chart { --ink: #e9eaec; --soft: #a2a8b3; --line: #2c3036;
+  --c0: #56b4e9; --c1: #ff9350; --c2: #2fd3a4; --c3: #e69ac5; --c4: #f0c94b; --c5: #c6cad2; } }
+.chart text { fill: var(--ink); } .chart .soft { fill: var(--soft); } .chart .head { font-weight: 600; }
+.chart .grid { stroke: var(--line); } .chart .across { stroke: var(--soft); stroke-dasharray: 2 4; }
+.chart polyline { fill: none; stroke-width: 2; } .chart .bar { stroke-width: 1.2; }
 """
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "5 2")
 
@@ -61,7 +64,8 @@ def draw(panels: Sequence[Panel], title: str) -> str:
     rows = math.ceil(len(names) / (2 * len(panels)))
     width, height = WIDTH * len(panels), HEIGHT + ROW * rows + 8
     out = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">',
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{html.escape(title)}">',
         f"<style>{STYLE}</style>",
     ]
     for i, panel in enumerate(panels):
@@ -101,8 +105,8 @@ def _panel(panel: Panel, names: list[str]) -> list[str]:
         y = up(value)
         out.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y}" y2="{y}"/>')
         out.append(f'<text class="soft" x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:.4g}</text>')
-    for value in sorted(set(places)):
-        out.append(f'<text class="soft" x="{at(value)}" y="{BOTTOM + 18}" text-anchor="middle">{si(value)}</text>')
+    marks = sorted(set(places))
+    out += [f'<text class="soft" x="{at(x)}" y="{BOTTOM + 18}" text-anchor="middle">{si(x)}</text>' for x in marks]
     out.append(f'<text class="soft" x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 38}" text-anchor="middle">{html.escape(panel.x_label)}</text>')
     middle = (TOP + BOTTOM) / 2
     out.append(

@@ -72,8 +72,8 @@ _FITTED: dict[str, Tensor] = {}  # a fit takes a second, and every run of a grid
 def limited(law: Tensor, start: Tensor, length: int, rank: int) -> Tensor:
     """The log-law nearest to ``law`` whose logits have rank ``rank`` beside a bias, (V ** order, V): the best teacher of a limited width.
 
-    Nearest by the exact KL of whole texts. It is found by L-BFGS from the truncated singular values of the weighted log-law: no sampling,
-    the same bytes for the same law. From rank V - 1 on, it is the law itself.
+    Nearest by the exact KL of whole texts, as far as L-BFGS gets from the truncated singular values of the weighted log-law (the problem
+    is not convex). Nothing is sampled: a law has one such approximation. From rank V - 1 on, it is the law itself.
     """
     if rank >= law.shape[1] - 1:
         return law.log()
@@ -92,7 +92,7 @@ def limited(law: Tensor, start: Tensor, length: int, rank: int) -> Tensor:
 
         def cross_entropy() -> Tensor:
             solver.zero_grad()
-            loss = -(weight[:, None] * target * (left @ right + bias).log_softmax(1)).sum()
+            loss: Tensor = -(weight[:, None] * target * (left @ right + bias).log_softmax(1)).sum()
             loss.backward()
             return loss
 
