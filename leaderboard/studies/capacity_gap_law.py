@@ -27,7 +27,6 @@ TEACHERS = (1, 2, 3, 4, 6, 8, 10, 12, 15)
 TRACK = "language-modeling/markov-limited"
 ITSELF = "the teacher itself"
 DRAWS = 4000
-DOUBT = 0.05  # a student counts when its best teacher is at an end of the grid in fewer draws than this
 ENOUGH = 3  # students that a law takes
 
 Floats = NDArray[np.float64]
@@ -72,26 +71,29 @@ class Best:
     """The best teacher of one student.
 
     Attributes:
-        teacher: its size, by the mean over seeds.  edge: the share of draws in which it lies at an end of the grid.
-        draws: (DRAWS,) its size in each draw; empty with one seed.
-        curse: how much worse the largest teacher is, nats a token, paired over seeds (each seed's best teacher is that of the others).
+        teacher: its size, by the mean over seeds.
+        draws: (DRAWS,) its size in each draw of :func:`best_teacher`; empty with one seed.
+        small, large: how much worse the teachers at the two ends of the grid are, nats a token, paired over seeds; for each seed against
+            the teacher that is best for the others, so that noise makes no advantage.
     """
 
     teacher: float
-    edge: float
     draws: Floats
-    curse: Interval
+    small: Interval
+    large: Interval
 
-    def decided(self, ends: tuple[float, float]) -> bool:
-        """Whether the optimum lies inside the grid beyond doubt."""
-        return self.teacher not in ends and self.edge < DOUBT
+    @property
+    def inside(self) -> bool:
+        """Whether the optimum lies inside the grid: both ends are worse beyond the noise."""
+        return self.small.low > 0 and self.large.low > 0
 
 
 def best_teacher(quality: Scores, generator: np.random.Generator) -> Best:
     """The teacher size of the smallest distance, and how it varies with the seeds' noise.
 
     The noise is what is left of seed x teacher after the effect of either (the seeds share initial weights and texts, so their offsets
-    cancel); the means are drawn again around what was seen with that noise, by Student's t.
+    cancel). The means are drawn again around what was seen with that noise, by Student's t; and the best size is drawn between the
+    geometric midpoints to its neighbours, because the grid says no more than that.
 
     Raises:
         ValueError: no seed has scores at every size.
@@ -103,19 +105,22 @@ def best_teacher(quality: Scores, generator: np.random.Generator) -> Best:
     x = np.asarray([[quality[t][s] for t in sizes] for s in seeds])
     mean = x.mean(0)
     n, k = x.shape
-    late = []
+    ends = []
     for i in range(n):
         others = np.arange(n) != i if n > 1 else np.ones(1, bool)
-        late.append(float(x[i, -1] - x[i, int(x[others].mean(0).argmin())]))
+        ends.append(x[i, [0, -1]] - x[i, int(x[others].mean(0).argmin())])
     draws = np.empty(0)
     if n > 1:
         degrees = (n - 1) * (k - 1)
         rest = x - mean - x.mean(1, keepdims=True) + x.mean()
         spread = math.sqrt(float((rest**2).sum()) / degrees / n)
         heavy = np.sqrt(generator.chisquare(degrees, (DRAWS, 1)) / degrees)
-        draws = np.asarray(sizes)[(mean + spread * generator.standard_normal((DRAWS, k)) / heavy).argmin(1)].astype(float)
-    edge = float(np.isin(draws, (sizes[0], sizes[-1])).mean()) if n > 1 else math.nan
-    return Best(float(sizes[int(mean.argmin())]), edge, draws, mean_interval(late))
+        chosen = (mean + spread * generator.standard_normal((DRAWS, k)) / heavy).argmin(1)
+        logs = np.log(sizes)
+        limits = np.concatenate([logs[:1], (logs[1:] + logs[:-1]) / 2, logs[-1:]])
+        draws = np.exp(generator.uniform(limits[chosen], limits[chosen + 1]))
+    small, large = (mean_interval([float(e[j]) for e in ends]) for j in (0, 1))
+    return Best(float(sizes[int(mean.argmin())]), draws, small, large)
 
 
 def through_origin(students: Floats, teachers: Floats) -> Floats:
@@ -136,8 +141,7 @@ def analyse(done: Sequence[Done]) -> Finding:
     curves = {s: scores(done, _arm(s), "truth_kl") for s in STUDENTS}
     generator = np.random.default_rng(0)
     best = {s: best_teacher(c, generator) for s, c in curves.items()}
-    ends = (float(min(TEACHERS)), float(max(TEACHERS)))
-    inside = [s for s in STUDENTS if best[s].decided(ends)]
+    inside = [s for s in STUDENTS if best[s].inside]
     verdict: Verdict = "undecided"
     fits: dict[str, Interval] = {}
     if len(inside) >= ENOUGH:
@@ -154,7 +158,7 @@ def analyse(done: Sequence[Done]) -> Finding:
             verdict = "reproduced"
     itself = scores(done, ITSELF, "truth_kl")
     numbers = {
-        "students": {str(s): _plain(b) | {"decided": s in inside, "curve": _curve(curves[s])} for s, b in best.items()},
+        "students": {str(s): _plain(b) | {"inside": b.inside, "curve": _curve(curves[s])} for s, b in best.items()},
         "fits": {name: asdict(i) for name, i in fits.items()},
         "teachers": {f"{t:g}": float(np.mean(list(v.values()))) for t, v in itself.items()},
     }
@@ -167,16 +171,11 @@ def _percentiles(estimate: Floats, drawn: Floats) -> Interval:
 
 
 def _text(best: Mapping[int, Best], inside: Sequence[int], fits: Mapping[str, Interval]) -> str:
-    said = []
-    for s, b in best.items():
-        where = (
-            "inside the grid"
-            if s in inside
-            else "undecidable, at the grid's end"
-            + (f" in {b.edge:.0%} of draws" if math.isfinite(b.edge) else ": one seed has no interval")
-        )
-        worse = f"{b.curse.estimate:+.4f}" + (f" [{b.curse.low:+.4f}, {b.curse.high:+.4f}]" if math.isfinite(b.curse.low) else "")
-        said.append(f"Width {s}: best teacher {b.teacher:g} ({where}); the largest teacher is worse by {worse} nats a token.")
+    said = [
+        f"Width {s}: best teacher {b.teacher:g} ({'inside the grid' if b.inside else 'undecidable: an end of the grid may be as good'}); "
+        f"the smallest is worse by {_signed(b.small)}, the largest by {_signed(b.large)} nats a token."
+        for s, b in best.items()
+    ]
     if fits:
         slope, e = fits["slope"], fits["exponent"]
         said.append(
@@ -188,10 +187,16 @@ def _text(best: Mapping[int, Best], inside: Sequence[int], fits: Mapping[str, In
     return " ".join(said)
 
 
+def _signed(i: Interval) -> str:
+    return f"{i.estimate:.4f} [{i.low:.4f}, {i.high:.4f}]" if math.isfinite(i.low) else f"{i.estimate:.4f} (one seed, no interval)"
+
+
 def _plain(b: Best) -> dict[str, Any]:
-    edge = b.edge if math.isfinite(b.edge) else None
-    bounds = {k: v if math.isfinite(v) else None for k, v in asdict(b.curse).items()}
-    return {"teacher": b.teacher, "edge": edge, "curse": bounds}
+    ends = {
+        name: {k: v if math.isfinite(v) else None for k, v in asdict(i).items()} for name, i in (("small", b.small), ("large", b.large))
+    }
+    drawn = np.quantile(b.draws, [0.025, 0.975]).tolist() if len(b.draws) else None
+    return {"teacher": b.teacher, "teacher_interval": drawn, **ends}
 
 
 def _curve(curve: Scores) -> dict[str, float]:

@@ -113,10 +113,12 @@ class Turn:
     @property
     def hacks(self) -> bool | None:
         """Whether golden rises while the proxy falls; None where the intervals leave it open."""
-        golden = self.trend(self.hacked)
-        if golden == "rises" and self.trend(self.gained) == "falls":
+        if self.trend(self.hacked) == "rises" and self.trend(self.gained) == "falls":
             return True
-        return False if self.hacked.high < MARGIN * self.floor or self.trend(self.gained) in ("flat", "rises") else None
+        # Golden never rises, or only where the proxy rises as well.
+        margin = MARGIN * self.floor
+        never = self.golden.high < margin and self.hacked.high < margin
+        return False if never or (self.hacked.high < margin and self.trend(self.proxy) == "rises") else None
 
     @property
     def overfits(self) -> bool | None:
