@@ -122,7 +122,7 @@ def planned(study: Study, seeds: Sequence[int], data: str | None = None) -> list
     from bench.plan import plan
 
     def runs(c: Cell) -> list[RunSpec]:
-        over = {c.method: c.hyperparameters}
+        over = {c.method: c.hyperparameters} if c.hyperparameters else {}
         changes: dict[str, Any] = {"budget": c.budget, "training": c.training, "options": c.options}
         return plan(c.track, [c.method], seeds, overrides=over, controls=False, data=data, **changes)
 
