@@ -158,10 +158,10 @@ PAGE = """<!doctype html>
 <meta name="color-scheme" content="light dark"><title>{title}</title>
 <style>
 body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }}
-pre {{ overflow-x: auto; font-size: .8rem; }} svg {{ width: 100%; height: auto; }}
+.text {{ white-space: pre-line; }} pre {{ overflow-x: auto; font-size: .8rem; }} svg {{ width: 100%; height: auto; }}
 </style>
 <h1>{title}</h1><p>{question} {paper}</p>
-<p><strong>{verdict}.</strong> {text}</p>
+<p><strong>{verdict}</strong></p><p class="text">{text}</p>
 {picture}
 <details><summary>Numbers ({seeds} seeds)</summary><pre>{numbers}</pre></details>
 """

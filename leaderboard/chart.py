@@ -61,7 +61,7 @@ def draw(panels: Sequence[Panel], title: str) -> str:
     names = list(dict.fromkeys(line.name for p in panels for line in p.lines))
     if not names or any(not line.x for p in panels for line in p.lines):
         raise ValueError("a chart needs lines with points")
-    rows = math.ceil(len(names) / (2 * len(panels)))
+    rows = math.ceil(len(names) / len(panels))
     width, height = WIDTH * len(panels), HEIGHT + ROW * rows + 8
     out = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
@@ -71,7 +71,7 @@ def draw(panels: Sequence[Panel], title: str) -> str:
     for i, panel in enumerate(panels):
         out += [f'<g transform="translate({WIDTH * i} 0)">', *_panel(panel, names), "</g>"]
     for i, name in enumerate(names):
-        x, y = 20 + WIDTH / 2 * (i // rows), HEIGHT + ROW * (i % rows) + 8
+        x, y = LEFT + WIDTH * (i // rows), HEIGHT + ROW * (i % rows) + 8
         out.append(f'<polyline points="{x},{y} {x + 30},{y}" {_pen(i)}/><text x="{x + 38}" y="{y + 4}">{html.escape(name)}</text>')
     return "\n".join([*out, "</svg>\n"])
 
@@ -115,7 +115,7 @@ def _panel(panel: Panel, names: list[str]) -> list[str]:
     for value, says in panel.across:
         y = up(value)
         out.append(f'<line class="across" x1="{LEFT}" x2="{RIGHT}" y1="{y}" y2="{y}"/>')
-        out.append(f'<text class="soft" x="{RIGHT}" y="{y - 4}" text-anchor="end">{html.escape(says)}</text>')
+        out.append(f'<text class="soft" x="{LEFT + 4}" y="{y - 4}">{html.escape(says)}</text>')
     for line in panel.lines:
         place = names.index(line.name)
         points = [(at(x), i) for x, i in zip(line.x, line.y, strict=True)]

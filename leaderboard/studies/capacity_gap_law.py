@@ -184,7 +184,7 @@ def _text(best: Mapping[int, Best], inside: Sequence[int], fits: Mapping[str, In
         )
     else:
         said.append(f"Only {len(inside)} of {len(best)} students have their optimum inside the grid; a law takes {ENOUGH}.")
-    return " ".join(said)
+    return "\n".join(said)
 
 
 def _signed(i: Interval) -> str:

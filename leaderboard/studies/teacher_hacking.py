@@ -33,7 +33,7 @@ Trend = Literal["rises", "falls", "flat", "unclear"]
 LAWS: dict[str, Any] = {"divergence": "forward_kl"}
 OFFLINE, STUDENT = "offline, laws", "online student, laws"
 OFFLINE_TOKENS, TEACHER = "offline, tokens", "online teacher, tokens"
-MORE, FEWER = "offline, laws, 4 responses a prompt", "offline, laws, a quarter of the prompts, 4 responses each"
+MORE, FEWER = "offline, laws, 4 responses a prompt", f"offline, laws, {PROMPTS // 4} prompts x 4 responses"
 ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     OFFLINE: ("gkd", {**LAWS, "on_policy": 0}, {}),
     MORE: ("gkd", {**LAWS, "on_policy": 0}, {"samples": 4}),
@@ -164,7 +164,7 @@ def analyse(done: Sequence[Done]) -> Finding:
         verdict = "not reproduced"
     own = scores(done, ITSELF, "truth_kl")
     teacher = float(np.mean([v for by_seed in own.values() for v in by_seed.values()]))
-    text = " ".join([*(_sentence(a, t) for a, t in turns.items()), f"The teacher itself is {teacher:.3f} nats a token from the truth."])
+    text = "\n".join([*(_sentence(a, t) for a, t in turns.items()), f"The teacher itself is {teacher:.3f} nats a token from the truth."])
     numbers = {
         "teacher_truth_kl": teacher,
         "margin": MARGIN,
@@ -182,10 +182,12 @@ def _sentence(arm: str, t: Turn) -> str:
     if t.overfits:
         said += f"{' and' if t.hacks else ', then'} overfitting: golden {_signed(t.golden)} and the proxy {_signed(t.proxy)} by the end"
     if not t.hacks and not t.overfits:
-        open_question = t.hacks is None or t.overfits is None
-        said += f", golden {_signed(t.golden)} and the proxy {_signed(t.proxy)} by the end: " + (
-            "undecided" if open_question else "no hacking, no overfitting"
-        )
+        if (t.golden.low, t.golden.high) == (0, 0):
+            said += ", the end of the arm for every seed: no hacking, no overfitting"
+        else:
+            settled = t.hacks is False and t.overfits is False
+            said += f", golden {_signed(t.golden)} and the proxy {_signed(t.proxy)} by the end: "
+            said += "no hacking, no overfitting" if settled else "undecided"
     return said[0].upper() + said[1:] + "."
 
 
