@@ -10,13 +10,18 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import __version__
 from bench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from bench.plan import RunSpec
+    from bench.record import Record
+    from bench.store import Store
 
 EXIT_CODES = "exit codes: 0 done, 1 a run failed or went over budget, 2 bad input, 3 a check failed, 4 could not be saved, 130 interrupted"
 
@@ -43,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"distillbench {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
-    lists = commands.add_parser("list", help="the methods or the suites that are installed")
-    lists.add_argument("kind", choices=["methods", "suites"])
+    lists = commands.add_parser("list", help="the methods, the suites or the studies that are installed")
+    lists.add_argument("kind", choices=["methods", "suites", "studies"])
     lists.add_argument("--json", action="store_true", help="JSON on stdout")
     lists.set_defaults(call=_list)
 
@@ -72,6 +77,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, metavar="S", help="the most work a kill can lose (default 30)")
     run.add_argument("--json", action="store_true", help="JSON on stdout")
     run.set_defaults(call=_run)
+
+    study = commands.add_parser("study", help="do the runs that answer a paper's question; a picture and a verdict")
+    study.add_argument("study", metavar="STUDY", help="its name ('distillbench list studies' shows them)")
+    study.add_argument("--seeds", default="3", metavar="N", help="how many seeds, or a range as 5-9 (default 3)")
+    study.add_argument("--out", default="runs", metavar="DIR", help="the store (default runs)")
+    study.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
+    study.add_argument("--workers", type=_positive, metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
+    study.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, metavar="S", help="the most work a kill can lose (default 30)")
+    study.add_argument("--json", action="store_true", help="JSON on stdout")
+    study.set_defaults(call=_study)
 
     check = commands.add_parser("check", help="the contract checks every method gets without writing one")
     check.add_argument("method", metavar="FILE|SLUG")
@@ -170,6 +185,8 @@ def _list(args: argparse.Namespace) -> int:
     from bench import registry
     from bench.card import Card, SuiteCard, to_data
 
+    if args.kind == "studies":
+        return _list_studies(args)
     entries = registry.methods() if args.kind == "methods" else registry.suites()
     listed = sorted(entries.values(), key=lambda e: (getattr(e.card, "problem", ""), getattr(e.card, "control", False), e.slug))
     if args.json:
@@ -187,6 +204,17 @@ def _list(args: argparse.Namespace) -> int:
     for entry in listed:
         if entry.error:
             print(f"distillbench: {args.kind[:-1]} {entry.slug} cannot be used: {entry.error}", file=sys.stderr)
+    return 0
+
+
+def _list_studies(args: argparse.Namespace) -> int:
+    from bench.study import studies
+
+    listed = [found.study for found in studies().values()]
+    if args.json:
+        _print_json([{"slug": s.slug, "title": s.title, "question": s.question, "arxiv": s.paper.arxiv} for s in listed])
+    else:
+        table([[s.slug, f"{s.paper.year} arXiv:{s.paper.arxiv}", s.question] for s in listed], ["study", "paper", "question"])
     return 0
 
 
@@ -213,9 +241,7 @@ def _overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from bench.executors import run_all
     from bench.plan import plan
-    from bench.progress import Display
     from bench.record import Record
     from bench.store import Store
 
@@ -230,6 +256,24 @@ def _run(args: argparse.Namespace) -> int:
         budget={"student_examples": args.budget} if args.budget else None,
     )
     store = Store(args.out)
+    results = _do(specs, store, args.track, args)
+    ordered = [(s, results[s.id]) for s in specs]
+    if args.json:
+        _print_json([_summary(s, r, store) for s, r in ordered])
+    else:
+        _scores(ordered)
+        print(f"records: {store.root / 'records'}   board: distillbench board show {args.track} --records {store.root}", file=sys.stderr)
+    for spec, outcome in ordered:
+        if isinstance(outcome, Record) and outcome.status != "ok":
+            print(f"{spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
+    return _failures(results.values())
+
+
+def _do(specs: Sequence[RunSpec], store: Store, title: str, args: argparse.Namespace) -> dict[str, Record | UserError]:
+    """The outcome of every spec by id: those done before are found, the others are run and shown while they go."""
+    from bench.executors import run_all
+    from bench.progress import Display
+
     results: dict[str, Record | UserError] = {}
     # One of several processes of 'accelerate launch' leaves this question to the runner, where all agree on the answer.
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -242,26 +286,54 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the main process speaks for all
     if left:
         workers = 1 if distributed else args.workers or _workers()
-        print(f"{args.track}: {len(specs)} runs, {len(results)} done before, {len(left)} to do, {workers} at once", file=sys.stderr)
-        with Display(len(left), args.track) as display:
+        print(f"{title}: {len(specs)} runs, {len(results)} done before, {len(left)} to do, {workers} at once", file=sys.stderr)
+        with Display(len(left), title) as display:
             for spec, outcome in run_all(left, store, workers=workers, watch=display.watch, checkpoint_seconds=args.checkpoint_seconds):
                 results[spec.id] = outcome
                 display.done(spec.name, _line(outcome))
-    ordered = [(s, results[s.id]) for s in specs]
-    if args.json:
-        _print_json([_summary(s, r, store) for s, r in ordered])
-    else:
-        _scores(ordered)
-        print(f"records: {store.root / 'records'}   board: distillbench board show {args.track} --records {store.root}", file=sys.stderr)
-    for spec, outcome in ordered:
-        if isinstance(outcome, Record) and outcome.status != "ok":
-            print(f"{spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
-    errors = {str(r): r.exit_code for r in results.values() if isinstance(r, UserError)}
+    return results
+
+
+def _failures(outcomes: Iterable[Record | UserError]) -> int:
+    """Say what kept runs from having records; the exit code of all of them together."""
+    from bench.record import Record
+
+    kept = list(outcomes)
+    errors = {str(r): r.exit_code for r in kept if isinstance(r, UserError)}
     for error in sorted(errors):
         print(f"distillbench: {' '.join(error.split())}", file=sys.stderr)
     if errors:
         return max(errors.values())
-    return 0 if all(isinstance(r, Record) and r.status == "ok" for r in results.values()) else 1
+    return 0 if all(isinstance(r, Record) and r.status == "ok" for r in kept) else 1
+
+
+def _study(args: argparse.Namespace) -> int:
+    from bench.record import Record
+    from bench.store import Store
+    from bench.study import Done, find, planned, summary, write
+
+    found, seeds, store = find(args.study), _seeds(args.seeds), Store(args.out)
+    grid = planned(found.study, seeds, args.data)
+    results = _do([s for _, specs in grid for s in specs], store, found.study.slug, args)
+    for cell, specs in grid:
+        for spec in specs:
+            outcome = results[spec.id]
+            if isinstance(outcome, Record) and outcome.status != "ok":
+                print(f"{cell.arm} at {cell.at:g}, {spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
+    failed = _failures(results.values())
+    if failed:
+        print(f"distillbench: {found.study.slug}: no verdict without all of its runs", file=sys.stderr)
+        return failed
+    done = [Done(c, {s.seed: r for s in specs if isinstance(r := results[s.id], Record)}) for c, specs in grid]
+    finding = found.analyse(done)
+    told = summary(found.study, finding, seeds)
+    paths = write(told, finding.picture, store.root / "studies")
+    if args.json:
+        _print_json({**told, "files": [str(p) for p in paths]})
+    else:
+        print(f"{found.study.title}: {finding.verdict}\n{finding.text}")
+        print(" ".join(str(p) for p in paths), file=sys.stderr)
+    return 0
 
 
 def _workers() -> int:

@@ -74,6 +74,8 @@ def plan(
     split: str = "test",
     data: str | None = None,
     budget: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[RunSpec]:
     """The runs that ``methods`` (slugs, files, or ``all``) on track ``name`` need, controls first, seed by seed.
 
@@ -81,7 +83,8 @@ def plan(
         overrides: method -> hyper-parameter -> value, as text or value.
         split: ``test`` is reported; ``tune`` is for choosing hyper-parameters and is never ranked.
         data: folder of data sets for settings that need one; the environment's DISTILLBENCH_DATA by default.
-        budget: fields of the setting's budget to replace (another budget is another board).
+        budget, training: fields of the setting's budget and training to replace (another budget is another board).
+        options: entries of the setting's options to replace; likewise another board.
 
     Raises:
         UserError: an unknown name, a method that does not solve the suite's problem, a value out of range,
@@ -98,8 +101,7 @@ def plan(
     for over in overrides:
         if over not in {e.slug for e in chosen.values()}:
             raise unknown("method in --set", over, [e.slug for e in chosen.values()])
-    if budget:
-        setting = dataclasses.replace(setting, budget=dataclasses.replace(setting.budget, **budget))
+    setting = _changed(name, setting, budget or {}, training or {}, options or {})
     frame = _frame(entry, card, setting, setting_name, split, data)
     specs = []
     resolved_methods = {}
@@ -118,6 +120,21 @@ def plan(
             resolved = {**frame, "method": resolved_methods[w], "seed": seed, "seeds": roles}
             specs.append(RunSpec(card.slug, setting_name, w, seed, split, data, resolved))
     return specs
+
+
+def _changed(name: str, setting: Setting, budget: Mapping[str, Any], training: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
+    """``setting`` with some fields replaced; only what it has can be, so that a slip of the pen never runs unnoticed."""
+    parts = {"budget": vars(setting.budget), "training": vars(setting.training), "option": setting.options}
+    for part, changes in zip(parts, (budget, training, options), strict=True):
+        for field_name in changes:
+            if field_name not in parts[part]:
+                raise unknown(f"{part} of {name}", field_name, parts[part])
+    return dataclasses.replace(
+        setting,
+        budget=dataclasses.replace(setting.budget, **budget),
+        training=dataclasses.replace(setting.training, **training),
+        options={**setting.options, **options},
+    )
 
 
 def _expand(name: str, problem: str) -> list[str]:

@@ -73,10 +73,10 @@ def picture(board: Board) -> Picture | None:
         return None
     scale, wide = scaled([r.intervals[name].estimate for r in rows])
     ends = [scale(v) for r in rows for i in [r.intervals[name]] for v in (i.estimate, i.low, i.high) if math.isfinite(v)]
-    y_low, y_high = _padded(min(ends), max(ends), 0.06)
+    y_low, y_high = padded(min(ends), max(ends), 0.06)
     log = max(costs.values()) > 10 * min(costs.values())
     values = [math.log10(c) if log else c for c in costs.values()]
-    x_low, x_high = _padded(min(values), max(values), 0.08)
+    x_low, x_high = padded(min(values), max(values), 0.08)
 
     def x(value: float) -> float:
         return round(LEFT + (value - x_low) / (x_high - x_low) * (RIGHT - LEFT), 1)
@@ -91,12 +91,12 @@ def picture(board: Board) -> Picture | None:
         bar = (y(score.low), y(score.high)) if math.isfinite(score.low) else (None, None)
         kind = "control" if row.control else "method" if row.status == "ok" else "over"
         marks.append(Mark(kind, _title(board, row), across, y(score.estimate), *bar))
-    x_ticks = [Tick(x(at), si(10**at if log else at)) for at in (_log_ticks if log else _ticks)(x_low, x_high)]
+    x_ticks = [Tick(x(at), si(10**at if log else at)) for at in (log_ticks if log else ticks)(x_low, x_high)]
     return Picture(
         x_label=f"{METERS[meter]} (mean over seeds{', log' if log else ''})",
         y_label=f"{name} ({board.metric.unit}, {board.metric.better} is better{', log' if wide else ''})",
         x_ticks=tuple(x_ticks),
-        y_ticks=tuple(Tick(y(at), f"{at:.6g}") for at in ([10**t for t in _log_ticks(y_low, y_high)] if wide else _ticks(y_low, y_high))),
+        y_ticks=tuple(Tick(y(at), f"{at:.6g}") for at in ([10**t for t in log_ticks(y_low, y_high)] if wide else ticks(y_low, y_high))),
         marks=tuple(_labelled(marks, [r.name for r in rows])),
     )
 
@@ -127,13 +127,13 @@ def _title(board: Board, row: Row) -> str:
     return f"{row.name}: {score.estimate:.4g}{interval} {board.metric.unit}, {len(row.seeds)} seeds{over}"
 
 
-def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+def padded(low: float, high: float, share: float) -> tuple[float, float]:
     """The range with room at both ends; a range of one point gets a width."""
     room = (high - low) * share or abs(high) * 0.1 or 1.0
     return low - room, high + room
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Four to ten round positions: steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
@@ -141,7 +141,8 @@ def _ticks(low: float, high: float) -> list[float]:
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
+    """As :func:`ticks`, for an axis of logarithms to base 10: powers of ten, and 2 and 5 times them where there is room."""
     factors = (1, 2, 5) if high - low < 3 else (1,)
     powers = range(math.floor(low), math.ceil(high) + 1, max(1, int(high - low) // 8))
     return [at for p in powers for f in factors if low <= (at := p + math.log10(f)) <= high]

@@ -231,6 +231,12 @@ CARD = SuiteCard(
             options={"teacher_path": ["instruct/sft-opt-2.7B"], "student_path": ["instruct/init-opt-125M"]},
             training={"learning_rate": 0.00005},
         ),
+        "markov-limited": Variant(
+            of="markov",
+            metrics=["truth_kl", "kl", "reverse_kl"],
+            summary="The teacher is the best approximation of the true chain by logits of rank 10, so it falls short of the truth itself.",
+            options={"teacher_rank": 10},
+        ),
     },
 )
 

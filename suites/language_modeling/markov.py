@@ -59,7 +59,49 @@ def world(setting: Setting, split: str) -> World:
     found = World(truth, truth, start / start.sum(), int(options["length"]))
     if int(options.get("teacher_texts", 0)):
         return World(truth, _estimated(found, setting, split), found.start, found.length)
+    if int(options.get("teacher_rank", 0)):
+        return World(
+            truth, _chain(limited(law, found.start, found.length, int(options["teacher_rank"])), vocab, order), found.start, found.length
+        )
     return found
+
+
+_FITTED: dict[str, Tensor] = {}  # a fit takes a second, and every run of a grid asks for one of a few
+
+
+def limited(law: Tensor, start: Tensor, length: int, rank: int) -> Tensor:
+    """The log-law nearest to ``law`` whose logits have rank ``rank`` beside a bias, (V ** order, V): the best teacher of a limited width.
+
+    Nearest by the exact KL of whole texts, as far as L-BFGS gets from the truncated singular values of the weighted log-law (the problem
+    is not convex). Nothing is sampled: a law has one such approximation. From rank V - 1 on, it is the law itself.
+    """
+    if rank >= law.shape[1] - 1:
+        return law.log()
+    key = sha256(law.numpy().tobytes() + start.numpy().tobytes() + f"{length} {rank}".encode())
+    if key not in _FITTED:
+        weight = visits(law, start, length)
+        seen = weight > 0
+        weight, target = weight[seen] / weight.sum(), law[seen]
+        # Contexts that no text reaches keep the bias alone.
+        logits = target.log()
+        bias = (weight[:, None] * logits).sum(0)
+        u, s, v = torch.linalg.svd(weight.sqrt()[:, None] * (logits - bias), full_matrices=False)
+        left = (u[:, :rank] * s[:rank] / weight.sqrt()[:, None]).contiguous().requires_grad_()
+        right, bias = v[:rank].contiguous().requires_grad_(), bias.requires_grad_()
+        solver = torch.optim.LBFGS([left, right, bias], max_iter=500, history_size=20, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+        def cross_entropy() -> Tensor:
+            solver.zero_grad()
+            loss: Tensor = -(weight[:, None] * target * (left @ right + bias).log_softmax(1)).sum()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            solver.step(cross_entropy)
+        fitted = bias.detach().log_softmax(0).repeat(len(law), 1)
+        fitted[seen] = (left @ right + bias).detach().log_softmax(1)
+        _FITTED[key] = fitted
+    return _FITTED[key]
 
 
 def _chain(log_law: Tensor, vocab: int, order: int) -> Chain:

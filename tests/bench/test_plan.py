@@ -56,6 +56,33 @@ def test_wrong_names_are_one_line_with_the_nearest(name, methods, options, says)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"budget": {"student_example": 9}},
+            "unknown budget of image-classification/blobs 'student_example'; did you mean 'student_examples'",
+        ),
+        ({"training": {"shedule": "constant"}}, "unknown training of .* 'shedule'; did you mean 'schedule'"),
+        ({"options": {"no_such": 1}}, "unknown option of .* 'no_such'"),
+    ],
+)
+def test_only_what_a_setting_has_can_be_replaced(changes, says):
+    with pytest.raises(UserError, match=says):
+        plan(TRACK, ["kd"], [0], **changes)
+
+
+def test_other_options_or_training_are_another_board_and_the_same_ones_are_not():
+    setting = registry.suite_card(registry.find("suite", "image-classification")).settings["blobs"]
+    name, value = next((k, v) for k, v in setting.options.items() if isinstance(v, int))
+    base = one(["kd"], [0]).id
+    assert one(["kd"], [0], options={name: value}, training={"schedule": setting.training.schedule}).id == base
+    assert one(["kd"], [0], options={name: value + 1}).id != base
+    other = one(["kd"], [0], training={"learning_rate": 0.5})
+    assert other.id != base
+    assert other.resolved["suite"]["card"]["settings"]["blobs"]["training"]["learning_rate"] == 0.5
+
+
 def test_a_method_of_another_problem_says_where_it_runs(write_method):
     with pytest.raises(UserError, match="method odd solves weaving, suite image-classification asks for classification; it runs on: no"):
         plan(TRACK, [str(write_method("odd", problem="weaving"))], [0])
