@@ -10,6 +10,7 @@ import pytest
 from bench import registry
 from bench.checks import check_method
 from bench.cli import main, parser
+from bench.study import studies
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -59,6 +60,7 @@ def test_every_command_in_the_text_parses(line):
 
 def test_the_catalogue_count_is_true():
     papers = {e.card.paper.catalogue for e in registry.methods().values() if e.card and e.card.paper and e.card.paper.row}
+    papers |= {f.study.paper.catalogue for f in studies().values() if f.study.paper.row}
     stated = re.search(r"So far (\d+) of them do \((.*?)\)", README, re.S)
     assert stated is not None
     assert set(re.findall(r"`(\w+)`", stated[2])) == papers

@@ -26,7 +26,7 @@ CARD = Card(
         title="Direct Alignment of Draft Model for Speculative Decoding with Chat-Fine-Tuned LLMs",
         year=2024,
         arxiv="2403.00858",
-        catalogue="tvd-draft",
+        catalogue="tvd_draft",
         row=82,
     ),
     equations={
