@@ -216,7 +216,7 @@ CARD = SuiteCard(
         "smollm2": Setting(
             tier="embedded",
             summary="The real SmolLM2-135M-Instruct answers questions; the draft starts as its first three layers, with its embeddings.",
-            budget=Budget(student_examples=640, teacher_examples=1280),
+            budget=Budget(student_examples=400, teacher_examples=1200),
             training=Training(
                 batch_size=8, optimizer="adamw", learning_rate=0.001, schedule="cosine", warmup=0.05, clip=1.0, precision="bfloat16"
             ),
@@ -263,10 +263,10 @@ CARD = SuiteCard(
                 "test": 32,
                 "tune": 24,
                 "validation": 14,
-                "samples": 5,
+                "samples": 3,
                 "top_k": 50,
                 "timed": 4,
-                "timed_length": 24,
+                "timed_length": 16,
                 "gamma": 4,
             },
         ),
