@@ -21,6 +21,7 @@ from bench.oracle import DenoiserOracle, Oracle
 from bench.plan import plan
 from bench.plan import track as find_track
 from bench.problems.classification import Classification
+from bench.problems.language_modeling import LanguageModeling
 from bench.run import Run
 from bench.stats import paired_difference
 from bench.student import Student, tensor_digest
@@ -291,9 +292,10 @@ def _apart(one: Trial, other: Trial) -> tuple[float, float]:
 def token_padding(subject: Subject) -> str:
     """Fifty tokens of padding before the prompts and fifty behind the responses change no loss and no gradient."""
 
-    def padded(batch: Any) -> Any:
-        if not isinstance(batch, TokenBatch):
-            raise Skipped("only for language models")
+    if not isinstance(first_training(subject).problem, LanguageModeling):
+        raise Skipped("only for language models")
+
+    def padded(batch: TokenBatch) -> TokenBatch:
         # Not the usual padding token: what is not attended to may be anything.
         sides = [(batch.ids, 1), (batch.attention, False), (batch.response, False)]
         ids, attention, response = (nn.functional.pad(x, (50, 50), value=v) for x, v in sides)

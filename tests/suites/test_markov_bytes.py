@@ -105,7 +105,7 @@ def test_padding_on_either_side_changes_no_chunk(problem):
 def test_token_level_methods_are_refused_in_one_line(problem):
     run = Run(seeds=SEEDS, budget=Budget(student_examples=320), training=SETTING.training)
     with pytest.raises(UserError, match="another tokenizer than the teacher's"):
-        gkd.distill(problem, run, divergence="js", beta=0.5, on_policy=0.0, temperature=1.0)
+        gkd.distill(problem, run, divergence="js", beta=0.5, on_policy=0.0, temperature=1.0, reduction="token")
     for options in ({"model": problem.teacher.module}, {"model": problem.student, "share": 0.2}):
         with pytest.raises(UserError, match="cannot sample"):
             problem.sampled(run, **options)

@@ -73,7 +73,7 @@ def test_the_laws_of_its_own_text_come_from_the_cache(problem):
     laws = torch.nn.functional.linear(exact.hidden, exact.weight).softmax(1)
     top = laws.topk(50, dim=1)
     assert torch.equal(kept.ids.sort(1).values, top.indices.sort(1).values)
-    torch.testing.assert_close(kept.tail, 1 - top.values.sum(1), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(kept.tail, 1 - top.values.sum(1), rtol=1e-3, atol=2e-5)
     assert float((kept.log_probs.exp() - laws.gather(1, kept.ids)).abs().max()) < 0.02
 
 
@@ -85,7 +85,7 @@ def test_another_file_in_the_targets_place_is_refused(tmp_path):
 
 
 def test_a_run_goes_from_the_package_to_a_record(tmp_path, monkeypatch):
-    small = {"samples": 1, "length": 6, "test": 4, "tune": 4, "train": 8, "timed": 1, "timed_length": 4}
+    small = {"samples": 1, "length": 6, "test": 4, "tune": 4, "validation": 180, "timed": 1, "timed_length": 4}
     [spec] = plan("speculative/smollm2", ["scratch"], [0], controls=False, budget={"student_examples": 16}, options=small)
     record = execute(spec, Store(tmp_path))
     assert record.status == "ok", record.reason
