@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,20 @@ def _positions(attention: Tensor) -> Tensor:
 OTHERS_CODE = ("auto_map", "trust_remote_code", "quantization_config", "attn_implementation", "experts_implementation", "kernel_config")
 
 
+def _quiet() -> None:
+    """No bars and no notices of transformers between ours, unless somebody asks for them: what goes wrong is raised."""
+    from transformers.utils import logging
+
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
 def _causal(config: dict[str, Any]) -> Any:
     """A fresh model of the library. No code but the library's own is ever loaded: a configuration may name kernels on the hub."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _quiet()
     known = {k: v for k, v in config.items() if k != "model_type" and k not in OTHERS_CODE and not k.startswith("_")}
     kind = config.get("model_type")
     try:
@@ -180,6 +191,7 @@ def load(name: str, data: Path | None = None) -> TransformersLM:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    _quiet()
     place = _place(name, data)
     loaded: Any  # a pair, which the library's types do not know
     try:
@@ -204,6 +216,7 @@ def load_tokenizer(name: str, data: Path | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    _quiet()
     try:
         return AutoTokenizer.from_pretrained(_place(name, data), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
