@@ -174,7 +174,13 @@ class Texts:
         )
 
     def some(self, rows: Tensor) -> Texts:
-        """The rows of ``rows`` (M,) as texts of their own."""
+        """The rows of ``rows`` (M,) as texts of their own.
+
+        Raises:
+            UserError: there are not that many texts.
+        """
+        if len(rows) and int(rows.max()) >= len(self):
+            raise UserError(f"row {int(rows.max())} of {len(self)} texts is asked for: are there more references than prompts?")
         ids, attention, response = self.ids[rows], self.attention[rows], self.response[rows]
         digest = tensor_digest({"ids": ids, "attention": attention, "response": response})
         return Texts(ids, attention, response, self.index[rows], self.tokenizer, digest)

@@ -124,3 +124,8 @@ def test_epochs_are_permutations_and_resume_anywhere():
 def test_no_texts_make_no_batches():
     with pytest.raises(UserError, match="no texts"):
         TextBatches(texts().some(torch.arange(0)), 3, seed=4)
+
+
+def test_more_rows_than_there_are_is_one_line():
+    with pytest.raises(UserError, match="row 3 of 3 texts"):
+        texts().some(torch.arange(4))
