@@ -55,15 +55,22 @@ def test_whose_text_each_policy_trains_on(monkeypatch: pytest.MonkeyPatch) -> No
     with monkeypatch.context() as m:
         m.setattr(Sampled, "fresh", forbidden)
         for data in ("references", "teacher"):
-            short_run(distillspec, examples=32, data=data)
+            short_run(distillspec, examples=32, data=data, fine_tuning=0.0)
     monkeypatch.setattr(LanguageOracle, "responses", forbidden)
     for data in ("references", "student"):
-        short_run(distillspec, examples=32, data=data)
+        short_run(distillspec, examples=32, data=data, fine_tuning=0.0)
 
 
 def test_on_own_text_with_js_it_is_gkd_on_its_own_text() -> None:
-    ours, theirs = short_run(distillspec, data="student"), short_run(gkd, on_policy=1.0)
+    ours, theirs = short_run(distillspec, data="student", divergence="js", fine_tuning=0.0), short_run(gkd, on_policy=1.0)
     assert all(torch.equal(weight, theirs[0].weights[name]) for name, weight in ours[0].weights.items())
+
+
+def test_the_draft_is_fine_tuned_on_the_references_first() -> None:
+    _, run, _ = short_run(distillspec, fine_tuning=0.5)
+    cost = run.cost()["phases"]
+    assert cost["fine-tuning"]["student_examples"] == cost["fit"]["student_examples"] == 160
+    assert cost["fine-tuning"]["teacher_examples"] == 0
 
 
 def two_contexts(divergence: str, weights: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
