@@ -57,5 +57,5 @@ def test_a_new_generation_method_runs_as_written_on_every_kind_of_teacher(tmp_pa
 
 def test_a_language_model_skeleton_runs_and_passes_the_checks(tmp_path):
     path = write_method("mine_language", "language-modeling", tmp_path)
-    failed = {r.name for r in check_method(str(path)) if r.outcome == "failed"}
-    assert failed == {"card"}  # what is marked TODO
+    results = check_method(str(path), only=["card", "teacher_intact", "micro_batches", "token_padding", "export"])
+    assert {r.name for r in results if r.outcome != "passed"} == {"card"}  # what is marked TODO

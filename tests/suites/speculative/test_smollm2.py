@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -23,9 +24,10 @@ SETTING = track("speculative/smollm2")[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """A cache of its own, so that the conversion from the package's file is seen as well."""
+    """A cache of this session's own, so that the conversion from the package's file is seen as well, once for all its processes."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTILLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DISTILLBENCH_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smollm2"))
         yield
 
 
