@@ -6,6 +6,7 @@ import base64
 import contextlib
 import datetime
 import functools
+import importlib.util
 import io
 import math
 import os
@@ -92,6 +93,11 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     setting: Setting = from_data(spec.resolved["suite"]["card"]["settings"][spec.setting])
     seeds = spec.resolved["seeds"]
     data = Path(spec.data) if spec.data else None
+    missing = [name for name in setting.requires if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{spec.suite}/{spec.setting} needs {', '.join(missing)}, which is not installed here: pip install 'distillbench[lm,images]'"
+        )
     if setting.device == "cuda" and accelerator.device.type != "cuda":
         raise UserError(
             f"{spec.suite}/{spec.setting} needs a GPU and there is none here; 'distillbench doctor' says what runs on this machine"
