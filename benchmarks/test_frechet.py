@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from suites.metrics.images.frechet import Moments, frechet_distance, frechet_from_samples
+from distillbench.suites.metrics.images.frechet import Moments, frechet_distance, frechet_from_samples
 
 DIMENSION = 2048
 

@@ -8,6 +8,6 @@ from typing import Any
 
 
 def test_help(benchmark: Any) -> None:
-    command = [sys.executable, "-m", "bench.cli", "--help"]
+    command = [sys.executable, "-m", "distillbench", "--help"]
     benchmark.pedantic(lambda: subprocess.run(command, check=True, capture_output=True), rounds=10, warmup_rounds=1)
     assert benchmark.stats.stats.min < 0.3

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.data import Batch, Batches
-from bench.losses import cross_entropy, kl_divergence
-from bench.plan import seeds_by_role
-from bench.run import Run
-from methods.classification import kd
-from suites import image_classification as suite
+from distillbench.methods.classification import kd
+from distillbench.problems.classification.losses import cross_entropy, kl_divergence
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import image_classification as suite
+from distillbench.training.data import Batch, Batches
+from distillbench.training.run import Run
 
 SETTING = suite.CARD.settings["digits"]
 SEEDS = seeds_by_role(0)

@@ -6,10 +6,10 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from bench import registry
-from bench.plan import plan
-from bench.record import Measurement, Record
-from bench.store import Store
+from distillbench.cards import registry
+from distillbench.runs.plan import plan
+from distillbench.runs.record import Measurement, Record
+from distillbench.runs.store import Store
 
 TRACK = "image-classification/digits"
 

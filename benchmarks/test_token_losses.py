@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.token_losses import Projection, token_losses
+from distillbench.problems.language_modeling.token_losses import Projection, token_losses
 
 FULL = 1024 if os.environ.get("BENCH_FULL") else 512
 LEAST = 5.0  # times less memory

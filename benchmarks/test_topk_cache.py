@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from bench.language_models import build
-from bench.language_oracle import LanguageOracle
-from bench.nets import Architecture
-from bench.texts import Prompts
+from distillbench.problems.language_modeling.models import build
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.texts import Prompts
+from distillbench.training.nets import Architecture
 
 VOCAB = 49_152
 CONFIG = {

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.stats import Interval
-from leaderboard.picture import log_ticks, padded, si, ticks
+from distillbench.leaderboard.picture import log_ticks, padded, si, ticks
+from distillbench.stats import Interval
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 330, 62.0, 446.0, 34.0, 282.0
 ROW = 20  # height of a line of the legend

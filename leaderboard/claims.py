@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.card import Beats, Claim, Gains, Metric, Reported
-from bench.stats import LEVEL, Interval, paired_difference, paired_p
-from leaderboard.table import Board, Row
+from distillbench.cards.card import Beats, Claim, Gains, Metric, Reported
+from distillbench.leaderboard.table import Board, Row
+from distillbench.stats import LEVEL, Interval, paired_difference, paired_p
 
 Outcome = Literal["reproduced", "not reproduced", "undecided", "not measured here"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leaderboard.table import Board
+    from distillbench.leaderboard.table import Board
 
 PUBLISHED = Path(__file__).parent / "records"
 
@@ -47,9 +47,9 @@ def _boards(folders: list[Path] | None) -> tuple[list[Board], list[str]]:
     Raises:
         UserError: a folder is missing, or there is not one record to show.
     """
-    from bench.errors import UserError
-    from bench.record import read_records
-    from leaderboard.table import boards
+    from distillbench.errors import UserError
+    from distillbench.leaderboard.table import boards
+    from distillbench.runs.record import read_records
 
     given = folders or [PUBLISHED]
     if not folders and not PUBLISHED.is_dir():
@@ -72,7 +72,7 @@ def _boards(folders: list[Path] | None) -> tuple[list[Board], list[str]]:
 
 def _build(args: argparse.Namespace) -> int:
     found, bad = _boards(args.records)
-    from leaderboard.site import build
+    from distillbench.leaderboard.site import build
 
     index = build(found, args.out)
     if args.json:
@@ -85,8 +85,8 @@ def _build(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     found, _ = _boards(args.records)
-    from bench.errors import unknown
-    from leaderboard.table import by_metric
+    from distillbench.errors import unknown
+    from distillbench.leaderboard.table import by_metric
 
     same = [b for b in found if b.track == args.track]
     if not same:
@@ -105,7 +105,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _rows(board: Board) -> list[dict[str, Any]]:
     """The rows of ``board show --json``: scores in the metric's unit, gaps as ratios, ``cost`` meter -> mean over seeds."""
-    from leaderboard.export import NOTHING, rounded
+    from distillbench.leaderboard.export import NOTHING, rounded
 
     out = []
     for row in board.rows:

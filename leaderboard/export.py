@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.stats import Interval
-from leaderboard.table import METERS, Board, Row
+from distillbench.leaderboard.table import METERS, Board, Row
+from distillbench.stats import Interval
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
 

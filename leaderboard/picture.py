@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from leaderboard.table import Board, Row
+from distillbench.leaderboard.table import Board, Row
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 68.0, 742.0, 16.0, 346.0

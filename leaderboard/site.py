@@ -17,12 +17,12 @@ from typing import Any
 
 import jinja2
 
-from bench.card import SuiteCard
-from bench.errors import SaveError, UserError
-from bench.stats import Interval
-from leaderboard import export, picture
-from leaderboard.claims import Verdict, verdicts
-from leaderboard.table import Board, Row, method_page, segment
+from distillbench.cards.card import SuiteCard
+from distillbench.errors import SaveError, UserError
+from distillbench.leaderboard import export, picture
+from distillbench.leaderboard.claims import Verdict, verdicts
+from distillbench.leaderboard.table import Board, Row, method_page, segment
+from distillbench.stats import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
 COPIED = ("style.css", "sort.js")
@@ -51,7 +51,7 @@ class Shown:
 
 
 def build(boards: Sequence[Board], out: Path) -> Path:
-    """Write the site of ``boards`` (as :func:`leaderboard.table.boards` gives them) into ``out``; the path of its index.
+    """Write the site of ``boards`` (as :func:`table.boards` gives them) into ``out``; the path of its index.
 
     Files of an earlier build are replaced; nothing is deleted.
 

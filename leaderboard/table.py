@@ -16,10 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.card import SLUG, Beats, Card, Gains, Hyperparameter, Metric, Reported, Setting, SuiteCard, from_data
-from bench.errors import UserError
-from bench.record import Record, Status, canonical, sha256
-from bench.stats import Interval, gap_closed, mean_interval, ranks
+from distillbench.cards.card import SLUG, Beats, Card, Gains, Hyperparameter, Metric, Reported, Setting, SuiteCard
+from distillbench.cards.reading import from_data
+from distillbench.errors import UserError
+from distillbench.identity import canonical, sha256
+from distillbench.runs.record import Record, Status
+from distillbench.stats import Interval, gap_closed, mean_interval, ranks
 
 METERS = ("wall_seconds", "training_flops", "student_examples", "teacher_examples", "generated_tokens", "parameters", "peak_memory_bytes")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import registry
-from bench.checks import check_method
-from bench.cli import main, parser
-from bench.study import studies
+from distillbench.cards import registry
+from distillbench.checks import check_method
+from distillbench.cli import main, parser
+from distillbench.runs.study import studies
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
-from bench import registry
-from bench.card import Card
-from bench.errors import UserError
-from bench.plan import plan
+from distillbench.cards import registry
+from distillbench.cards.card import Card
+from distillbench.errors import UserError
+from distillbench.runs.plan import plan
 
 Outcome = Literal["passed", "failed", "skipped", "exempt"]
 

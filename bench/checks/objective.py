@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.checks.core import Failed, Objective, Skipped, Subject, check
+from distillbench.checks.core import Failed, Objective, Skipped, Subject, check
 
 B, C, D, K = 6, 5, 7, 3
 Inputs = dict[str, Tensor]

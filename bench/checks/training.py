@@ -12,20 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import registry
-from bench.card import Budget, Setting, from_data
-from bench.checks.core import Failed, Skipped, Subject, check
-from bench.data import Batch, Batches
-from bench.language_models import LanguageModel
-from bench.oracle import DenoiserOracle, Oracle
-from bench.plan import plan
-from bench.plan import track as find_track
-from bench.problems.classification import Classification
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Run
-from bench.stats import paired_difference
-from bench.student import Student, tensor_digest
-from bench.texts import TokenBatch
+from distillbench.cards import registry
+from distillbench.cards.card import Budget, Setting
+from distillbench.cards.reading import from_data
+from distillbench.checks.core import Failed, Skipped, Subject, check
+from distillbench.problems.classification.problem import Classification
+from distillbench.problems.image_generation.oracle import DenoiserOracle
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import TokenBatch
+from distillbench.runs.plan import plan
+from distillbench.runs.plan import track as find_track
+from distillbench.stats import paired_difference
+from distillbench.training.data import Batch, Batches
+from distillbench.training.oracle import Oracle
+from distillbench.training.run import Run
+from distillbench.training.student import Student, tensor_digest
 
 SHORT = 24  # batches of a short training
 SEEDS = 3
@@ -79,7 +81,7 @@ def train(
         kill_at: die when this checkpoint (counted from 1) has been written.
         edit: the problem -> the problem that the method gets in its place.
         change: a batch -> the batch that every loss gets in its place.
-        training: fields of the track's :class:`bench.card.Training` to replace.
+        training: fields of the track's :class:`card.Training` to replace.
     """
     [spec] = plan(subject.track, [subject.name], [0], controls=False)
     suite = registry.find("suite", spec.suite).load()
@@ -451,8 +453,8 @@ def _answer(module: nn.Module, problem: Any) -> Tensor:
 
 def _scores(method: str, track: str) -> dict[int, float]:
     """Seed -> the track's primary metric for ``method``, with the budget or as much of it as a check may take."""
-    from bench.runner import execute
-    from bench.store import Store
+    from distillbench.runs.runner import execute
+    from distillbench.runs.store import Store
 
     values = {}
     with tempfile.TemporaryDirectory() as name:

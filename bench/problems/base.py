@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from bench.nets import Architecture
-from bench.oracle import Oracle
+from distillbench.training.nets import Architecture
+from distillbench.training.oracle import Oracle
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.card import Paper
-from bench.stats import Interval, mean_interval
-from bench.study import Cell, Done, Finding, Scores, Study, Verdict, scores
-from leaderboard.chart import Line, Panel, draw
+from distillbench.cards.card import Paper
+from distillbench.leaderboard.chart import Line, Panel, draw
+from distillbench.runs.study import Cell, Done, Finding, Scores, Study, Verdict, scores
+from distillbench.stats import Interval, mean_interval
 
 STUDENTS = (1, 2, 3, 4, 6)
 TEACHERS = (1, 2, 3, 4, 6, 8, 10, 12, 15)

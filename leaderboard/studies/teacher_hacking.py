@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.card import Paper
-from bench.stats import Interval, mean_interval
-from bench.study import Cell, Done, Finding, Scores, Study, Verdict, scores
-from leaderboard.chart import Line, Panel, draw
+from distillbench.cards.card import Paper
+from distillbench.leaderboard.chart import Line, Panel, draw
+from distillbench.runs.study import Cell, Done, Finding, Scores, Study, Verdict, scores
+from distillbench.stats import Interval, mean_interval
 
 PROMPTS = 64
 PASSES = (4, 8, 16, 32, 64, 128, 256)

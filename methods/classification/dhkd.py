@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.card import Beats, Card, Choice, Flag, Paper, Real
-from bench.data import Batch
-from bench.losses import cross_entropy
-from bench.nets import head
-from bench.problems.classification import Classification
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Flag, Paper, Real
+from distillbench.problems.classification.losses import cross_entropy
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.nets import head
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="dhkd",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.card import Beats, Card, Flag, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.errors import UserError
-from bench.losses import cross_entropy, kl_divergence
-from bench.problems.classification import Classification
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Flag, Integer, Paper, Real, Reported
+from distillbench.errors import UserError
+from distillbench.problems.classification.losses import cross_entropy, kl_divergence
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="fitnets",

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Integer, Paper, Real
-from bench.data import Batch
-from bench.losses import cross_entropy, soft_cross_entropy
-from bench.nets import Marginalized
-from bench.problems.classification import Classification
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real
+from distillbench.problems.classification.losses import cross_entropy, soft_cross_entropy
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.nets import Marginalized
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="lelp",

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.card import Beats, Card, Paper, Real
-from bench.data import Batch
-from bench.losses import cross_entropy, kl_divergence
-from bench.problems.classification import Classification
-from bench.run import Learner, Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Paper, Real
+from distillbench.problems.classification.losses import cross_entropy, kl_divergence
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.run import Learner, Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="mcmi",

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.card import Beats, Card, Paper, Real, Reported
-from bench.data import Batch
-from bench.losses import cross_entropy, kl_divergence
-from bench.nets import head
-from bench.problems.classification import Classification
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Paper, Real, Reported
+from distillbench.problems.classification.losses import cross_entropy, kl_divergence
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.nets import head
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="nd_loss",

@@ -6,11 +6,11 @@ import math
 
 from torch import Tensor
 
-from bench.card import Beats, Card, Paper, Real, Reported
-from bench.data import Batch
-from bench.problems.classification import Classification
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Paper, Real, Reported
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="pld",

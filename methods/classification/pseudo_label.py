@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bench.card import Card
-from bench.data import Batch
-from bench.losses import cross_entropy
-from bench.problems.classification import Classification
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Card
+from distillbench.problems.classification.losses import cross_entropy
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="pseudo_label",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench.card import Card
-from bench.losses import cross_entropy
-from bench.problems.classification import Classification
-from bench.run import Run
-from bench.student import Student
+from distillbench.cards.card import Card
+from distillbench.problems.classification.losses import cross_entropy
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.run import Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="scratch",

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.card import Beats, Card, Integer, Paper, Real
-from bench.losses import cross_entropy
-from bench.nets import head
-from bench.problems.classification import Classification
-from bench.run import Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Integer, Paper, Real
+from distillbench.problems.classification.losses import cross_entropy
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.nets import head
+from distillbench.training.run import Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="self_distill_ridge",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from bench.card import Card, Real
-from bench.data import Batch
-from bench.losses import kl_divergence
-from bench.problems.classification import Classification
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Card, Real
+from distillbench.problems.classification.losses import kl_divergence
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="shuffled_teacher",

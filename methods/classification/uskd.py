@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.card import Beats, Card, Choice, Paper, Real, Reported
-from bench.data import Batch
-from bench.errors import UserError
-from bench.losses import cross_entropy, soft_cross_entropy, without
-from bench.problems.classification import Classification
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Paper, Real, Reported
+from distillbench.errors import UserError
+from distillbench.problems.classification.losses import cross_entropy, soft_cross_entropy, without
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="uskd",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.diffusion import heun_step, initialise, karras_grid, per_row, row_mean, twin
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Learner, Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.edm import heun_step, karras_grid, per_row, row_mean
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.start import initialise, twin
+from distillbench.training.data import Batch
+from distillbench.training.run import Learner, Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="consistency_distillation",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from bench.card import Beats, Card, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.diffusion import ode_pairs, row_mean, some_pairs
-from bench.matching import Matching, matching_gradient, surrogate_loss
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.edm import row_mean
+from distillbench.problems.image_generation.matching import Matching, matching_gradient, surrogate_loss
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.start import ode_pairs, some_pairs
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="dmd",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.adversarial import Heads, logistic_critic_loss, logistic_generator_loss
-from bench.card import Beats, Card, Gains, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.diffusion import denoising_loss
-from bench.matching import Matching, matching_gradient, surrogate_loss
-from bench.nets import staged
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Gains, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.adversarial import Heads, logistic_critic_loss, logistic_generator_loss
+from distillbench.problems.image_generation.edm import denoising_loss
+from distillbench.problems.image_generation.matching import Matching, matching_gradient, surrogate_loss
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.training.data import Batch
+from distillbench.training.nets import staged
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="dmd2",

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bench.adversarial import logistic_generator_loss
-from bench.card import Beats, Card, Choice, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.density_ratio import Discriminator, curvature
-from bench.diffusion import per_row
-from bench.matching import Matching, matching_gradient, surrogate_loss
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.adversarial import logistic_generator_loss
+from distillbench.problems.image_generation.density_ratio import Discriminator, curvature
+from distillbench.problems.image_generation.edm import per_row
+from distillbench.problems.image_generation.matching import Matching, matching_gradient, surrogate_loss
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="f_distill",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.adversarial import Heads, logistic_critic_loss, logistic_generator_loss
-from bench.card import Beats, Card, Flag, Gains, Paper, Real, Reported
-from bench.data import Batch
-from bench.diffusion import frozen, initialise
-from bench.errors import UserError
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Learner, Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Flag, Gains, Paper, Real, Reported
+from distillbench.errors import UserError
+from distillbench.problems.image_generation.adversarial import Heads, logistic_critic_loss, logistic_generator_loss
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.start import frozen, initialise
+from distillbench.training.data import Batch
+from distillbench.training.run import Learner, Losses, Run
+from distillbench.training.student import Student
 
 BODY = ("conv0", "conv1", "proj", "widen", "project")  # layers of a residual block: U-Nets of EDM's names, then the MLP of the suite
 

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.diffusion import initialise, karras_grid, per_row, pseudo_huber, twin
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Learner, Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.edm import karras_grid, per_row, pseudo_huber
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.start import initialise, twin
+from distillbench.training.data import Batch
+from distillbench.training.run import Learner, Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="ict",

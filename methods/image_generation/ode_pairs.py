@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.card import Beats, Card, Integer, Paper, Real
-from bench.data import Batch
-from bench.diffusion import initialise, ode_pairs, row_mean, some_pairs
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Integer, Paper, Real
+from distillbench.problems.image_generation.edm import row_mean
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.start import initialise, ode_pairs, some_pairs
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="ode_pairs",

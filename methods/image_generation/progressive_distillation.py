@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.diffusion import Denoise, euler_step, frozen, initialise, karras_grid, per_row, row_mean
-from bench.oracle import DenoiserOracle
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Gains, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.edm import Denoise, euler_step, karras_grid, per_row, row_mean
+from distillbench.problems.image_generation.oracle import DenoiserOracle
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.start import frozen, initialise
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="progressive_distillation",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.card import Beats, Card, Integer, Paper, Real
-from bench.data import Batch
-from bench.diffusion import per_row, row_mean
-from bench.matching import Matching
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
-from bench.trigflow import draw, scm_loss, warm
+from distillbench.cards.card import Beats, Card, Integer, Paper, Real
+from distillbench.problems.image_generation.edm import per_row, row_mean
+from distillbench.problems.image_generation.matching import Matching
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.trigflow import draw, scm_loss, warm
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="rcm",

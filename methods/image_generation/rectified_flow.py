@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.diffusion import frozen, initialise, ode_pairs, per_row, row_mean, some_pairs
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.edm import per_row, row_mean
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.start import frozen, initialise, ode_pairs, some_pairs
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="rectified_flow",

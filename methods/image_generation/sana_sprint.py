@@ -7,15 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bench.adversarial import Heads, hinge_generator_loss
-from bench.card import Beats, Card, Integer, Paper, Real
-from bench.data import Batch
-from bench.diffusion import frozen, initialise, per_row, row_mean
-from bench.nets import staged
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Learner, Losses, Run
-from bench.student import Student
-from bench.trigflow import draw, warm
+from distillbench.cards.card import Beats, Card, Integer, Paper, Real
+from distillbench.problems.image_generation.adversarial import Heads, hinge_generator_loss
+from distillbench.problems.image_generation.edm import per_row, row_mean
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.start import frozen, initialise
+from distillbench.problems.image_generation.trigflow import draw, warm
+from distillbench.training.data import Batch
+from distillbench.training.nets import staged
+from distillbench.training.run import Learner, Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="sana_sprint",

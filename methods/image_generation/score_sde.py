@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from bench.card import Beats, Card, Choice, Integer, Paper, Real, Reported
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Run
-from bench.sde import SDES, ancestral_step, flow_step, langevin_step, reverse_diffusion_step, score, time_grid, transition
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.problems.image_generation.sde import (
+    SDES,
+    ancestral_step,
+    flow_step,
+    langevin_step,
+    reverse_diffusion_step,
+    score,
+    time_grid,
+    transition,
+)
+from distillbench.training.run import Run
+from distillbench.training.student import Student
 
 __all__ = ["ancestral_step", "distill", "flow_step", "langevin_step", "reverse_diffusion_step", "score", "transition"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bench.card import Card
-from bench.data import Batch
-from bench.diffusion import denoising_loss, per_row
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Card
+from distillbench.problems.image_generation.edm import denoising_loss, per_row
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="scratch",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.card import Beats, Card, Integer, Paper, Real, Reported
-from bench.data import Batch
-from bench.matching import Matching
-from bench.problems.image_generation import ImageGeneration
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Integer, Paper, Real, Reported
+from distillbench.problems.image_generation.matching import Matching
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="sim",

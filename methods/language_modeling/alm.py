@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from bench.alignment import AlignedBatch
-from bench.card import Beats, Card, Choice, Paper, Real
-from bench.language_oracle import chosen_log_probs
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Losses, Run
-from bench.student import Student
+from distillbench.cards.card import Beats, Card, Choice, Paper, Real
+from distillbench.problems.language_modeling.alignment import AlignedBatch
+from distillbench.problems.language_modeling.oracle import chosen_log_probs
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="alm",

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Integer, Paper, Real
-from bench.language_oracle import chosen_log_probs
-from bench.mixed_texts import MixedBatch, beside
-from bench.problems.language_modeling import LanguageModeling, prompt_order
-from bench.record import derive_seed
-from bench.run import Losses, Run
-from bench.student import Student
-from bench.texts import TextBatches, TokenBatch
+from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real
+from distillbench.identity import derive_seed
+from distillbench.problems.language_modeling.mixed_texts import MixedBatch, beside
+from distillbench.problems.language_modeling.oracle import chosen_log_probs
+from distillbench.problems.language_modeling.problem import LanguageModeling, prompt_order
+from distillbench.problems.language_modeling.texts import TextBatches, TokenBatch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="distillm",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench.card import Beats, Card, Choice, Paper, Real
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Losses, Run
-from bench.student import Student
-from bench.texts import TokenBatch
+from distillbench.cards.card import Beats, Card, Choice, Paper, Real
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import TokenBatch
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="distillspec",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Flag, Integer, Paper, Real
-from bench.errors import UserError
-from bench.language_oracle import real_logits, top_log_probs
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Losses, Run
-from bench.student import Student
-from bench.texts import TokenBatch
-from bench.token_losses import Projection, TopK
+from distillbench.cards.card import Beats, Card, Choice, Flag, Integer, Paper, Real
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling.oracle import real_logits, top_log_probs
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import TokenBatch
+from distillbench.problems.language_modeling.token_losses import Projection, TopK
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="first",

@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Paper, Real
-from bench.language_models import LanguageModel
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Learner, Losses, Run
-from bench.student import Student
-from bench.texts import TextBatches, Texts, TokenBatch
+from distillbench.cards.card import Beats, Card, Paper, Real
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import TextBatches, Texts, TokenBatch
+from distillbench.training.run import Learner, Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="miniplm",

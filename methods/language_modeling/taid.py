@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from bench.card import Beats, Card, Flag, Paper, Real
-from bench.language_oracle import real_logits
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Losses, Run
-from bench.student import Student
-from bench.texts import TokenBatch
-from bench.token_losses import token_losses
+from distillbench.cards.card import Beats, Card, Flag, Paper, Real
+from distillbench.problems.language_modeling.oracle import real_logits
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import TokenBatch
+from distillbench.problems.language_modeling.token_losses import token_losses
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="taid",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bench.card import Card
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Run
-from bench.student import Student
+from distillbench.cards.card import Card
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.training.run import Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="teacher",

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.card import Beats, Card, Choice, Gains, Paper, Real
-from bench.generation import pick
-from bench.language_models import LanguageModel
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Losses, Run
-from bench.student import Student
-from bench.texts import TokenBatch
-from bench.token_losses import TopK, token_losses
+from distillbench.cards.card import Beats, Card, Choice, Gains, Paper, Real
+from distillbench.problems.language_modeling.generation import pick
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import TokenBatch
+from distillbench.problems.language_modeling.token_losses import TopK, token_losses
+from distillbench.training.run import Losses, Run
+from distillbench.training.student import Student
 
 CARD = Card(
     slug="tvd_draft",

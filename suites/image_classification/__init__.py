@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.card import Asset, Budget, Metric, Setting, SuiteCard, Training, Variant
+from distillbench.assets import Asset
+from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training, Variant
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bench.data import Arrays
-    from bench.problems.classification import Classification
-    from bench.record import Measurement
-    from bench.student import Student
+    from distillbench.problems.classification.problem import Classification
+    from distillbench.runs.record import Measurement
+    from distillbench.training.data import Arrays
+    from distillbench.training.student import Student
 
 CARD = SuiteCard(
     slug="image-classification",
@@ -93,7 +94,7 @@ CARD = SuiteCard(
             data=Asset(name="CIFAR-100", source="cs.toronto.edu/~kriz/cifar.html", licence="not stated by its authors"),
             teacher=Asset(
                 name="a CIFAR-100 teacher as safetensors",
-                source="RepDistiller's checkpoints, converted by suites.image_classification.convert",
+                source="RepDistiller's checkpoints, converted by distillbench.suites.image_classification.convert",
                 licence="BSD-2-Clause",
             ),
             options={
@@ -264,7 +265,7 @@ CARD = SuiteCard(
 
 def _splits(setting: Setting, seed: int) -> dict[str, Arrays]:
     """The splits of a setting that fits in memory."""
-    from suites.image_classification import blobs, digits
+    from distillbench.suites.image_classification import blobs, digits
 
     if setting.tier == "analytic":
         return blobs.splits(setting.options, seed)
@@ -285,12 +286,12 @@ def problem(
     """
     import torch
 
-    from bench.data import Arrays, Batches, Shuffled
-    from bench.nets import Architecture
-    from bench.oracle import CHUNK, ClassifierOracle
-    from bench.problems.classification import Classification
-    from suites.image_classification import published
-    from suites.image_classification.nets import build
+    from distillbench.problems.classification.oracle import CHUNK, ClassifierOracle
+    from distillbench.problems.classification.problem import Classification
+    from distillbench.suites.image_classification import published
+    from distillbench.suites.image_classification.nets import build
+    from distillbench.training.data import Arrays, Batches, Shuffled
+    from distillbench.training.nets import Architecture
 
     about = setting.options["student"]
     architecture = Architecture(about["name"], dict(about["arguments"]))
@@ -330,12 +331,12 @@ def problem(
 
 
 def _teacher(setting: Setting, data: Path | None) -> nn.Module:
-    from bench.errors import UserError
-    from bench.nets import Architecture
-    from bench.record import sha256
-    from bench.student import Student
-    from suites.image_classification import blobs, digits, published
-    from suites.image_classification.nets import build
+    from distillbench.errors import UserError
+    from distillbench.identity import sha256
+    from distillbench.suites.image_classification import blobs, digits, published
+    from distillbench.suites.image_classification.nets import build
+    from distillbench.training.nets import Architecture
+    from distillbench.training.student import Student
 
     if setting.tier == "paper":
         assert data is not None
@@ -355,8 +356,8 @@ def _teacher(setting: Setting, data: Path | None) -> nn.Module:
 
 def rebuild(student: Student) -> nn.Module:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from bench.errors import UserError
-    from suites.image_classification.nets import build
+    from distillbench.errors import UserError
+    from distillbench.suites.image_classification.nets import build
 
     about = student.architecture
     try:
@@ -385,9 +386,9 @@ def evaluate(
     import torch.nn.functional as F
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    from bench.errors import UserError
-    from bench.record import Measurement
-    from suites.image_classification import published
+    from distillbench.errors import UserError
+    from distillbench.runs.record import Measurement
+    from distillbench.suites.image_classification import published
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net, teacher = rebuild(student).to(device), _teacher(setting, data).to(device)

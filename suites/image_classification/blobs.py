@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.data import Arrays
-from bench.record import derive_seed
-from bench.student import tensor_digest
+from distillbench.identity import derive_seed
+from distillbench.training.data import Arrays
+from distillbench.training.student import tensor_digest
 
 WORLD = 20150309  # draws the classes; the world is one and the same for every seed
 

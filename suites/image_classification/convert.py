@@ -1,4 +1,4 @@
-"""Published ``.pth`` checkpoint -> safetensors: ``python -m suites.image_classification.convert IN.pth OUT.safetensors``.
+"""Published ``.pth`` checkpoint -> safetensors: ``python -m distillbench.suites.image_classification.convert IN.pth OUT.safetensors``.
 
 The pickle is read by torch's restricted unpickler (``weights_only=True``), which runs none of its code; whatever that refuses is refused.
 """
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from bench.errors import UserError
-from bench.record import sha256
-from bench.store import write_atomic
+from distillbench.errors import UserError
+from distillbench.files import write_atomic
+from distillbench.identity import sha256
 
 
 def convert(source: Path, target: Path) -> str:
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     """Run the converter; prints ``<sha256>  <target>``. Returns the exit code."""
     try:
         if len(arguments) != 2:
-            raise UserError("usage: python -m suites.image_classification.convert IN.pth OUT.safetensors")
+            raise UserError("usage: python -m distillbench.suites.image_classification.convert IN.pth OUT.safetensors")
         source, target = map(Path, arguments)
         print(f"{convert(source, target)}  {target}")
     except UserError as error:

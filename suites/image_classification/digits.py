@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data import Arrays
-from bench.errors import UserError
-from bench.record import derive_seed, sha256
-from bench.student import tensor_digest
+from distillbench.errors import UserError
+from distillbench.identity import derive_seed, sha256
+from distillbench.training.data import Arrays
+from distillbench.training.student import tensor_digest
 
 TRAIN, TUNE, TEST = 1197, 200, 400
 TEACHER = Path(__file__).parent / "digits_teacher.safetensors"

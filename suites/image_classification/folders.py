@@ -29,8 +29,8 @@ from torchvision import datasets, models
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
-from bench.errors import UserError, unknown
-from suites.image_classification.cifar_nets import NETS
+from distillbench.errors import UserError, unknown
+from distillbench.suites.image_classification.cifar_nets import NETS
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # as in RepDistiller's dataset/cifar100.py
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -284,11 +284,11 @@ IMAGENET_TEACHERS = ("resnet18", "resnet34", "resnet50")
 
 
 def cifar_teacher(name: str, path: Path, num_classes: int = 100) -> nn.Module:
-    """The net ``name`` of :data:`~suites.image_classification.cifar_nets.NETS` with the weights at ``path``, frozen, in eval mode.
+    """The net ``name`` of :data:`cifar_nets.NETS` with the weights at ``path``, frozen, in eval mode.
 
     Args:
         name: for example ``resnet32x4``.
-        path: a safetensors file; ``python -m suites.image_classification.convert`` makes one from a published ``.pth``.
+        path: a safetensors file; ``python -m distillbench.suites.image_classification.convert`` makes one from a published ``.pth``.
         num_classes: outputs of the net.
 
     Raises:
@@ -327,7 +327,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        mend = f"'python -m suites.image_classification.convert {path.name} {path.stem}.safetensors' converts a published .pth"
+        mend = f"'python -m distillbench.suites.image_classification.convert {path.name} {path.stem}.safetensors' converts a published .pth"
         raise UserError(f"{path}: not a safetensors file ({_line(error)}); {mend}") from error
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.errors import unknown
-from bench.nets import Architecture, Marginalized
+from distillbench.errors import unknown
+from distillbench.training.nets import Architecture, Marginalized
 
 
 class SmallCNN(nn.Module):
@@ -94,7 +94,7 @@ def build(architecture: Architecture, seed: int) -> nn.Module:
     Raises:
         UserError: an unknown name.
     """
-    from suites.image_classification.cifar_nets import NETS
+    from distillbench.suites.image_classification.cifar_nets import NETS
 
     arguments: dict[str, Any] = dict(architecture.arguments)
     groups = int(arguments.pop("groups", 1))

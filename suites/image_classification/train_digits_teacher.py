@@ -1,6 +1,6 @@
 """Trains the teacher of the digits settings on the 1,197 training labels and writes it beside this file.
 
-    python -m suites.image_classification.train_digits_teacher
+    python -m distillbench.suites.image_classification.train_digits_teacher
 
 Prints the accuracy on the tune split (the test split is never read here) and the SHA-256 that the card pins.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bench.nets import Architecture
-from bench.record import sha256
-from bench.store import write_atomic
-from bench.student import Student
-from suites.image_classification.digits import TEACHER, load, partition
-from suites.image_classification.nets import build
+from distillbench.files import write_atomic
+from distillbench.identity import sha256
+from distillbench.suites.image_classification.digits import TEACHER, load, partition
+from distillbench.suites.image_classification.nets import build
+from distillbench.training.nets import Architecture
+from distillbench.training.student import Student
 
 EPOCHS, BATCH, SEED = 40, 64, 0
 

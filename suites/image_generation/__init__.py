@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Asset, Budget, Metric, Setting, SuiteCard, Training, Variant
+from distillbench.assets import Asset
+from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training, Variant
 
 if TYPE_CHECKING:
-    from bench.problems.image_generation import ImageGeneration
-    from bench.record import Measurement
-    from bench.student import Student
+    from distillbench.problems.image_generation.problem import ImageGeneration
+    from distillbench.runs.record import Measurement
+    from distillbench.training.student import Student
 
 WORLDS = ("gaussians", "digits", "published")
 SHEET = 2000  # samples drawn for a picture, at most
@@ -173,7 +174,7 @@ CARD = SuiteCard(
             ),
             teacher=Asset(
                 name="edm-cifar10-32x32-cond-vp as safetensors",
-                source="NVlabs/edm, converted by suites.image_generation.convert_edm",
+                source="NVlabs/edm, converted by distillbench.suites.image_generation.convert_edm",
                 licence="CC BY-NC-SA 4.0",
             ),
             others={
@@ -235,7 +236,7 @@ CARD = SuiteCard(
             ),
             teacher=Asset(
                 name="edm-imagenet-64x64-cond-adm as safetensors",
-                source="NVlabs/edm, converted by suites.image_generation.convert_edm",
+                source="NVlabs/edm, converted by distillbench.suites.image_generation.convert_edm",
                 licence="CC BY-NC-SA 4.0",
             ),
             others={
@@ -334,10 +335,10 @@ def problem(
         split: where the student will be judged; training is the same for either.
         data: the user's folder of data sets.  cache: not used; a denoiser is never asked twice about the same noisy sample.
     """
-    from bench.nets import Architecture
-    from bench.oracle import DenoiserOracle
-    from bench.problems.image_generation import ImageGeneration
-    from suites.image_generation.nets import build
+    from distillbench.problems.image_generation.oracle import DenoiserOracle
+    from distillbench.problems.image_generation.problem import ImageGeneration
+    from distillbench.suites.image_generation.nets import build
+    from distillbench.training.nets import Architecture
 
     options, world = setting.options, _world(setting)
     about = options["student"]
@@ -362,18 +363,18 @@ def _world(setting: Setting) -> Any:
     """The module that knows a setting's data, teacher and metrics."""
     import importlib
 
-    from bench.errors import unknown
+    from distillbench.errors import unknown
 
     name = str(setting.options["world"])
     if name not in WORLDS:  # a setting may come from somebody's record
         raise unknown("world", name, WORLDS)
-    return importlib.import_module(f"suites.image_generation.{name}")
+    return importlib.import_module(f"distillbench.suites.image_generation.{name}")
 
 
 def rebuild(student: Student) -> Any:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from bench.errors import UserError
-    from suites.image_generation.nets import build
+    from distillbench.errors import UserError
+    from distillbench.suites.image_generation.nets import build
 
     about = student.architecture
     try:
@@ -409,10 +410,10 @@ def generate(
     """
     import torch
 
-    from bench.errors import UserError
-    from bench.record import derive_seed
-    from bench.student import tensor_digest
-    from suites.image_generation import sampling
+    from distillbench.errors import UserError
+    from distillbench.identity import derive_seed
+    from distillbench.suites.image_generation import sampling
+    from distillbench.training.student import tensor_digest
 
     options, net = setting.options, rebuild(student)
     used = sampling.evaluations(student.recipe, sigma_max=float(options["sigma_max"]))
@@ -437,7 +438,7 @@ def generate(
 
 def exceeds(student: Student, setting: Setting) -> str | None:
     """By how much a student's recipe takes more evaluations than the setting allows, or None: only the teacher's weights get so far."""
-    from suites.image_generation import sampling
+    from distillbench.suites.image_generation import sampling
 
     used, allowed = sampling.evaluations(student.recipe, sigma_max=float(setting.options["sigma_max"])), int(setting.options["steps"])
     return f"nfe {used} of {allowed}" if used > allowed else None
@@ -455,7 +456,7 @@ def evaluate(
     Raises:
         UserError: as :func:`generate`.
     """
-    from bench.record import Measurement
+    from distillbench.runs.record import Measurement
 
     draws, spent = generate(student, setting, seeds, split=split, data=data)
     return [*_world(setting).measure(draws, setting, seeds, split, data), Measurement("nfe", spent, len(draws))]

@@ -1,7 +1,7 @@
-"""A teacher for the paper settings as safetensors: ``python -m suites.image_generation.convert_edm IN OUT.safetensors``.
+"""A teacher for the paper settings as safetensors: ``python -m distillbench.suites.image_generation.convert_edm IN OUT.safetensors``.
 
 IN is a published EDM checkpoint (``edm-cifar10-32x32-cond-vp.pkl``, ``edm-imagenet-64x64-cond-adm.pkl``, SiD's generators) or the
-folder of a diffusers ``UNet2DModel`` (see :mod:`suites.image_generation.diffusers_nets`).
+folder of a diffusers ``UNet2DModel`` (see :mod:`image_generation.diffusers_nets`).
 
 EDM's pickles carry the source code of their classes and ask ``torch_utils.persistence`` to run it. Here nothing of that runs:
 the unpickler knows a fixed list of names, each mapped to a function of this file that only keeps plain state, and refuses a file
@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.errors import UserError
-from bench.nets import Architecture
-from bench.record import sha256
-from bench.store import write_atomic
-from bench.student import Student
-from suites.image_generation.edm_nets import ARCHITECTURE, EDMDenoiser
+from distillbench.errors import UserError
+from distillbench.files import write_atomic
+from distillbench.identity import sha256
+from distillbench.suites.image_generation.edm_nets import ARCHITECTURE, EDMDenoiser
+from distillbench.training.nets import Architecture
+from distillbench.training.student import Student
 
 # --- reading without running ------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ def _fit(faults: dict[str, list[str]]) -> None:
 
 
 def from_edm(source: Path) -> Student:
-    """The network of an EDM checkpoint: float32 weights and the arguments of :class:`~suites.image_generation.edm_nets.EDMDenoiser`.
+    """The network of an EDM checkpoint: float32 weights and the arguments of :class:`edm_nets.EDMDenoiser`.
 
     EDM's ``dropout`` is left out, so that a trainable copy has none: it does not act in evaluation, and DMD2 distils without it.
 
@@ -241,10 +241,10 @@ def convert(source: Path, target: Path) -> str:
         source: an EDM pickle, or a folder that diffusers wrote.  target: a ``.safetensors`` file; :meth:`Student.from_bytes` reads it.
 
     Raises:
-        UserError: as :func:`from_edm` and :func:`~suites.image_generation.diffusers_nets.from_diffusers`, or another suffix.
+        UserError: as :func:`from_edm` and :func:`diffusers_nets.from_diffusers`, or another suffix.
         SaveError: ``target`` cannot be written; what was there before stays.
     """
-    from suites.image_generation.diffusers_nets import from_diffusers
+    from distillbench.suites.image_generation.diffusers_nets import from_diffusers
 
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: the target must end in .safetensors")
@@ -257,7 +257,7 @@ def main(arguments: list[str]) -> int:
     """Run the converter; prints ``<sha256>  <target>``. Returns the exit code."""
     try:
         if len(arguments) != 2:
-            raise UserError("usage: python -m suites.image_generation.convert_edm IN.pkl OUT.safetensors")
+            raise UserError("usage: python -m distillbench.suites.image_generation.convert_edm IN.pkl OUT.safetensors")
         source, target = map(Path, arguments)
         print(f"{convert(source, target)}  {target}")
     except UserError as error:

@@ -15,16 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.diffusion import per_row
-from bench.errors import UserError
-from bench.nets import Architecture
-from bench.student import Student
+from distillbench.errors import UserError
+from distillbench.problems.image_generation.edm import per_row
+from distillbench.training.nets import Architecture
+from distillbench.training.student import Student
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ARCHITECTURE = "diffusers-unet2d"
-"""The name of :class:`DiffusersDenoiser` in a :class:`bench.nets.Architecture`."""
+"""The name of :class:`DiffusersDenoiser` in a :class:`nets.Architecture`."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

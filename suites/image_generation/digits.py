@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.card import Setting
-from bench.data import Arrays, Batches, Shuffled
-from bench.errors import UserError
-from bench.nets import trace
-from bench.record import Measurement, sha256
-from bench.student import Student, tensor_digest
-from suites.image_classification import digits as images
-from suites.image_classification import nets as classifiers
-from suites.image_generation.nets import build
-from suites.metrics.images.diversity import diversity
-from suites.metrics.images.frechet import frechet_from_samples
-from suites.metrics.images.kid import polynomial_mmd2
-from suites.metrics.images.memorisation import memorisation
-from suites.metrics.images.precision_recall import precision_recall
+from distillbench.cards.card import Setting
+from distillbench.errors import UserError
+from distillbench.identity import sha256
+from distillbench.runs.record import Measurement
+from distillbench.suites.image_classification import digits as images
+from distillbench.suites.image_classification import nets as classifiers
+from distillbench.suites.image_generation.nets import build
+from distillbench.suites.metrics.images.diversity import diversity
+from distillbench.suites.metrics.images.frechet import frechet_from_samples
+from distillbench.suites.metrics.images.kid import polynomial_mmd2
+from distillbench.suites.metrics.images.memorisation import memorisation
+from distillbench.suites.metrics.images.precision_recall import precision_recall
+from distillbench.training.data import Arrays, Batches, Shuffled
+from distillbench.training.nets import trace
+from distillbench.training.student import Student, tensor_digest
 
 TEACHER = Path(__file__).parent / "digits_teacher.safetensors"
 CLASSES = 10

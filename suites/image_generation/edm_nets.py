@@ -2,7 +2,7 @@
 
 Structure, initial distributions, parameter names and shapes are those of ``training/networks.py`` in NVlabs/edm@008a4e5
 (Karras et al. 2022, arXiv 2206.00364), so that the weights of a published checkpoint load after
-:mod:`suites.image_generation.convert_edm`. ``tests/goldens/edm_nets.json`` holds numbers that the authors' code gave.
+:mod:`image_generation.convert_edm`. ``tests/goldens/edm_nets.json`` holds numbers that the authors' code gave.
 
 Nothing works in place and attention is a plain softmax, so forward hooks keep what a module returned and ``torch.func.jvp``
 (forward-mode differentiation) passes through.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, dropout, one_hot, silu
 
-from bench.diffusion import consistency_scalings, edm_scalings, per_row
+from distillbench.problems.image_generation.edm import consistency_scalings, edm_scalings, per_row
 
 Resample = Literal["up", "down"]
 Rule = Literal["xavier", "kaiming"]
@@ -374,7 +374,7 @@ class DhariwalUNet(_UNet):
 
 
 ARCHITECTURE = "edm-unet"
-"""The name of :class:`EDMDenoiser` in a :class:`bench.nets.Architecture`."""
+"""The name of :class:`EDMDenoiser` in a :class:`nets.Architecture`."""
 
 NETWORKS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"song": SongUNet, "dhariwal": DhariwalUNet}
 """What :class:`EDMDenoiser` can wrap."""
@@ -392,7 +392,7 @@ class EDMDenoiser(nn.Module):
 
     Args:
         network: ``song`` or ``dhariwal``.  img_resolution: S.  channels: C.  classes: 0 for an unconditional network.
-        boundary, sigma_min: :func:`bench.diffusion.consistency_scalings` replace EDM's. The weights are the same either way.
+        boundary, sigma_min: :func:`edm.consistency_scalings` replace EDM's. The weights are the same either way.
         arguments: the network's own: ``model_channels``, ``channel_mult``, ``augment_dim``, ``dropout``, ...
 
     Raises:

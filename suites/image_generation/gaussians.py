@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.card import Setting
-from bench.data import Arrays, Batches, Shuffled
-from bench.diffusion import guided, heun_solve, karras_grid
-from bench.nets import Architecture
-from bench.record import Measurement, derive_seed
-from bench.student import tensor_digest
-from suites.image_generation.nets import build
-from suites.metrics.mmd import mmd2
-from suites.metrics.modes import between_modes, coverage, spread_error, spread_ratio
-from suites.metrics.sliced_wasserstein import sliced_wasserstein
+from distillbench.cards.card import Setting
+from distillbench.identity import derive_seed
+from distillbench.problems.image_generation.edm import guided, heun_solve, karras_grid
+from distillbench.runs.record import Measurement
+from distillbench.suites.image_generation.nets import build
+from distillbench.suites.metrics.mmd import mmd2
+from distillbench.suites.metrics.modes import between_modes, coverage, spread_error, spread_ratio
+from distillbench.suites.metrics.sliced_wasserstein import sliced_wasserstein
+from distillbench.training.data import Arrays, Batches, Shuffled
+from distillbench.training.nets import Architecture
+from distillbench.training.student import tensor_digest
 
 EXACT_STEPS = 128  # Heun steps of the guided flow of the reference: twice as many move a sample by 1e-3 of a mode's width
 

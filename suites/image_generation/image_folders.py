@@ -5,7 +5,7 @@
       dataset.json                     {"labels": [["00000/img00000000.png", 5], ...]}, or {"labels": null}
 
 Nothing is unpacked to disk, and nothing else may be in there. Whoever plans a run identifies a data set by its bytes
-(:func:`bench.plan.digest_tree`).
+(:func:`files.digest_tree`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bench.data import Batch, epoch_order
-from bench.errors import UserError
-from bench.record import derive_seed
+from distillbench.errors import UserError
+from distillbench.identity import derive_seed
+from distillbench.training.data import Batch, epoch_order
 
 LABELS = "dataset.json"
 MODES = {1: "L", 3: "RGB"}
@@ -189,7 +189,7 @@ def _collate(examples: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Te
 
 @dataclass(frozen=True)
 class FolderBatches:
-    """Epochs over :class:`EDMImages`; a :class:`bench.data.Batches`. Batches depend on (seed, step) alone, not on ``workers``.
+    """Epochs over :class:`EDMImages`; a :class:`data.Batches`. Batches depend on (seed, step) alone, not on ``workers``.
 
     Each epoch is a permutation drawn from (seed, epoch); short tails are dropped. Inputs are float32 (B, C, S, S) in [-1, 1]:
     uint8 / 127.5 - 1.

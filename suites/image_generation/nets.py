@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bench.diffusion import consistency_scalings, edm_scalings, per_row
-from bench.errors import unknown
-from bench.nets import Architecture
+from distillbench.errors import unknown
+from distillbench.problems.image_generation.edm import consistency_scalings, edm_scalings, per_row
+from distillbench.training.nets import Architecture
 
 FREQUENCIES = 8
 
@@ -44,7 +44,7 @@ class Denoiser(nn.Module):
         classes: 0 for an unconditional network, whose labels are ignored; elsewhere labels None is the unconditional answer.
         normalise: layer norm in the blocks (adaLN). Not in few dimensions, where the length of h says how far out a sample is.
         dropout: within the blocks, while training.
-        boundary: whether :func:`bench.diffusion.consistency_scalings` replace EDM's. The weights are the same either way.
+        boundary: whether :func:`edm.consistency_scalings` replace EDM's. The weights are the same either way.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ def build(architecture: Architecture, seed: int) -> nn.Module:
     kinds = {
         "denoiser-mlp": lambda: Denoiser,
         "gaussian-mixture": lambda: GaussianMixture,
-        "edm-unet": lambda: importlib.import_module("suites.image_generation.edm_nets").EDMDenoiser,
-        "diffusers-unet2d": lambda: importlib.import_module("suites.image_generation.diffusers_nets").DiffusersDenoiser,
+        "edm-unet": lambda: importlib.import_module("distillbench.suites.image_generation.edm_nets").EDMDenoiser,
+        "diffusers-unet2d": lambda: importlib.import_module("distillbench.suites.image_generation.diffusers_nets").DiffusersDenoiser,
     }
     if architecture.name not in kinds:
         raise unknown("architecture", architecture.name, kinds)

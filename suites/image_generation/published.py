@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.card import Setting
-from bench.data import Arrays, Batches
-from bench.errors import UserError
-from bench.record import Measurement
-from bench.student import Student
-from suites.image_generation.image_folders import EDMImages, FolderBatches
-from suites.image_generation.nets import build
-from suites.metrics.images.extractors import Extractor, frechet_name, nvidia_inception
-from suites.metrics.images.frechet import Moments, frechet_distance, load_reference, require_samples
-from suites.metrics.images.inception_score import inception_score
-from suites.metrics.images.kid import kid
-from suites.metrics.images.precision_recall import precision_recall
+from distillbench.cards.card import Setting
+from distillbench.errors import UserError
+from distillbench.runs.record import Measurement
+from distillbench.suites.image_generation.image_folders import EDMImages, FolderBatches
+from distillbench.suites.image_generation.nets import build
+from distillbench.suites.metrics.images.extractors import Extractor, frechet_name, nvidia_inception
+from distillbench.suites.metrics.images.frechet import Moments, frechet_distance, load_reference, require_samples
+from distillbench.suites.metrics.images.inception_score import inception_score
+from distillbench.suites.metrics.images.kid import kid
+from distillbench.suites.metrics.images.precision_recall import precision_recall
+from distillbench.training.data import Arrays, Batches
+from distillbench.training.student import Student
 
 
 def place(setting: Setting, data: Path | None, role: str) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.diffusion import euler_solve, guided, heun_solve, renoise
-from bench.errors import UserError, unknown
-from bench.sde import SDES, sde_solve
+from distillbench.errors import UserError, unknown
+from distillbench.problems.image_generation.edm import euler_solve, guided, heun_solve, renoise
+from distillbench.problems.image_generation.sde import SDES, sde_solve
 
 RULES = {"denoise": (1, 0), "euler": (1, 0), "heun": (2, -1)}  # evaluations for n levels: a n + b
 SDE_RULES = {"reverse_diffusion": (1, 0), "ancestral": (1, 0), "predictor_corrector": (2, 0), "probability_flow": (2, -1)}
@@ -73,7 +73,7 @@ def sample(
 
     ``denoise``: x = f(s_1 z, s_1); then for each further level s: x = f(x + sqrt(s^2 - sigma_min^2) z', s) with fresh z'
     (Song et al. 2023, algorithm 1).   ``heun``, ``euler``: the probability-flow ODE from s_1 z along the levels, then to 0.
-    The rules of an SDE: :func:`bench.sde.sde_solve`.
+    The rules of an SDE: :func:`sde.sde_solve`.
     """
     counted, device = Counted(net), next(iter(net.state_dict().values())).device
     made, size = [], max(1, min(ROWS, VALUES // noise[0].numel()))

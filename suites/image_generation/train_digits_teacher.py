@@ -1,6 +1,6 @@
 """Trains the teacher of the digits settings on the 1,197 training images and writes it beside this file.
 
-    python -m suites.image_generation.train_digits_teacher
+    python -m distillbench.suites.image_generation.train_digits_teacher
 
 A class-conditional denoiser with EDM's preconditioning and loss (Karras et al. 2022, arXiv 2206.00364); one label in ten is left
 out, so that it can be guided. Prints the denoising loss on the tune split (the test split is never read here) and the SHA-256
@@ -14,14 +14,14 @@ import math
 
 import torch
 
-from bench.diffusion import denoising_loss, per_row
-from bench.nets import Architecture
-from bench.record import sha256
-from bench.store import write_atomic
-from bench.student import Student
-from suites.image_generation import CARD
-from suites.image_generation.digits import TEACHER, split
-from suites.image_generation.nets import build
+from distillbench.files import write_atomic
+from distillbench.identity import sha256
+from distillbench.problems.image_generation.edm import denoising_loss, per_row
+from distillbench.suites.image_generation import CARD
+from distillbench.suites.image_generation.digits import TEACHER, split
+from distillbench.suites.image_generation.nets import build
+from distillbench.training.nets import Architecture
+from distillbench.training.student import Student
 
 STEPS, BATCH, RATE, SEED = 4000, 256, 2e-3, 0
 MEAN, STD = -0.6, 1.3  # of ln sigma

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.card import Asset, Budget, Metric, Setting, SuiteCard, Training, Variant
+from distillbench.assets import Asset
+from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training, Variant
 
 if TYPE_CHECKING:
-    from bench.problems.language_modeling import LanguageModeling
-    from bench.record import Measurement
-    from bench.student import Student
+    from distillbench.problems.language_modeling.problem import LanguageModeling
+    from distillbench.runs.record import Measurement
+    from distillbench.training.student import Student
 
 WORLDS = ("markov", "markov_bytes", "instruct")
 
@@ -258,17 +259,17 @@ def _world(setting: Setting) -> Any:
     """The module that knows a setting's data, teacher and metrics."""
     import importlib
 
-    from bench.errors import unknown
+    from distillbench.errors import unknown
 
     name = str(setting.options["world"])
     if name not in WORLDS:  # a setting may come from somebody's record
         raise unknown("world", name, WORLDS)
-    return importlib.import_module(f"suites.language_modeling.{name}")
+    return importlib.import_module(f"distillbench.suites.language_modeling.{name}")
 
 
 def rebuild(student: Student) -> Any:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from suites.language_modeling.nets import rebuild as network
+    from distillbench.suites.language_modeling.nets import rebuild as network
 
     return network(student)
 

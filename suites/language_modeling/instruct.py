@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 
-from bench.card import Setting
-from bench.errors import UserError
-from bench.generation import respond
-from bench.language_files import Vocabulary, json_lines, load_pair, place
-from bench.language_models import LanguageModel
-from bench.language_oracle import LanguageOracle
-from bench.problems.language_modeling import LanguageModeling
-from bench.record import Measurement, derive_seed
-from bench.texts import Prompts, Texts
-from suites.language_modeling.nets import build
-from suites.language_modeling.rouge import rouge_l
+from distillbench.cards.card import Setting
+from distillbench.errors import UserError
+from distillbench.identity import derive_seed
+from distillbench.problems.language_modeling.files import Vocabulary, json_lines, load_pair, place
+from distillbench.problems.language_modeling.generation import respond
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import Prompts, Texts
+from distillbench.runs.record import Measurement
+from distillbench.suites.language_modeling.nets import build
+from distillbench.suites.language_modeling.rouge import rouge_l
 
 SETS = ("dolly", "selfinst", "vicuna", "sni", "uinst")
 INTRODUCTION = "Below is an instruction that describes a task{more}. Write a response that appropriately completes the request.\n\n"

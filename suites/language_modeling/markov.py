@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.card import Setting
-from bench.errors import UserError
-from bench.generation import respond
-from bench.language_models import LanguageModel
-from bench.language_oracle import LanguageOracle
-from bench.nets import Architecture
-from bench.problems.language_modeling import LanguageModeling
-from bench.record import Measurement, derive_seed, sha256
-from bench.texts import Prompts, Texts
-from suites.language_modeling.nets import Chain, Windowed, build
+from distillbench.cards.card import Setting
+from distillbench.errors import UserError
+from distillbench.identity import derive_seed, sha256
+from distillbench.problems.language_modeling.generation import respond
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import Prompts, Texts
+from distillbench.runs.record import Measurement
+from distillbench.suites.language_modeling.nets import Chain, Windowed, build
+from distillbench.training.nets import Architecture
 
 EOS = 0
 

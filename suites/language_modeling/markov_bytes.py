@@ -1,6 +1,6 @@
 """A Markov chain over symbols that are spelled with letters, and a student that reads and writes letters.
 
-The chain is that of :mod:`suites.language_modeling.markov`. Some symbols have one letter and some two, and no spelling begins another,
+The chain is that of :mod:`language_modeling.markov`. Some symbols have one letter and some two, and no spelling begins another,
 so that text and symbols correspond one to one: laws of texts can be compared exactly although the two models share no token.
 """
 
@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.card import Setting
-from bench.errors import UserError
-from bench.language_models import LanguageModel
-from bench.language_oracle import LanguageOracle
-from bench.problems.language_modeling import LanguageModeling
-from bench.record import Measurement
-from bench.texts import Prompts, retokenise, retokenise_prompts
-from bench.tokenizers import Alphabet
-from suites.language_modeling import markov
-from suites.language_modeling.markov import EOS
+from distillbench.cards.card import Setting
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import Prompts, retokenise, retokenise_prompts
+from distillbench.problems.language_modeling.tokenizers import Alphabet
+from distillbench.runs.record import Measurement
+from distillbench.suites.language_modeling import markov
+from distillbench.suites.language_modeling.markov import EOS
 
 
 def alphabets(vocab: int, single: int, letters: int) -> tuple[Alphabet, Alphabet]:

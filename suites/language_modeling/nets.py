@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import language_models
-from bench.errors import UserError
-from bench.language_models import LanguageModel
-from bench.nets import Architecture
-from bench.student import Student
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling import models as language_models
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.training.nets import Architecture
+from distillbench.training.student import Student
 
 
 def contexts(ids: Tensor, attention: Tensor, order: int, before: Tensor | None = None) -> Tensor:

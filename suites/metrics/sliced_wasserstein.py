@@ -21,7 +21,7 @@ def sliced_wasserstein(samples: Tensor, reference: Tensor, *, slices: int = 128)
     """sqrt of the mean over directions u of W_2^2(u . x, u . y) (Bonneel et al. 2015), samples of one size.   (N, d) each; >= 0.
 
     In one dimension W_2 pairs the sorted values. It measures how far mass has to move, so it hardly sees a mode that
-    shrinks in place: read it beside :func:`suites.metrics.mmd.mmd2`.
+    shrinks in place: read it beside :func:`mmd.mmd2`.
 
     Raises:
         ValueError: the samples differ in number.

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.errors import UserError
-from bench.generation import draw
-from bench.language_models import LanguageModel, TransformersLM
-from bench.record import Measurement
-from bench.texts import Prompts
-from suites.speculative.judge import pooled
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling.generation import draw
+from distillbench.problems.language_modeling.models import LanguageModel, TransformersLM
+from distillbench.problems.language_modeling.texts import Prompts
+from distillbench.runs.record import Measurement
+from distillbench.suites.speculative.judge import pooled
 
 TIE = 1e-3  # logits this near are a tie: one token at a time and several at once are summed in different orders
 
@@ -122,7 +122,7 @@ def measured_speedup(
 
     Both are the transformers library's ``generate`` in this process, the two taking turns at going first, reading of the prompt
     included. The speed-up is total seconds alone over total seconds helped, with the per-prompt values of
-    :func:`suites.speculative.judge.pooled`; under 1 the draft makes decoding slower. ``lossless`` is the share of prompts with the same
+    :func:`judge.pooled`; under 1 the draft makes decoding slower. ``lossless`` is the share of prompts with the same
     tokens both ways. A difference that begins at a tie (two logits of the target within :data:`TIE`) counts against ``lossless``, and
     its prompt has no part in the speed-up.
 

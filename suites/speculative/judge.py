@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.errors import UserError
-from bench.language_models import LanguageModel
-from bench.record import Measurement
-from bench.texts import Texts
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.texts import Texts
+from distillbench.runs.record import Measurement
 
 ROWS = 16  # texts whose states are held at once
 

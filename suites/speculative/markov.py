@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.card import Setting
-from bench.language_models import LanguageModel
-from bench.problems.language_modeling import LanguageModeling
-from bench.record import Measurement
-from suites.language_modeling import markov
-from suites.language_modeling.markov import EOS
+from distillbench.cards.card import Setting
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.runs.record import Measurement
+from distillbench.suites.language_modeling import markov
+from distillbench.suites.language_modeling.markov import EOS
 
 GAMMAS = range(1, 9)
 
@@ -21,7 +21,7 @@ GAMMAS = range(1, 9)
 def problem(
     name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
 ) -> LanguageModeling:
-    """As :func:`suites.language_modeling.markov.problem`: the draft is the student."""
+    """As :func:`markov.problem`: the draft is the student."""
     return markov.problem(name, setting, seeds, split=split, data=data, cache=cache)
 
 

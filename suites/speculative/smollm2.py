@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from bench import language_models
-from bench.assets import cache_folder, locate, made
-from bench.card import Setting
-from bench.errors import UserError
-from bench.language_files import tokenizer_digest
-from bench.language_models import LanguageModel, TransformersLM
-from bench.language_oracle import LanguageOracle
-from bench.nets import Architecture
-from bench.problems.language_modeling import LanguageModeling
-from bench.record import Measurement, derive_seed
-from bench.texts import Prompts, Texts
+from distillbench.assets import cache_folder, locate, made
+from distillbench.cards.card import Setting
+from distillbench.errors import UserError
+from distillbench.identity import derive_seed
+from distillbench.problems.language_modeling import models as language_models
+from distillbench.problems.language_modeling.files import tokenizer_digest
+from distillbench.problems.language_modeling.models import LanguageModel, TransformersLM
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import Prompts, Texts
+from distillbench.runs.record import Measurement
+from distillbench.training.nets import Architecture
 
 TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # the model's own chat format, without its default system prompt
 
@@ -149,8 +150,8 @@ def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], spli
     Raises:
         UserError: the student is no transformers model of the target's vocabulary, or decoding with it is not lossless.
     """
-    from suites.speculative.decoding import measured_speedup
-    from suites.speculative.judge import judge
+    from distillbench.suites.speculative.decoding import measured_speedup
+    from distillbench.suites.speculative.judge import judge
 
     options = setting.options
     tokenizer, parts = splits(setting, data)

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from bench.card import Setting
-from bench.errors import UserError, unknown
-from bench.language_files import Vocabulary, json_lines, load_pair, place
-from bench.language_models import TransformersLM, load
-from bench.language_oracle import LanguageOracle
-from bench.problems.language_modeling import LanguageModeling
-from bench.record import Measurement
-from bench.texts import Prompts, Texts
+from distillbench.cards.card import Setting
+from distillbench.errors import UserError, unknown
+from distillbench.problems.language_modeling.files import Vocabulary, json_lines, load_pair, place
+from distillbench.problems.language_modeling.models import TransformersLM, load
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import Prompts, Texts
+from distillbench.runs.record import Measurement
 
 SUBSETS = {
     "mt_bench": ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"),
@@ -145,7 +145,7 @@ def problem(
     Raises:
         UserError: something is missing, of another form, or does not fit together; says what.
     """
-    from suites.language_modeling.nets import build
+    from distillbench.suites.language_modeling.nets import build
 
     train, held, _ = training(setting, data)
     options, pair = setting.options, load_pair(setting, data)
@@ -189,8 +189,8 @@ def measure(net: TransformersLM, setting: Setting, seeds: Mapping[str, int], spl
     Raises:
         UserError: a file is missing, or the draft's projection is smaller than the vocabulary.
     """
-    from suites.speculative.decoding import measured_speedup
-    from suites.speculative.judge import judge
+    from distillbench.suites.speculative.decoding import measured_speedup
+    from distillbench.suites.speculative.judge import judge
 
     options, folder = setting.options, place(setting, data, "teacher")
     vocabulary, length, temperature = Vocabulary.of(folder), int(options["length"]), float(options["temperature"])

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TRACK = "image-classification/blobs"
 
 # A throw-away method; ``body`` is what distill does, ``card`` is more of its card.
 METHOD = """
 import os, sys, time
 import torch
-from bench.card import Card, Integer, Real
-from bench.losses import cross_entropy, kl_divergence
-from bench.run import Learner
+from distillbench.cards.card import Card, Integer, Real
+from distillbench.problems.classification.losses import cross_entropy, kl_divergence
+from distillbench.training.run import Learner
 CARD = Card(slug="{slug}", version=1, problem="{problem}", title="throw-away", control=True, {card})
 def distill(problem, run, **hyper):
     def loss(batch):
@@ -41,13 +41,13 @@ def write_method(tmp_path):
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """``cli("run", ...)`` calls the command in this process: (exit code, stdout, stderr)."""
-    import bench.cli
+    import distillbench.cli.arguments
 
-    monkeypatch.setattr(bench.cli, "entry_points", lambda group: [])  # only the engine's own commands
+    monkeypatch.setattr(distillbench.cli.arguments, "entry_points", lambda group: [])  # only the engine's own commands
 
     def call(*arguments):
         capsys.readouterr()
-        code = bench.cli.main([str(a) for a in arguments])
+        code = distillbench.cli.main([str(a) for a in arguments])
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -56,7 +56,7 @@ def cli(monkeypatch, capsys):
 
 def start(*arguments, **options):
     """The command as a child in a process group of its own."""
-    command = [sys.executable, "-m", "bench.cli", *(str(a) for a in arguments)]
+    command = [sys.executable, "-m", "distillbench", *(str(a) for a in arguments)]
     return subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
     )

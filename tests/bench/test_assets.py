@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from bench.assets import cache_folder, locate, made
-from bench.card import Asset
-from bench.errors import UserError
+from distillbench.assets import Asset, cache_folder, locate, made
+from distillbench.errors import UserError
 
 BYTES = b"the very file"
 ASSET = Asset(name="the file", source="pip install it", licence="MIT", sha256=hashlib.sha256(BYTES).hexdigest())

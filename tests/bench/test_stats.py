@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from bench.stats import Interval, gap_closed, holm, mean_interval, paired_difference, paired_p, ranks
+from distillbench.stats import Interval, gap_closed, holm, mean_interval, paired_difference, paired_p, ranks
 
 
 def within(count, trials, rate):

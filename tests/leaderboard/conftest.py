@@ -1,4 +1,4 @@
-"""Synthetic records: real cards through bench.card.to_data, numbers from a seeded generator."""
+"""Synthetic records: real cards through distillbench.cards.reading.to_data, numbers from a seeded generator."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
-from bench.card import Asset, Beats, Budget, Card, Metric, Paper, Real, Reported, Setting, SuiteCard, Training, to_data
-from bench.record import ENGINE, ROLES, SCHEMA, Measurement, Record, derive_seed, sha256
+from distillbench.assets import Asset
+from distillbench.cards.card import Beats, Budget, Card, Metric, Paper, Real, Reported, Setting, SuiteCard, Training
+from distillbench.cards.reading import to_data
+from distillbench.identity import ENGINE, ROLES, derive_seed, sha256
+from distillbench.runs.record import SCHEMA, Measurement, Record
 
 METRICS = (
     Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="share of test images whose first class is right"),

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from leaderboard.site import build
-from leaderboard.table import boards
+from distillbench.leaderboard.site import build
+from distillbench.leaderboard.table import boards
 
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UserError
-from leaderboard import commands
+from distillbench.errors import UserError
+from distillbench.leaderboard import commands
 
 ROOT = Path(__file__).parents[2]
 TRACK = "image-classification/digits"
@@ -103,11 +103,11 @@ def test_it_works_where_torch_is_not_and_imports_lightly(folder, tmp_path):
     """torch, and everything else that reading records does not need, is blocked before anything is imported."""
     script = f"""
 import sys
-for name in ("torch", "torchvision", "transformers", "accelerate", "safetensors", "sklearn", "methods", "suites"):
+for name in ("torch", "torchvision", "transformers", "accelerate", "safetensors", "sklearn", "distillbench.methods", "distillbench.suites"):
     sys.modules[name] = None
 import argparse, time
 start = time.perf_counter()
-from leaderboard import commands
+from distillbench.leaderboard import commands
 assert time.perf_counter() - start < 0.2
 assert not {{"pandas", "numpy", "scipy", "jinja2", "rich"}} & set(sys.modules), sorted(sys.modules)
 parser = argparse.ArgumentParser()
@@ -115,9 +115,10 @@ commands.add(parser.add_subparsers())
 for words in (["build", "--out", {str(tmp_path)!r}], ["show", {TRACK!r}]):
     args = parser.parse_args(["board", *words, "--records", {str(folder)!r}])
     assert args.call(args) == 0
-from leaderboard import claims, export, picture, site, table
-allowed = {{"bench", "bench.record", "bench.card", "bench.stats", "bench.errors"}}
-assert {{m for m in sys.modules if m.split(".")[0] == "bench"}} == allowed
+from distillbench.leaderboard import claims, export, picture, site, table
+allowed = {{"assets", "cards.card", "cards.reading", "errors", "identity", "runs.record", "stats"}}
+seen = {{m.removeprefix("distillbench.") for m in sys.modules if m.startswith("distillbench.") and ".leaderboard" not in m}}
+assert seen - {{"cards", "runs", "methods", "suites"}} == allowed, seen
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import registry
-from bench.record import Record, read_records
+from distillbench.cards import registry
+from distillbench.runs.record import Record, read_records
 
 FOLDER = Path(__file__).resolve().parents[2] / "leaderboard" / "records"
 # Not yet run there: minutes a seed, and not written for drafts.

@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from bench.card import Metric, Paper
-from bench.errors import SaveError, UserError
-from bench.record import read_records
-from leaderboard.picture import picture, scaled, si
-from leaderboard.site import build, pages, segment
-from leaderboard.table import boards
+from distillbench.cards.card import Metric, Paper
+from distillbench.errors import SaveError, UserError
+from distillbench.leaderboard.picture import picture, scaled, si
+from distillbench.leaderboard.site import build, pages, segment
+from distillbench.leaderboard.table import boards
+from distillbench.runs.record import read_records
 
 EVIL = "<script>window.stolen = 1</script>\"'><img src=x onerror=alert(1)>"
 

@@ -8,12 +8,12 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from bench.record import Measurement, Record
-from bench.stats import Interval
-from bench.study import Done, studies, summary
-from leaderboard.chart import Line, Panel, draw
-from leaderboard.studies import capacity_gap_law as gap
-from leaderboard.studies import teacher_hacking as hacking
+from distillbench.leaderboard.chart import Line, Panel, draw
+from distillbench.leaderboard.studies import capacity_gap_law as gap
+from distillbench.leaderboard.studies import teacher_hacking as hacking
+from distillbench.runs.record import Measurement, Record
+from distillbench.runs.study import Done, studies, summary
+from distillbench.stats import Interval
 
 
 def record(**values):

@@ -10,14 +10,15 @@ import random
 
 import pytest
 
-from bench.card import Beats, Budget, Gains, Integer, Metric, Real, Reported
-from bench.errors import UserError
-from bench.record import canonical, identity, read_records, sha256
-from bench.stats import mean_interval
-from leaderboard import export
-from leaderboard.claims import verdicts
-from leaderboard.site import pages
-from leaderboard.table import boards, by_metric
+from distillbench.cards.card import Beats, Budget, Gains, Integer, Metric, Real, Reported
+from distillbench.errors import UserError
+from distillbench.identity import canonical, identity, sha256
+from distillbench.leaderboard import export
+from distillbench.leaderboard.claims import verdicts
+from distillbench.leaderboard.site import pages
+from distillbench.leaderboard.table import boards, by_metric
+from distillbench.runs.record import read_records
+from distillbench.stats import mean_interval
 
 
 def one(records):

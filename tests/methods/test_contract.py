@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench import registry
-from bench.checks import CHECKS, check_method
+from distillbench.cards import registry
+from distillbench.checks import CHECKS, check_method
 
 
 @pytest.mark.parametrize("entry", [pytest.param(e, id=f"{e.path.parent.name}/{e.slug}") for e in registry.methods().values()])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.errors import UserError
+from distillbench.errors import UserError
 
 TILE = 4096  # rows and columns of one tile of distances: 128 MB in float64
 FLOOR = 1e-12  # squared distances below this part of the squared norms are rounding and count as 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.errors import UserError
-from suites.metrics.images.distances import TILE, checked, distance_tiles
+from distillbench.errors import UserError
+from distillbench.suites.metrics.images.distances import TILE, checked, distance_tiles
 
 
 def mean_pairwise_distance(features: Tensor, *, tile: int = TILE) -> float:

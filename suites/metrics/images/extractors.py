@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import UserError, unknown
+from distillbench.errors import UserError, unknown
 
 # The TorchScript file by NVIDIA that clean-fid and StyleGAN2-ADA load; k-diffusion pins the same hash.
 NVIDIA_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import UserError
-from suites.metrics.images.distances import checked
+from distillbench.errors import UserError
+from distillbench.suites.metrics.images.distances import checked
 
 ASYMMETRY = 1e-5  # a reference covariance may differ from its transpose by this part of its largest entry: float32 rounding
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.errors import UserError
-from suites.metrics.images.distances import checked
+from distillbench.errors import UserError
+from distillbench.suites.metrics.images.distances import checked
 
 
 def inception_score(probabilities: Tensor, *, splits: int = 10) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from suites.metrics.images.distances import checked
+from distillbench.suites.metrics.images.distances import checked
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

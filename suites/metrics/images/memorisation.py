@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.errors import UserError
-from suites.metrics.images.distances import TILE, checked, nearest
+from distillbench.errors import UserError
+from distillbench.suites.metrics.images.distances import TILE, checked, nearest
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from suites.metrics.images.distances import TILE, checked, distance_tiles, nearest
+from distillbench.suites.metrics.images.distances import TILE, checked, distance_tiles, nearest
 
 
 def share_inside(points: Tensor, support: Tensor, *, k: int = 3, tile: int = TILE) -> float:

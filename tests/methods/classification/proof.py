@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.card import Budget
-from bench.plan import seeds_by_role
-from bench.problems.classification import Classification
-from bench.run import Run
-from bench.student import Student
-from suites import image_classification
+from distillbench.cards.card import Budget
+from distillbench.problems.classification.problem import Classification
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import image_classification
+from distillbench.training.run import Run
+from distillbench.training.student import Student
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.losses import cross_entropy
-from bench.nets import head
-from methods.classification.dhkd import align, aligned_backward, auxiliary_head, binary_kl_norm
+from distillbench.methods.classification.dhkd import align, aligned_backward, auxiliary_head, binary_kl_norm
+from distillbench.problems.classification.losses import cross_entropy
+from distillbench.training.nets import head
 from tests.methods.classification.tracks import distilled, track
 from tests.oracles.classification import dhkd as oracle
 from tests.oracles.differences import gradient

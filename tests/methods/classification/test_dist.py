@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from methods.classification import dist
-from methods.classification.dist import correlation, inter_class_loss, intra_class_loss
+from distillbench.methods.classification import dist
+from distillbench.methods.classification.dist import correlation, inter_class_loss, intra_class_loss
 from tests.methods.classification.proof import assert_equals_oracle, draw, golden, gradient, short_run, tensors
 from tests.oracles.classification import dist as oracle
 

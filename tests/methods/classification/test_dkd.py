@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from bench.losses import kl_divergence
-from methods.classification import dkd
-from methods.classification.dkd import dkd_loss, ramp
+from distillbench.methods.classification import dkd
+from distillbench.methods.classification.dkd import dkd_loss, ramp
+from distillbench.problems.classification.losses import kl_divergence
 from tests.methods.classification.proof import assert_equals_oracle, draw, golden, gradient, short_run, tensors
 from tests.oracles.classification import dkd as oracle
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.errors import UserError
-from bench.losses import cross_entropy
-from methods.classification.fitnets import CARD, hint_loss, pick, regressor
+from distillbench.errors import UserError
+from distillbench.methods.classification.fitnets import CARD, hint_loss, pick, regressor
+from distillbench.problems.classification.losses import cross_entropy
 from tests.methods.classification.tracks import distilled, track
 from tests.oracles.classification import fitnets as oracle
 from tests.oracles.differences import gradient

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.special import expit, rel_entr, softmax
 
-from bench.losses import cross_entropy, kl_divergence, soft_cross_entropy
-from methods.classification import kd
+from distillbench.methods.classification import kd
+from distillbench.problems.classification.losses import cross_entropy, kl_divergence, soft_cross_entropy
 from tests.methods.classification.proof import assert_equals_oracle, draw, golden, gradient, short_run, tensors
 from tests.oracles.classification import kd as oracle
 

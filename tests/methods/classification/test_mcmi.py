@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.losses import cross_entropy
-from bench.run import Learner
-from methods.classification.mcmi import Centroids, class_centroids, conditional_information, mcmi_loss
+from distillbench.methods.classification.mcmi import Centroids, class_centroids, conditional_information, mcmi_loss
+from distillbench.problems.classification.losses import cross_entropy
+from distillbench.training.run import Learner
 from tests.methods.classification.tracks import distilled, track
 from tests.oracles.classification import mcmi as oracle
 from tests.oracles.differences import gradient

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.losses import cross_entropy, kl_divergence
-from methods.classification.nd_loss import nd_loss, teacher_class_means
+from distillbench.methods.classification.nd_loss import nd_loss, teacher_class_means
+from distillbench.problems.classification.losses import cross_entropy, kl_divergence
 from tests.methods.classification.tracks import distilled, track
 from tests.oracles.classification import nd_loss as oracle
 from tests.oracles.differences import gradient

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.special import entr, softmax
 
-from bench.losses import cross_entropy, soft_cross_entropy, without
-from methods.classification.dkd import dkd_loss
-from methods.classification.nkd import nkd_loss
+from distillbench.methods.classification.dkd import dkd_loss
+from distillbench.methods.classification.nkd import nkd_loss
+from distillbench.problems.classification.losses import cross_entropy, soft_cross_entropy, without
 from tests.methods.classification.proof import assert_equals_oracle, draw, golden, gradient, tensors
 from tests.oracles.classification import nkd as oracle
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from bench.losses import cross_entropy
-from methods.classification.pld import pld_loss
+from distillbench.methods.classification.pld import pld_loss
+from distillbench.problems.classification.losses import cross_entropy
 from tests.methods.classification.proof import assert_equals_oracle, draw, gradient, tensors
 from tests.oracles.classification import pld as oracle
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from bench.errors import UserError
-from bench.losses import cross_entropy
-from methods.classification import uskd
-from methods.classification.uskd import non_target_loss, pooled, rank_score, target_loss, weak_loss, zipf
+from distillbench.errors import UserError
+from distillbench.methods.classification import uskd
+from distillbench.methods.classification.uskd import non_target_loss, pooled, rank_score, target_loss, weak_loss, zipf
+from distillbench.problems.classification.losses import cross_entropy
 from tests.methods.classification.proof import assert_equals_oracle, differences, draw, golden, gradient, short_run, tensors
 from tests.oracles.classification import uskd as oracle
 
@@ -141,7 +141,7 @@ def test_no_teacher_is_asked_and_the_weak_head_stays_behind(setting: str) -> Non
 
 
 def test_9_without_weights_it_is_plain_training() -> None:
-    from methods.classification import scratch
+    from distillbench.methods.classification import scratch
 
     student, _, _ = short_run(uskd, alpha=0.0, beta=0.0, mu=0.0)
     plain, _, _ = short_run(scratch)

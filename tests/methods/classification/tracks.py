@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bench import registry
-from bench.card import SuiteCard, resolve
-from bench.plan import seeds_by_role
-from bench.problems.classification import Classification
-from bench.run import Run
-from bench.student import Student
+from distillbench.cards import registry
+from distillbench.cards.card import SuiteCard
+from distillbench.cards.reading import resolve
+from distillbench.problems.classification.problem import Classification
+from distillbench.runs.plan import seeds_by_role
+from distillbench.training.run import Run
+from distillbench.training.student import Student
 
 
 def track(setting: str = "blobs", *, examples: int = 1280, seed: int = 0, **training: Any) -> tuple[Classification, Run]:

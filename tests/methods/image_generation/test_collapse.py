@@ -9,14 +9,14 @@ import math
 import pytest
 import torch
 
-from bench.matching import matching_gradient, surrogate_loss
-from methods.image_generation.diff_instruct import instruct_loss
-from methods.image_generation.sid import identity_loss
-from methods.image_generation.sim import implicit_loss
-from suites import image_generation as suite
-from suites.image_generation import gaussians
-from suites.image_generation.nets import GaussianMixture
-from suites.metrics.modes import coverage, spread_ratio
+from distillbench.methods.image_generation.diff_instruct import instruct_loss
+from distillbench.methods.image_generation.sid import identity_loss
+from distillbench.methods.image_generation.sim import implicit_loss
+from distillbench.problems.image_generation.matching import matching_gradient, surrogate_loss
+from distillbench.suites import image_generation as suite
+from distillbench.suites.image_generation import gaussians
+from distillbench.suites.image_generation.nets import GaussianMixture
+from distillbench.suites.metrics.modes import coverage, spread_ratio
 
 OPTIONS = suite.CARD.settings["gaussians"].options
 MEANS, STD = gaussians.means(OPTIONS), float(OPTIONS["std"])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion import consistency_scalings, edm_scalings, euler_step, heun_step, karras_grid
-from bench.nets import Architecture
-from bench.plan import plan
-from bench.runner import execute
-from bench.store import Store
-from methods.image_generation.consistency_distillation import consistency_loss
-from suites.image_generation.nets import build
+from distillbench.methods.image_generation.consistency_distillation import consistency_loss
+from distillbench.problems.image_generation.edm import consistency_scalings, edm_scalings, euler_step, heun_step, karras_grid
+from distillbench.runs.plan import plan
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
+from distillbench.suites.image_generation.nets import build
+from distillbench.training.nets import Architecture
 from tests.oracles.image_generation import consistency_distillation as oracle
 from tests.oracles.image_generation import diffusion
 

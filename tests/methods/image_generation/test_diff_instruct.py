@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.matching import matching_gradient
-from methods.image_generation.diff_instruct import instruct_loss
+from distillbench.methods.image_generation.diff_instruct import instruct_loss
+from distillbench.problems.image_generation.matching import matching_gradient
 from tests.oracles.differences import gradient
 from tests.oracles.image_generation import diff_instruct as oracle
 from tests.oracles.image_generation.gaussian_pair import SIGMA, A, B, M, S, exact, quadrature, slope

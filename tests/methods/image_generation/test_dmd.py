@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion import denoising_loss, heun_solve, karras_grid, karras_level
-from bench.matching import matching_gradient, surrogate_loss
-from bench.plan import plan
-from bench.runner import execute
-from bench.store import Store
+from distillbench.problems.image_generation.edm import denoising_loss, heun_solve, karras_grid, karras_level
+from distillbench.problems.image_generation.matching import matching_gradient, surrogate_loss
+from distillbench.runs.plan import plan
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
 from tests.oracles.image_generation import diffusion
 from tests.oracles.image_generation import dmd as oracle
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from bench.adversarial import logistic_critic_loss, logistic_generator_loss
-from bench.card import Budget, Training
-from bench.diffusion import denoising_loss, guided, karras_level
-from bench.matching import matching_gradient, surrogate_loss
-from bench.plan import seeds_by_role
-from bench.run import Run
-from methods.image_generation import dmd, dmd2
-from suites import image_generation as suite
+from distillbench.cards.card import Budget, Training
+from distillbench.methods.image_generation import dmd, dmd2
+from distillbench.problems.image_generation.adversarial import logistic_critic_loss, logistic_generator_loss
+from distillbench.problems.image_generation.edm import denoising_loss, guided, karras_level
+from distillbench.problems.image_generation.matching import matching_gradient, surrogate_loss
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import image_generation as suite
+from distillbench.training.run import Run
 from tests.oracles import differences
 from tests.oracles.image_generation import adversarial as oracle
 

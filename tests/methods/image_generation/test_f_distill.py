@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.density_ratio import DIVERGENCES, curvature
-from bench.matching import matching_gradient, surrogate_loss
-from methods.image_generation.f_distill import CARD, density_ratio, f_distill_loss, level_means, ratio_weight
+from distillbench.methods.image_generation.f_distill import CARD, density_ratio, f_distill_loss, level_means, ratio_weight
+from distillbench.problems.image_generation.density_ratio import DIVERGENCES, curvature
+from distillbench.problems.image_generation.matching import matching_gradient, surrogate_loss
 from tests.oracles.image_generation import density_ratio as divergences
 from tests.oracles.image_generation import f_distill as oracle
 

@@ -10,15 +10,15 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from bench.card import Budget, Training
-from bench.errors import UserError
-from bench.nets import Architecture
-from bench.plan import seeds_by_role
-from bench.run import Run
-from methods.image_generation import gdd_i
-from methods.image_generation.gdd_i import body, critic_loss, generator_loss, r1_penalty
-from suites import image_generation as suite
-from suites.image_generation.nets import build
+from distillbench.cards.card import Budget, Training
+from distillbench.errors import UserError
+from distillbench.methods.image_generation import gdd_i
+from distillbench.methods.image_generation.gdd_i import body, critic_loss, generator_loss, r1_penalty
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import image_generation as suite
+from distillbench.suites.image_generation.nets import build
+from distillbench.training.nets import Architecture
+from distillbench.training.run import Run
 from tests.oracles import differences
 from tests.oracles.image_generation import gdd_i as oracle
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion import karras_grid
-from bench.plan import plan
-from bench.runner import execute
-from bench.store import Store
-from methods.image_generation.ict import ict_loss, intervals, level_probabilities
+from distillbench.methods.image_generation.ict import ict_loss, intervals, level_probabilities
+from distillbench.problems.image_generation.edm import karras_grid
+from distillbench.runs.plan import plan
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
 from tests.oracles import differences
 from tests.oracles.image_generation import ict as oracle
 

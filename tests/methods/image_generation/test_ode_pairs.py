@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from bench.card import Budget, resolve
-from bench.diffusion import heun_solve, karras_grid
-from bench.plan import seeds_by_role
-from bench.run import Run
-from methods.image_generation.ode_pairs import CARD, distill, pair_loss
-from methods.image_generation.rectified_flow import flow_loss
-from suites import image_generation as suite
+from distillbench.cards.card import Budget
+from distillbench.cards.reading import resolve
+from distillbench.methods.image_generation.ode_pairs import CARD, distill, pair_loss
+from distillbench.methods.image_generation.rectified_flow import flow_loss
+from distillbench.problems.image_generation.edm import heun_solve, karras_grid
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import image_generation as suite
+from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion
 from tests.oracles.image_generation import ode_pairs as oracle
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench.card import Budget, resolve
-from bench.diffusion import edm_scalings, euler_solve, euler_step, karras_grid
-from bench.plan import seeds_by_role
-from bench.run import Run
-from methods.image_generation.progressive_distillation import CARD, distill, levels, progressive_loss, two_step_target
-from suites import image_generation as suite
+from distillbench.cards.card import Budget
+from distillbench.cards.reading import resolve
+from distillbench.methods.image_generation.progressive_distillation import CARD, distill, levels, progressive_loss, two_step_target
+from distillbench.problems.image_generation.edm import edm_scalings, euler_solve, euler_step, karras_grid
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import image_generation as suite
+from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion
 from tests.oracles.image_generation import progressive_distillation as oracle
 

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from bench.card import Budget
-from bench.diffusion import denoising_loss, initialise
-from bench.matching import matching_gradient, surrogate_loss
-from bench.plan import plan, seeds_by_role
-from bench.run import Learner, Run
-from bench.runner import execute
-from bench.store import Store
-from bench.trigflow import draw, normalised, scm_loss, tangent, velocity, warm
-from methods.image_generation import rcm
-from methods.image_generation.rcm import regulariser, regulariser_gradient
-from suites import image_generation as suite
+from distillbench.cards.card import Budget
+from distillbench.methods.image_generation import rcm
+from distillbench.methods.image_generation.rcm import regulariser, regulariser_gradient
+from distillbench.problems.image_generation.edm import denoising_loss
+from distillbench.problems.image_generation.matching import matching_gradient, surrogate_loss
+from distillbench.problems.image_generation.start import initialise
+from distillbench.problems.image_generation.trigflow import draw, normalised, scm_loss, tangent, velocity, warm
+from distillbench.runs.plan import plan, seeds_by_role
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
+from distillbench.suites import image_generation as suite
+from distillbench.training.run import Learner, Run
 from tests.oracles.image_generation import rcm as oracle
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "rcm.json").read_text())

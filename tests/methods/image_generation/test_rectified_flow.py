@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from bench.card import Budget, resolve
-from bench.diffusion import euler_solve, euler_step, heun_solve, initialise, karras_grid, ode_pairs, per_row
-from bench.plan import seeds_by_role
-from bench.run import Run
-from methods.image_generation.rectified_flow import CARD, distill, flow_levels, flow_loss, follow, noise_level, straight_line
-from suites import image_generation as suite
+from distillbench.cards.card import Budget
+from distillbench.cards.reading import resolve
+from distillbench.methods.image_generation.rectified_flow import CARD, distill, flow_levels, flow_loss, follow, noise_level, straight_line
+from distillbench.problems.image_generation.edm import euler_solve, euler_step, heun_solve, karras_grid, per_row
+from distillbench.problems.image_generation.start import initialise, ode_pairs
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import image_generation as suite
+from distillbench.training.run import Run
 from tests.oracles.image_generation import rectified_flow as oracle
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "rectified_flow.json").read_text())

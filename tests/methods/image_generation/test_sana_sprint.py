@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.adversarial import hinge_critic_loss
-from bench.plan import plan
-from bench.runner import execute
-from bench.store import Store
-from bench.trigflow import normalised, scm_loss, tangent, velocity
-from methods.image_generation.sana_sprint import LogVariance, critic_loss, generator_loss, weighted_scm_loss
+from distillbench.methods.image_generation.sana_sprint import LogVariance, critic_loss, generator_loss, weighted_scm_loss
+from distillbench.problems.image_generation.adversarial import hinge_critic_loss
+from distillbench.problems.image_generation.trigflow import normalised, scm_loss, tangent, velocity
+from distillbench.runs.plan import plan
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
 from tests.oracles.image_generation import sana_sprint as oracle
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "sana_sprint.json").read_text())

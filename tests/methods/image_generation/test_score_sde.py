@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from bench.oracle import Meter
-from bench.plan import plan, seeds_by_role, track
-from bench.run import Run
-from bench.runner import execute
-from bench.store import Store
-from bench.student import tensor_digest
-from methods.image_generation.score_sde import distill
-from suites import image_generation as suite
-from suites.image_generation import gaussians, sampling
-from suites.metrics.modes import between_modes, coverage, spread_ratio
+from distillbench.methods.image_generation.score_sde import distill
+from distillbench.runs.plan import plan, seeds_by_role, track
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
+from distillbench.suites import image_generation as suite
+from distillbench.suites.image_generation import gaussians, sampling
+from distillbench.suites.metrics.modes import between_modes, coverage, spread_ratio
+from distillbench.training.oracle import Meter
+from distillbench.training.run import Run
+from distillbench.training.student import tensor_digest
 
 
 def world(name):

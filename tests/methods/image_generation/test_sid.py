@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion import denoising_loss, karras_level
-from methods.image_generation.sid import identity_loss
-from suites import image_generation as suite
-from suites.image_generation import gaussians
-from suites.image_generation.nets import GaussianMixture
+from distillbench.methods.image_generation.sid import identity_loss
+from distillbench.problems.image_generation.edm import denoising_loss, karras_level
+from distillbench.suites import image_generation as suite
+from distillbench.suites.image_generation import gaussians
+from distillbench.suites.image_generation.nets import GaussianMixture
 from tests.oracles.differences import gradient
 from tests.oracles.image_generation import sid as oracle
 from tests.oracles.image_generation.gaussian_pair import KEEP, SIGMA, A, B, M, S, exact, expected, quadrature, slope

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.density_ratio import DIVERGENCES, curvature
-from bench.matching import matching_gradient
-from methods.image_generation.uni_instruct import CARD, density_ratio, uni_instruct_loss
+from distillbench.methods.image_generation.uni_instruct import CARD, density_ratio, uni_instruct_loss
+from distillbench.problems.image_generation.density_ratio import DIVERGENCES, curvature
+from distillbench.problems.image_generation.matching import matching_gradient
 from tests.oracles.image_generation import density_ratio as divergences
 from tests.oracles.image_generation import uni_instruct as oracle
 

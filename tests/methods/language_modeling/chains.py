@@ -4,10 +4,10 @@ import dataclasses
 
 import torch
 
-from bench.card import Budget
-from bench.run import Run
-from bench.student import tensor_digest
-from suites import language_modeling as suite
+from distillbench.cards.card import Budget
+from distillbench.suites import language_modeling as suite
+from distillbench.training.run import Run
+from distillbench.training.student import tensor_digest
 
 SEEDS = {"teacher": 1, "init": 2, "data": 3, "order": 4, "noise": 5}
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from bench.card import Budget
-from bench.plan import seeds_by_role
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Run
-from bench.student import Student
-from bench.texts import TokenBatch
-from bench.token_losses import Projection, token_losses
-from suites import language_modeling
+from distillbench.cards.card import Budget
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import TokenBatch
+from distillbench.problems.language_modeling.token_losses import Projection, token_losses
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import language_modeling
+from distillbench.training.run import Run
+from distillbench.training.student import Student
 
 MARKOV = language_modeling.CARD.settings["markov"]
 

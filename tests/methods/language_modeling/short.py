@@ -6,12 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from bench import registry
-from bench.card import SuiteCard, resolve
-from bench.plan import seeds_by_role
-from bench.problems.language_modeling import LanguageModeling
-from bench.run import Run
-from bench.student import Student
+from distillbench.cards import registry
+from distillbench.cards.card import SuiteCard
+from distillbench.cards.reading import resolve
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.runs.plan import seeds_by_role
+from distillbench.training.run import Run
+from distillbench.training.student import Student
 
 
 def track(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import registry
-from methods.language_modeling.adaspec import Selected, selection
+from distillbench.cards import registry
+from distillbench.methods.language_modeling.adaspec import Selected, selection
 from tests.methods.language_modeling.short import distilled, score, track
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import adaspec as oracle

@@ -13,16 +13,16 @@ import torch
 from scipy.special import entr, rel_entr
 from torch import nn
 
-from bench.alignment import AlignedBatch
-from bench.card import Budget
-from bench.language_models import LanguageModel
-from bench.language_oracle import chosen_log_probs
-from bench.plan import seeds_by_role
-from bench.run import Run
-from bench.texts import TokenBatch
-from methods.language_modeling import alm, scratch
-from methods.language_modeling.alm import chunk_divergence, log1mexp
-from suites import language_modeling
+from distillbench.cards.card import Budget
+from distillbench.methods.language_modeling import alm, scratch
+from distillbench.methods.language_modeling.alm import chunk_divergence, log1mexp
+from distillbench.problems.language_modeling.alignment import AlignedBatch
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import chosen_log_probs
+from distillbench.problems.language_modeling.texts import TokenBatch
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import language_modeling
+from distillbench.training.run import Run
 from tests.oracles.differences import gradient as differences
 from tests.oracles.language_modeling import alm as oracle
 

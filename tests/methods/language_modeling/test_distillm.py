@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.card import resolve
-from bench.record import derive_seed
-from bench.student import Student
-from bench.token_losses import token_losses
-from methods.language_modeling.distillm import CARD, Adaptive, distill, fresh_chance, raised
+from distillbench.cards.reading import resolve
+from distillbench.identity import derive_seed
+from distillbench.methods.language_modeling.distillm import CARD, Adaptive, distill, fresh_chance, raised
+from distillbench.problems.language_modeling.token_losses import token_losses
+from distillbench.training.student import Student
 from tests.methods.language_modeling.chains import SEEDS, Killed, digest, markov, run, scores
 from tests.oracles.language_modeling import distillm as oracle
 from tests.oracles.language_modeling import token_losses as dense

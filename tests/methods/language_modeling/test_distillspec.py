@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.language_oracle import LanguageOracle
-from bench.problems.language_modeling import Sampled
-from methods.language_modeling import distillspec, gkd, undistilled
-from suites import language_modeling
+from distillbench.methods.language_modeling import distillspec, gkd, undistilled
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.problem import Sampled
+from distillbench.suites import language_modeling
 from tests.methods.language_modeling.policy import MARKOV, by_logits, captured, logits, short_run
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import distillspec as oracle

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from bench.errors import UserError
-from bench.language_oracle import real_logits, top_log_probs
-from bench.token_losses import TopK
-from methods.language_modeling.first import TEMPERATURES, best_temperature, calibration_error, first_loss, recalibrated, teacher_top
+from distillbench.errors import UserError
+from distillbench.methods.language_modeling.first import (
+    TEMPERATURES,
+    best_temperature,
+    calibration_error,
+    first_loss,
+    recalibrated,
+    teacher_top,
+)
+from distillbench.problems.language_modeling.oracle import real_logits, top_log_probs
+from distillbench.problems.language_modeling.token_losses import TopK
 from tests.methods.language_modeling.short import distilled, score, track
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import first as oracle

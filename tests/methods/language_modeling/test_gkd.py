@@ -12,9 +12,9 @@ import pytest
 import torch
 from scipy.special import entr, softmax
 
-from bench.language_oracle import LanguageOracle
-from bench.problems.language_modeling import Sampled
-from methods.language_modeling import gkd
+from distillbench.methods.language_modeling import gkd
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.problem import Sampled
 from tests.methods.language_modeling.policy import by_logits, captured, logits, short_run
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import gkd as oracle

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.card import resolve
-from bench.student import Student
-from bench.token_losses import token_losses
-from methods.language_modeling.minillm import CARD, Rollouts, advantages, distill, importance, policy_loss, rewards
+from distillbench.cards.reading import resolve
+from distillbench.methods.language_modeling.minillm import CARD, Rollouts, advantages, distill, importance, policy_loss, rewards
+from distillbench.problems.language_modeling.token_losses import token_losses
+from distillbench.training.student import Student
 from tests.methods.language_modeling.chains import Killed, digest, markov, run, scores
 from tests.oracles.language_modeling import minillm as oracle
 

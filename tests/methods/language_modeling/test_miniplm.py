@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.language_oracle import LanguageOracle
-from bench.nets import Architecture
-from bench.texts import Prompts
-from methods.language_modeling.miniplm import best, differences
-from suites.language_modeling.nets import Chain, build
+from distillbench.methods.language_modeling.miniplm import best, differences
+from distillbench.problems.language_modeling.oracle import LanguageOracle
+from distillbench.problems.language_modeling.texts import Prompts
+from distillbench.suites.language_modeling.nets import Chain, build
+from distillbench.training.nets import Architecture
 from tests.methods.language_modeling.short import distilled, track
 from tests.oracles.language_modeling import miniplm as oracle
 

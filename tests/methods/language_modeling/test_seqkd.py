@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from bench.language_oracle import chosen_log_probs
-from bench.nets import Architecture
-from bench.texts import Prompts, TokenBatch
-from bench.token_losses import Projection, token_losses
-from methods.language_modeling import seqkd
-from suites.language_modeling.nets import Chain, build
+from distillbench.methods.language_modeling import seqkd
+from distillbench.problems.language_modeling.oracle import chosen_log_probs
+from distillbench.problems.language_modeling.texts import Prompts, TokenBatch
+from distillbench.problems.language_modeling.token_losses import Projection, token_losses
+from distillbench.suites.language_modeling.nets import Chain, build
+from distillbench.training.nets import Architecture
 from tests.methods.language_modeling.policy import captured, logits, short_run
 
 WORDS = 3

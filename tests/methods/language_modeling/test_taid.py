@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.run import Run
-from bench.token_losses import token_losses
-from methods.language_modeling.taid import distill, interpolated, next_t
+from distillbench.methods.language_modeling.taid import distill, interpolated, next_t
+from distillbench.problems.language_modeling.token_losses import token_losses
+from distillbench.training.run import Run
 from tests.methods.language_modeling.short import distilled, score, track
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import taid as oracle

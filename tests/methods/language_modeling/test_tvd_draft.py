@@ -8,10 +8,10 @@ import torch
 from scipy.special import rel_entr, softmax
 from torch import Tensor, nn
 
-from bench.language_models import LanguageModel
-from methods.language_modeling import scratch, tvd_draft
-from methods.language_modeling.tvd_draft import exact_loss, reward_deviation, reward_mean, sampled_loss
-from suites import language_modeling
+from distillbench.methods.language_modeling import scratch, tvd_draft
+from distillbench.methods.language_modeling.tvd_draft import exact_loss, reward_deviation, reward_mean, sampled_loss
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.suites import language_modeling
 from tests.methods.language_modeling.policy import MARKOV, by_logits, captured, logits, short_run
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import tvd_draft as oracle

@@ -1,4 +1,4 @@
-"""Token divergences in numpy, dense and one token at a time, from the definitions in the papers that bench.token_losses names."""
+"""Token divergences in numpy, dense and one token at a time, from the definitions in the papers that token_losses names."""
 
 from __future__ import annotations
 

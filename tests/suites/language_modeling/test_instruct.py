@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 
-from bench import registry
-from bench.doctor import examine
-from bench.errors import UserError
-from bench.plan import plan, seeds_by_role
-from bench.runner import execute
-from bench.store import Store
-from suites import language_modeling as suite
-from suites.language_modeling import instruct
-from tests.suites.language_fixtures import sentences, tokenizer, write_gpt2, write_lines
+from distillbench.cards import registry
+from distillbench.cli.doctor import examine
+from distillbench.errors import UserError
+from distillbench.runs.plan import plan, seeds_by_role
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
+from distillbench.suites import language_modeling as suite
+from distillbench.suites.language_modeling import instruct
+from tests.suites.language_modeling.fixtures import sentences, tokenizer, write_gpt2, write_lines
 
 TRACK = "language-modeling/instruct-gpt2"
 METRICS = {"rougel", *(f"rougel_{name}" for name in instruct.SETS)}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.errors import UserError
-from bench.nets import Architecture
-from bench.student import Student
-from suites.language_modeling import CARD, evaluate, markov, problem
-from suites.language_modeling.nets import build
+from distillbench.errors import UserError
+from distillbench.suites.language_modeling import CARD, evaluate, markov, problem
+from distillbench.suites.language_modeling.nets import build
+from distillbench.training.nets import Architecture
+from distillbench.training.student import Student
 
 VOCAB, LENGTH, EOS = 3, 3, 0
 SEEDS = {"data": 1, "init": 2, "order": 3, "teacher": 4, "noise": 5}

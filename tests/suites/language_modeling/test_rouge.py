@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from suites.language_modeling.rouge import rouge_l
+from distillbench.suites.language_modeling.rouge import rouge_l
 
 
 def subsequence(a, b):

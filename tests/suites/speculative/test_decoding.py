@@ -7,15 +7,15 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from bench import language_models
-from bench.errors import UserError
-from bench.generation import draw, respond
-from bench.nets import Architecture
-from bench.texts import Prompts
-from suites.language_modeling import markov as world
-from suites.language_modeling.nets import build
-from suites.speculative import CARD, decoding, markov
-from suites.speculative.decoding import measured_speedup, speculate, verify
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling import models as language_models
+from distillbench.problems.language_modeling.generation import draw, respond
+from distillbench.problems.language_modeling.texts import Prompts
+from distillbench.suites.language_modeling import markov as world
+from distillbench.suites.language_modeling.nets import build
+from distillbench.suites.speculative import CARD, decoding, markov
+from distillbench.suites.speculative.decoding import measured_speedup, speculate, verify
+from distillbench.training.nets import Architecture
 
 # laws of three tokens in quarters: four evenly spaced numbers are then as good as all numbers in [0, 1)
 P = torch.tensor([[2, 1, 1], [1, 3, 0], [0, 2, 2], [1, 1, 2]]).double() / 4

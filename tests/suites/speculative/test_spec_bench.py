@@ -7,12 +7,12 @@ import types
 import pytest
 import torch
 
-from bench.card import Budget, Setting, Training
-from bench.errors import UserError
-from bench.plan import seeds_by_role
-from bench.record import Measurement
-from suites.speculative import spec_bench
-from tests.suites.language_fixtures import sentences, tokenizer, write_gpt2, write_lines, write_llama
+from distillbench.cards.card import Budget, Setting, Training
+from distillbench.errors import UserError
+from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.record import Measurement
+from distillbench.suites.speculative import spec_bench
+from tests.suites.language_modeling.fixtures import sentences, tokenizer, write_gpt2, write_lines, write_llama
 
 CATEGORIES = [c for categories in spec_bench.SUBSETS.values() for c in categories]
 OPTIONS = {
@@ -88,9 +88,9 @@ def judge(monkeypatch):
         return [Measurement("measured_speedup", 1.0, len(prompts)), Measurement("lossless", 1.0, len(prompts))]
 
     for name, function in (("judge", judged), ("decoding", clock)):
-        module = types.ModuleType(f"suites.speculative.{name}")
+        module = types.ModuleType(f"distillbench.suites.speculative.{name}")
         setattr(module, {"judge": "judge", "decoding": "measured_speedup"}[name], function)
-        monkeypatch.setitem(sys.modules, f"suites.speculative.{name}", module)
+        monkeypatch.setitem(sys.modules, f"distillbench.suites.speculative.{name}", module)
     return asked
 
 

@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 
-import suites.speculative as suite
-from bench import registry
-from bench.doctor import examine
-from bench.errors import UserError
-from bench.plan import plan
-from bench.runner import execute
-from bench.store import Store
-from suites.speculative import spec_bench
-from tests.suites.language_fixtures import sentences, tokenizer, write_lines, write_llama
+import distillbench.suites.speculative as suite
+from distillbench.cards import registry
+from distillbench.cli.doctor import examine
+from distillbench.errors import UserError
+from distillbench.runs.plan import plan
+from distillbench.runs.runner import execute
+from distillbench.runs.store import Store
+from distillbench.suites.speculative import spec_bench
+from tests.suites.language_modeling.fixtures import sentences, tokenizer, write_lines, write_llama
 
 TRACK = "speculative/spec-bench"
 SMALL = {"max_prompt": 120, "length": 6, "gamma": 2, "timed": 1, "tuning": 3, "validation": 2}

@@ -1,0 +1,8 @@
+"""``python -m distillbench``."""
+
+import sys
+
+from distillbench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

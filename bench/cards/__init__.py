@@ -1,0 +1,1 @@
+"""Cards: their types, how they are read, where they are found, and skeletons of new ones."""

@@ -1,0 +1,354 @@
+"""Cards: what a method or a suite says about itself, as literal data.
+
+A card is a nested constructor call with literal arguments, so :func:`reading.read_card` can read it from the source
+without importing the module: ``distillbench list`` needs no torch, and a broken module still has a readable card.
+Published cards are never edited in a way that changes results: raise ``version`` and say what it ``supersedes``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from distillbench.assets import Asset
+from distillbench.errors import unknown
+
+LATER = {"later": True}  # a field added after records were made: see :func:`reading.to_data`
+
+SLUG = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+# --- hyper-parameters -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real hyper-parameter with its default and the bounds it may take (``ge``/``le`` inclusive, ``gt``/``lt`` not)."""
+
+    default: float
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    note: str = ""
+
+    def parse(self, text: Any) -> float:
+        """The value ``text`` (a string or a number) stands for. Raises ValueError where it is no finite number."""
+        if isinstance(text, bool):
+            raise ValueError("not a number")
+        value = float(text)
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError("not finite")
+        _in_bounds(value, self)
+        return value
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer hyper-parameter; the bounds as in :class:`Real`."""
+
+    default: int
+    ge: int | None = None
+    gt: int | None = None
+    le: int | None = None
+    lt: int | None = None
+    note: str = ""
+
+    def parse(self, text: Any) -> int:
+        """The integer ``text`` stands for. Raises ValueError otherwise."""
+        if isinstance(text, bool) or (isinstance(text, float) and text != int(text)):
+            raise ValueError("not an integer")
+        value = int(text)
+        _in_bounds(value, self)
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A hyper-parameter that takes one of a few strings."""
+
+    default: str
+    options: tuple[str, ...] | list[str] = ()
+    note: str = ""
+
+    def parse(self, text: Any) -> str:
+        """``text`` if it is one of the options. Raises ValueError otherwise."""
+        if text not in self.options:
+            raise ValueError(f"not one of {', '.join(self.options)}")
+        return str(text)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A yes-or-no hyper-parameter."""
+
+    default: bool
+    note: str = ""
+
+    def parse(self, text: Any) -> bool:
+        """True or False from a bool or from ``true``/``false``. Raises ValueError otherwise."""
+        if isinstance(text, bool):
+            return text
+        known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+        if str(text).lower() not in known:
+            raise ValueError("not true or false")
+        return known[str(text).lower()]
+
+
+Hyperparameter = Real | Integer | Choice | Flag
+
+
+def _in_bounds(value: float, bounds: Real | Integer) -> None:
+    for limit, holds, sign in (
+        (bounds.ge, operator.ge, ">="),
+        (bounds.gt, operator.gt, ">"),
+        (bounds.le, operator.le, "<="),
+        (bounds.lt, operator.lt, "<"),
+    ):
+        if limit is not None and not holds(value, limit):
+            raise ValueError(f"must be {sign} {limit}")
+
+
+# --- methods ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Where a method comes from.
+
+    ``code`` is a permalink to the authors' code, where there is any. ``catalogue`` and ``row`` are its name and row in
+    the papers' catalogue; ``--method <catalogue name>`` runs every method of that paper.
+    """
+
+    title: str
+    year: int
+    arxiv: str | None = None
+    code: str | None = None
+    catalogue: str | None = None
+    row: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """A number a paper prints. ``source`` says where (Table 2). Values are in the metric's unit (fractions, not percent)."""
+
+    suite: str
+    metric: str
+    value: float
+    source: str
+    setting: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Beats:
+    """The claim that this method scores better than ``method`` (a slug), in ``metric`` or the suite's primary one."""
+
+    method: str
+    metric: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The claim that this method scores better than itself with ``hyperparameter`` at ``over`` (two steps beat one)."""
+
+    hyperparameter: str
+    over: Any
+    metric: str | None = None
+    source: str = ""
+
+
+Claim = Reported | Beats | Gains
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a method says about itself.
+
+    Attributes:
+        slug: the file's name.  version: raised whenever results may change.
+        problem: the kind of problem it solves, for example ``classification``.
+        objective: the pure function (or functions) in the module that state its loss.
+        equations: function name -> the equation it implements, in plain text.
+        hyperparameters: name -> :class:`Real`, :class:`Integer`, :class:`Choice` or :class:`Flag`. Defaults live here only.
+        claims: what the paper says it achieves; the board measures each.
+        deviations: every known difference from the paper or the authors' code.
+        exempt: check name -> the reason why that contract check cannot hold. A stale exemption fails.
+        control: True for a yardstick that every board carries (scratch, teacher, ...); never ranked.
+        results: what was seen when it was measured here, for example that it gains nothing over scratch.
+    """
+
+    slug: str
+    version: int
+    problem: str
+    title: str
+    paper: Paper | None = None
+    objective: str | tuple[str, ...] | None = None
+    equations: dict[str, str] = field(default_factory=dict)
+    hyperparameters: dict[str, Hyperparameter] = field(default_factory=dict)
+    claims: tuple[Claim, ...] | list[Claim] = ()
+    deviations: tuple[str, ...] | list[str] = ()
+    exempt: dict[str, str] = field(default_factory=dict)
+    control: bool = False
+    results: str = ""
+    supersedes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, hyperparameter in self.hyperparameters.items():
+            try:
+                hyperparameter.parse(hyperparameter.default)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ValueError(f"the default of hyper-parameter {name}: {error}") from error
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The names of the objective functions, always as a tuple."""
+        if self.objective is None:
+            return ()
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
+
+
+# --- suites -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number a suite measures. ``range`` is inclusive; ``better`` is 'higher' or 'lower', never guessed from the name.
+
+    ``below`` is a level and what boards say of a row whose mean lies under it: ``(1.0, "slower than its target")``.
+    """
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    range: tuple[float, float | None] | None = None
+    meaning: str = ""
+    below: tuple[float, str] | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        level, text = self.below or (0.0, "")
+        if isinstance(level, bool) or not isinstance(level, int | float) or not isinstance(text, str):
+            raise ValueError(f'metric {self.name}: below is a level and a text, as in (1.0, "slower than its target")')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one run may use. None is no cap. A run past any cap is ``over_budget`` and not ranked.
+
+    Attributes:
+        student_examples: examples the student (or generator) is updated on.
+        teacher_examples: examples the teacher is asked about; a two-pass solver asks twice.
+        training_flops: as torch counts them on sampled steps.
+    """
+
+    student_examples: int
+    teacher_examples: int | None = None
+    training_flops: float | None = None
+    wall_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The optimizer every method of a track uses, unless its paper's method is about the optimizer.
+
+    ``schedule``: ``constant``, ``cosine`` (to 0 over the run) or ``steps`` (times ``gamma`` at each fraction in ``milestones``).
+    ``warmup`` is the fraction of the run with a linearly rising rate. ``precision`` bfloat16 is automatic mixed precision
+    where the device has it, float32 elsewhere; the record says which.
+    """
+
+    batch_size: int
+    optimizer: Literal["sgd", "adam", "adamw", "radam"]
+    learning_rate: float
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    milestones: tuple[float, ...] | list[float] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+    clip: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone.
+
+    ``metrics`` names those of the suite's metrics that are judged here, the primary one first; none named means all of them.
+    ``others`` are further bytes that scores rest on (reference statistics, a feature network), by role. An asset of a role lies
+    at the first place of ``options["<role>_path"]`` that the user's folder has.
+    """
+
+    tier: Literal["analytic", "embedded", "paper"]
+    summary: str
+    budget: Budget
+    training: Training
+    data: Asset | None = None
+    teacher: Asset | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    requires: tuple[str, ...] | list[str] = ()
+    device: Literal["any", "cuda"] = "any"
+    supersedes: int | None = None
+    metrics: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
+    others: dict[str, Asset] = field(default_factory=dict, metadata=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A setting that differs from another one of the same suite in a few ``options`` and fields of ``training``, or its ``metrics``."""
+
+    of: str
+    summary: str
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] | list[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteCard:
+    """What a suite says about itself. ``controls`` are slugs that every board of the suite carries.
+
+    ``variants`` are written short; on reading each becomes a whole setting, so that nobody else has to know of them.
+    """
+
+    slug: str
+    version: int
+    problem: str
+    title: str
+    metrics: tuple[Metric, ...] | list[Metric]
+    primary: str
+    controls: tuple[str, ...] | list[str]
+    settings: dict[str, Setting]
+    variants: dict[str, Variant] = field(default_factory=dict)
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        whole = dict(self.settings)
+        for name, variant in self.variants.items():
+            base = whole[variant.of]
+            training = dataclasses.replace(base.training, **variant.training)
+            options = {**base.options, **variant.options}
+            whole[name] = dataclasses.replace(
+                base, summary=variant.summary, options=options, training=training, metrics=variant.metrics or base.metrics
+            )
+        object.__setattr__(self, "settings", whole)
+        object.__setattr__(self, "variants", {})
+
+    def metric(self, name: str | None = None) -> Metric:
+        """The metric called ``name`` (the primary one by default). Raises UserError for an unknown name."""
+        wanted = name or self.primary
+        for metric in self.metrics:
+            if metric.name == wanted:
+                return metric
+        raise unknown("metric", wanted, [m.name for m in self.metrics])
+
+    def at(self, name: str) -> SuiteCard:
+        """The card as it is for setting ``name``: that setting alone, with the metrics and the primary one that it names."""
+        setting = self.settings[name]
+        judged = [self.metric(m) for m in setting.metrics] or self.metrics
+        return dataclasses.replace(self, settings={name: setting}, metrics=judged, primary=(*setting.metrics, self.primary)[0])

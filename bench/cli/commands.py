@@ -1,0 +1,354 @@
+"""What each command does: from its arguments to its exit code. What a command needs is imported where it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillbench.errors import UserError
+
+if TYPE_CHECKING:
+    from distillbench.runs.plan import RunSpec
+    from distillbench.runs.record import Record
+    from distillbench.runs.store import Store
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> None:
+    """Print rows: aligned for people on a terminal, tab-separated in a pipe."""
+    cells = [[str(c) for c in row] for row in [header, *rows]]
+    if not sys.stdout.isatty():
+        print("\n".join("\t".join(row) for row in cells))
+        return
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, sort_keys=False))
+
+
+def list_installed(args: argparse.Namespace) -> int:
+    """The methods, suites or studies that are installed."""
+    from distillbench.cards import registry
+    from distillbench.cards.card import Card, SuiteCard
+    from distillbench.cards.reading import to_data
+
+    if args.kind == "studies":
+        return _list_studies(args)
+    entries = registry.methods() if args.kind == "methods" else registry.suites()
+    listed = sorted(entries.values(), key=lambda e: (getattr(e.card, "problem", ""), getattr(e.card, "control", False), e.slug))
+    if args.json:
+        _print_json([{"slug": e.slug, "path": str(e.path), "error": e.error, "card": to_data(e.card)} for e in listed])
+        return 0
+    rows: list[list[Any]] = []
+    for entry in listed:
+        card = entry.card
+        if isinstance(card, Card):
+            paper = f"{card.paper.year} arXiv:{card.paper.arxiv}" if card.paper else ("control" if card.control else "")
+            rows.append([card.slug, card.problem, paper, card.title])
+        elif isinstance(card, SuiteCard):
+            rows += [[f"{card.slug}/{name}", card.problem, s.tier, s.summary] for name, s in card.settings.items()]
+    table(rows, ["method", "problem", "paper", "title"] if args.kind == "methods" else ["track", "problem", "tier", "summary"])
+    for entry in listed:
+        if entry.error:
+            print(f"distillbench: {args.kind[:-1]} {entry.slug} cannot be used: {entry.error}", file=sys.stderr)
+    return 0
+
+
+def _list_studies(args: argparse.Namespace) -> int:
+    from distillbench.runs.study import studies
+
+    listed = [found.study for found in studies().values()]
+    if args.json:
+        _print_json([{"slug": s.slug, "title": s.title, "question": s.question, "arxiv": s.paper.arxiv} for s in listed])
+    else:
+        table([[s.slug, f"{s.paper.year} arXiv:{s.paper.arxiv}", s.question] for s in listed], ["study", "paper", "question"])
+    return 0
+
+
+def _seeds(text: str) -> list[int]:
+    first, dash, last = text.partition("-")
+    try:
+        low, high = (int(first), int(last)) if dash else (0, int(first) - 1)
+    except ValueError:
+        raise UserError(f"--seeds {text}: give a number of seeds (5) or a range (5-9)") from None
+    if low < 0 or high < low:
+        raise UserError(f"--seeds {text}: at least one seed, counted from 0")
+    return list(range(low, high + 1))
+
+
+def _overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        method, dot, parameter = name.rpartition(".")
+        if not (equals and dot and method and parameter):
+            raise UserError(f"--set {text}: write METHOD.NAME=VALUE, for example kd.temperature=2")
+        found.setdefault(method, {})[parameter] = value
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, run and show; 1 where a run has no score within its budget."""
+    from distillbench.runs.plan import plan
+    from distillbench.runs.record import Record
+    from distillbench.runs.store import Store
+
+    specs = plan(
+        args.track,
+        args.method or ["all"],
+        _seeds(args.seeds),
+        overrides=_overrides(args.overrides),
+        controls=not args.no_controls,
+        split=args.split,
+        data=args.data,
+        budget={"student_examples": args.budget} if args.budget else None,
+    )
+    store = Store(args.out)
+    results = _do(specs, store, args.track, args)
+    ordered = [(s, results[s.id]) for s in specs]
+    if args.json:
+        _print_json([_summary(s, r, store) for s, r in ordered])
+    else:
+        _scores(ordered)
+        print(f"records: {store.root / 'records'}   board: distillbench board show {args.track} --records {store.root}", file=sys.stderr)
+    for spec, outcome in ordered:
+        if isinstance(outcome, Record) and outcome.status != "ok":
+            print(f"{spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
+    return _failures(results.values())
+
+
+def _do(specs: Sequence[RunSpec], store: Store, title: str, args: argparse.Namespace) -> dict[str, Record | UserError]:
+    """The outcome of every spec by id: those done before are found, the others are run and shown while they go."""
+    from distillbench.runs.executors import run_all
+    from distillbench.runs.progress import Display
+
+    results: dict[str, Record | UserError] = {}
+    # One of several processes of 'accelerate launch' leaves this question to the runner, where all agree on the answer.
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    for spec in specs:
+        done = None if distributed else store.find(spec)
+        if done is not None:
+            results[spec.id] = done
+    left = [s for s in specs if s.id not in results]
+    if distributed and os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the main process speaks for all
+    if left:
+        workers = 1 if distributed else args.workers or _workers()
+        print(f"{title}: {len(specs)} runs, {len(results)} done before, {len(left)} to do, {workers} at once", file=sys.stderr)
+        with Display(len(left), title) as display:
+            for spec, outcome in run_all(left, store, workers=workers, watch=display.watch, checkpoint_seconds=args.checkpoint_seconds):
+                results[spec.id] = outcome
+                display.done(spec.name, _line(outcome))
+    return results
+
+
+def _failures(outcomes: Iterable[Record | UserError]) -> int:
+    """Say what kept runs from having records; the exit code of all of them together."""
+    from distillbench.runs.record import Record
+
+    kept = list(outcomes)
+    errors = {str(r): r.exit_code for r in kept if isinstance(r, UserError)}
+    for error in sorted(errors):
+        print(f"distillbench: {' '.join(error.split())}", file=sys.stderr)
+    if errors:
+        return max(errors.values())
+    return 0 if all(isinstance(r, Record) and r.status == "ok" for r in kept) else 1
+
+
+def study(args: argparse.Namespace) -> int:
+    """The runs of a study, its verdict and its files."""
+    from distillbench.runs.record import Record
+    from distillbench.runs.store import Store
+    from distillbench.runs.study import Done, find, planned, summary, write
+
+    found, seeds, store = find(args.study), _seeds(args.seeds), Store(args.out)
+    grid = planned(found.study, seeds, args.data)
+    results = _do([s for _, specs in grid for s in specs], store, found.study.slug, args)
+    for cell, specs in grid:
+        for spec in specs:
+            outcome = results[spec.id]
+            if isinstance(outcome, Record) and outcome.status != "ok":
+                print(f"{cell.arm} at {cell.at:g}, {spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
+    failed = _failures(results.values())
+    if failed:
+        print(f"distillbench: {found.study.slug}: no verdict without all of its runs", file=sys.stderr)
+        return failed
+    done = [Done(c, {s.seed: r for s in specs if isinstance(r := results[s.id], Record)}) for c, specs in grid]
+    finding = found.analyse(done)
+    told = summary(found.study, finding, seeds)
+    paths = write(told, finding.picture, store.root / "studies")
+    if args.json:
+        _print_json({**told, "files": [str(p) for p in paths]})
+    else:
+        print(f"{found.study.title}: {finding.verdict}\n{finding.text}")
+        print(" ".join(str(p) for p in paths), file=sys.stderr)
+    return 0
+
+
+def _workers() -> int:
+    """Runs at once: one on a GPU, else the cores this process may use."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("runs need torch, which is not installed: pip install 'distillbench[train]'")
+    if os.path.exists("/dev/nvidia0"):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _line(outcome: Any) -> str:
+    from distillbench.runs.record import Record
+
+    if not isinstance(outcome, Record):
+        return f"not run: {outcome}"
+    value = outcome.value(outcome.suite.primary)
+    score = f"{outcome.suite.primary} {value:.4f}" if value is not None else ""
+    return " ".join(x for x in (outcome.status if outcome.status != "ok" else "", score, outcome.reason or "") if x)
+
+
+def _summary(spec: Any, outcome: Any, store: Any) -> dict[str, Any]:
+    from distillbench.runs.record import Record
+
+    base = {"method": Path(spec.method).stem, "seed": spec.seed, "id": spec.id}
+    if not isinstance(outcome, Record):
+        return {**base, "status": "not run", "reason": str(outcome), "measurements": {}, "cost": None, "student": None}
+    student = outcome.student and str(store.root / "students" / f"{outcome.student['sha256']}.safetensors")
+    return {
+        **base,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "measurements": {m.metric: m.value for m in outcome.measurements},
+        "cost": outcome.cost["total"],
+        "student": student,
+    }
+
+
+def _scores(ordered: Sequence[tuple[Any, Any]]) -> None:
+    """Mean of the primary metric by method, in the order of the plan."""
+    from distillbench.runs.record import Record
+    from distillbench.stats import mean_interval
+
+    by_method: dict[str, list[Record]] = {}
+    for spec, outcome in ordered:
+        if isinstance(outcome, Record):
+            by_method.setdefault(Path(spec.method).stem, []).append(outcome)
+    rows = []
+    primary = "score"
+    for method, records in by_method.items():
+        primary = records[0].suite.primary
+        values = [v for r in records if (v := r.value(primary)) is not None]
+        bad = [r.status for r in records if r.status != "ok"]
+        if values:
+            i = mean_interval(values)
+            bounds = ["" if v != v else f"{v:.4f}" for v in (i.low, i.high)]  # one seed has no interval
+            rows.append([method, len(values), f"{i.estimate:.4f}", *bounds, ",".join(sorted(set(bad))) or "ok"])
+        else:
+            rows.append([method, 0, "", "", "", ",".join(sorted(set(bad)))])
+    table(rows, ["method", "seeds", primary, "low", "high", "status"])
+
+
+def check(args: argparse.Namespace) -> int:
+    """The contract checks of a method; 3 where one fails."""
+    from distillbench.checks import check_method
+
+    results = check_method(args.method, track=args.suite)
+    if args.json:
+        _print_json([{"check": r.name, "outcome": r.outcome, "message": r.message} for r in results])
+    else:
+        table([[r.outcome, r.name, r.message] for r in results], ["outcome", "check", "message"])
+    return 3 if any(r.outcome == "failed" for r in results) else 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """One record, for people or as JSON."""
+    from distillbench.runs.record import Record
+
+    path = Path(args.record)
+    if not path.is_file():
+        # File names hold the first 16 digits of an id; anybody may give all 64.
+        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record[:16]}*.json")) if args.record.isalnum() else []
+        matches = [m for m in matches if len(args.record) <= 16 or Record.read(m).id.startswith(args.record)]
+        if not matches:
+            raise UserError(f"{args.record}: neither a file nor the beginning of a record's id in {args.out}")
+        if len({m.name[:16] for m in matches}) > 1:
+            raise UserError(f"{args.record}: several records in {args.out} begin so; give more digits of the id")
+        path = matches[-1]
+    record = Record.read(path)
+    if args.json:
+        print(record.to_json(), end="")
+        return 0
+    hyper = ", ".join(f"{k}={v}" for k, v in record.spec["method"]["hyperparameters"].items()) or "none"
+    env = record.environment
+    rows: list[list[Any]] = [
+        ["id", record.id],
+        ["track", f"{record.track} ({record.spec['split']} split)"],
+        ["method", f"{record.slug} v{record.method.version}, hyper-parameters: {hyper}"],
+        ["seed", record.seed],
+        ["status", record.status + (f": {record.reason}" if record.reason else "")],
+        *([m.metric, f"{m.value:.6g}{_bounds(m.per_example)} over {m.n}"] for m in record.measurements),
+        *([k, f"{v:.6g}" if isinstance(v, float) else v] for k, v in record.cost["total"].items()),
+        ["phases", ", ".join(f"{n} {c['wall_seconds']:.2f} s" for n, c in record.cost["phases"].items())],
+        ["student", f"{record.student['architecture']} sha256 {record.student['sha256']}" if record.student else "none"],
+        [
+            "made",
+            f"{record.created} on {env.get('device')}, commit {env.get('commit')}{' with uncommitted changes' if env.get('dirty') else ''}",
+        ],
+    ]
+    table(rows, ["field", "value"])
+    return 0
+
+
+def _bounds(values: Sequence[float] | None) -> str:
+    """The 95% interval of a mean over examples or draws, where there are at least two."""
+    from distillbench.stats import mean_interval
+
+    if values is None or len(values) < 2:
+        return ""
+    i = mean_interval(values)
+    return f" [{i.low:.6g}, {i.high:.6g}]"
+
+
+def guard(args: argparse.Namespace) -> int:
+    """Judge weights again; 3 where they do not live up to the record."""
+    from distillbench.runs.guard import guard
+    from distillbench.runs.record import Record
+
+    data = args.data or os.environ.get("DISTILLBENCH_DATA")
+    verdicts = guard(
+        Path(args.student), Record.read(Path(args.record)), margin=args.margin, metrics=args.metric, data=Path(data) if data else None
+    )
+    if args.json:
+        _print_json([vars(v) for v in verdicts])
+    else:
+        state = {True: "holds", False: "WORSE", None: "shown"}
+        rows = [[state[v.holds], v.metric, *(f"{x + 0.0:.4f}" for x in (v.recorded, v.now, v.worse_by, v.at_most))] for v in verdicts]
+        table(rows, ["state", "metric", "record", "now", "worse by", "at most (95%)"])
+    return 3 if any(v.holds is False for v in verdicts) else 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """What this machine can run."""
+    from distillbench.cli.doctor import examine
+
+    findings = examine(args.data or os.environ.get("DISTILLBENCH_DATA"))
+    if args.json:
+        _print_json([{"what": f.what, "state": f.state, "remedy": f.remedy} for f in findings])
+    else:
+        table([[f.state, f.what, f.remedy] for f in findings], ["state", "what", "remedy"])
+    return 0
+
+
+def new(args: argparse.Namespace) -> int:
+    """Write a skeleton and print its path."""
+    from distillbench.cards.scaffold import write_method, write_suite
+
+    path = write_method(args.slug, args.problem, Path(args.into)) if args.kind == "method" else write_suite(args.slug, Path(args.into))
+    print(path)
+    return 0

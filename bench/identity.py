@@ -1,0 +1,30 @@
+"""Names by content: the one JSON text of plain data, its hash, and seeds that follow from names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+ENGINE = 1  # raised when the engine's own arithmetic changes results: part of every identity
+ROLES = ("teacher", "data", "init", "order", "noise", "evaluation")
+
+
+def canonical(data: Any) -> bytes:
+    """The one JSON text of ``data``: sorted keys, no spaces, ASCII, no NaN. Raises ValueError for NaN or infinity."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def identity(spec: dict[str, Any]) -> str:
+    """The id of a resolved spec (64 hexadecimal digits), the same before and after the run."""
+    return sha256(canonical(spec))
+
+
+def derive_seed(role: str, seed: int) -> int:
+    """The seed of one role: 48 bits of a hash of the role's name and the run's seed, so roles never share a stream."""
+    return int.from_bytes(hashlib.sha256(f"{role}/{seed}".encode()).digest()[:6], "big")

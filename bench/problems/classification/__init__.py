@@ -1,0 +1,1 @@
+"""Classification: images or vectors with one of C classes."""

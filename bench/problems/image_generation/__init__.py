@@ -1,0 +1,1 @@
+"""Image generation: a diffusion model, to be distilled into a generator of few steps."""

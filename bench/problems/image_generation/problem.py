@@ -1,0 +1,88 @@
+"""Image generation: a diffusion model, to be distilled into a generator of few steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distillbench.problems.base import Problem
+from distillbench.problems.image_generation.edm import karras_grid, karras_level
+from distillbench.problems.image_generation.oracle import DenoiserOracle
+from distillbench.training.data import Arrays, Batches
+
+
+@dataclass(frozen=True)
+class ImageGeneration(Problem):
+    """A denoiser to distil.
+
+    ``student(noisy, sigma, labels=None)`` gives an x_0 estimate, as the teacher does: noisy (B, ...), sigma (B,), labels (B,).
+    A generator of few steps is that same network at a few noise levels. How it is sampled leaves with it as a recipe,
+    ``{"rule": "denoise", "euler" or "heun", "sigmas": [...]}``, or a rule of :mod:`.sde` with its ``sde`` (and ``snr``); the
+    suite samples, from noise that all methods share.
+
+    Attributes:
+        teacher: the denoiser, guided where the setting says so; every call is metered, a row an evaluation.
+        batches: real samples; labels are 0 where the data has no classes.
+        steps: network evaluations a sample that a student of this setting may use.
+        teacher_steps: Heun steps at which the teacher is taken to be converged.
+        train: the real samples in memory, or None where they are streamed from disk.
+    """
+
+    teacher: DenoiserOracle
+    batches: Batches
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+    steps: int
+    teacher_steps: int
+    train: Arrays | None = None
+
+    def noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal noise of ``like``'s shape, type and device, from a stream of the run."""
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+    def levels(self, like: Tensor, generator: torch.Generator, *, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """A noise level for every row of ``like`` (B, ...): uniform in its place on the Karras schedule, rho 7.   Returns (B,).
+
+        ``low`` and ``high`` bound the place, counted from sigma_min (0) to sigma_max (1).
+        """
+        place = 1 - (low + (high - low) * torch.rand(like.shape[0], generator=generator, dtype=like.dtype))
+        return karras_level(place, sigma_min=self.sigma_min, sigma_max=self.sigma_max).to(like.device)
+
+    def lognormal_levels(self, like: Tensor, generator: torch.Generator, *, mean: float, std: float) -> Tensor:
+        """A noise level for every row of ``like`` (B, ...): ln s ~ N(mean, std^2), kept within the schedule.   Returns (B,).
+
+        EDM (arXiv 2206.00364), table 1, trains at mean -1.2, std 1.2.
+        """
+        level = (mean + std * torch.randn(like.shape[0], generator=generator, dtype=like.dtype)).exp()
+        return level.clamp(self.sigma_min, self.sigma_max).to(like.device)
+
+    def few_steps(self, steps: int = 0, start: float | None = None) -> list[float]:
+        """Noise levels of a generator of ``steps`` evaluations (0: as many as the setting allows), evenly placed on the schedule.
+
+        The first is ``start``, sigma_max by default and at most; level i is Karras' schedule from there at place i / steps, which
+        for one step is ``start`` alone.
+
+        Raises:
+            ValueError: more steps than the setting allows.
+        """
+        count, first = steps or self.steps, min(start or self.sigma_max, self.sigma_max)
+        if count > self.steps:
+            raise ValueError(f"{count} steps, where this setting allows {self.steps} evaluations a sample")
+        return karras_grid(count + 1, sigma_min=self.sigma_min, sigma_max=first)[:-1].tolist()
+
+    def recipe(self, steps: int = 0, start: float | None = None) -> dict[str, object]:
+        """The recipe of a generator of few steps: x = f(s_1 z, s_1), then noise anew and f again at each of :meth:`few_steps`."""
+        return {"rule": "denoise", "sigmas": self.few_steps(steps, start)}
+
+    def heun(self, steps: int | None = None) -> dict[str, object]:
+        """The recipe of the teacher's probability-flow ODE: Heun along ``steps`` Karras levels, guided as the teacher is."""
+        grid = karras_grid(steps or self.teacher_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        return {"rule": "heun", "sigmas": grid.tolist(), **self.guidance}
+
+    @property
+    def guidance(self) -> dict[str, object]:
+        """What a recipe of the teacher's own network needs besides rule and levels: its guidance, where that is not 1."""
+        return {} if self.teacher.guidance == 1.0 else {"guidance": self.teacher.guidance}

@@ -1,0 +1,87 @@
+"""What one-step methods do first: the teacher's knowledge for the student, frozen and trainable copies, pairs of the teacher's ODE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distillbench.problems.image_generation.edm import denoising_loss, heun_solve, karras_grid, per_row
+from distillbench.problems.image_generation.oracle import DenoiserOracle
+from distillbench.problems.image_generation.problem import ImageGeneration
+from distillbench.training.data import Batch
+from distillbench.training.run import Losses, Run
+
+PAIRS = 1024  # pairs solved at once
+
+
+def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
+    """Give ``problem.student`` the teacher's knowledge, as papers do by copying its weights. Phase ``initialise`` of the record.
+
+    Where teacher and student are the same network, the weights are copied and no budget is used. Elsewhere (an exact teacher
+    has none) the student regresses onto the teacher's answers with the teacher's own loss, for ``share`` of the budget:
+    lambda(s) |D_student(x_t; s) - D_teacher(x_t; s)|^2, s uniform in its place on the Karras schedule.
+    """
+    teacher, student = problem.teacher.trainable_copy().state_dict(), problem.student
+    with run.phase("initialise"):
+        if {k: v.shape for k, v in teacher.items()} == {k: v.shape for k, v in student.state_dict().items()}:
+            student.load_state_dict(teacher)
+            return
+
+        def loss(batch: Batch) -> Losses:
+            sigma = problem.levels(batch.inputs, run.generator("levels"))
+            noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
+            answer = problem.teacher.denoise(noisy, sigma, batch.labels)
+            return run.loss(imitate=denoising_loss(student(noisy, sigma, batch.labels), answer, sigma, sigma_data=problem.sigma_data))
+
+        run.fit(student, loss, problem.batches, share=share)
+
+
+def frozen(problem: ImageGeneration, network: nn.Module) -> DenoiserOracle:
+    """An oracle over a frozen copy of ``network`` (of the student's architecture), which counts on the teacher's meter.
+
+    After :func:`initialise` this is the teacher itself wherever teacher and student are one architecture; elsewhere it is the
+    student's imitation of it, which has the stages that an exact teacher has not.
+    """
+    return problem.teacher.over(twin(problem, network))
+
+
+def twin(problem: ImageGeneration, network: nn.Module, **arguments: object) -> nn.Module:
+    """A new network of the student's architecture, with ``arguments`` over its own, that starts from the weights of ``network``."""
+    other = problem.new_student(**arguments)
+    other.load_state_dict(network.state_dict())
+    return other
+
+
+def ode_pairs(
+    problem: ImageGeneration, run: Run, count: int, *, teacher: DenoiserOracle | None = None, levels: int | None = None, role: str = "pairs"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` pairs of an ODE: unit noise z and where Heun along a Karras grid takes sigma_max z, with labels.
+
+    The labels are those of real samples, in the order of the stream. (count, ...), (count, ...), (count,).
+
+    Args:
+        teacher: whose ODE, by default the problem's teacher; asked 2 N - 1 times a pair (a guided one twice as often).
+        levels: N of the grid, by default as many as the setting solves its teacher with.
+        role: the stream the noise is drawn from, and the phase of the record; pairs that are made anew take another one.
+    """
+    oracle = teacher or problem.teacher
+    with run.phase(role):
+        stream = problem.batches.stream(0)
+        batches = [next(stream) for _ in range(-(-count // problem.batches.batch_size))]
+        labels = torch.cat([b.labels for b in batches])[:count].to(run.device)
+        empty = batches[0].inputs.new_empty(count, *batches[0].inputs.shape[1:])
+        noise = problem.noise(empty.to(run.device), run.generator(role))
+        grid = karras_grid(levels or problem.teacher_steps, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max).tolist()
+
+        def solve(noise: Tensor, labels: Tensor) -> Tensor:
+            return heun_solve(lambda x, s: oracle.denoise(x, s, labels), problem.sigma_max * noise, grid)
+
+        made = [solve(z, c) for z, c in zip(noise.split(PAIRS), labels.split(PAIRS), strict=True)]
+        return noise, torch.cat(made), labels
+
+
+def some_pairs(pairs: tuple[Tensor, Tensor, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` rows of :func:`ode_pairs`' pairs, drawn with replacement: noise, sample and label stay together."""
+    noise, samples, labels = pairs
+    row = torch.randint(len(noise), (count,), generator=generator).to(noise.device)
+    return noise[row], samples[row], labels[row]

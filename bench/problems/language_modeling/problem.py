@@ -1,0 +1,269 @@
+"""Language modelling: a causal language model, to be distilled into a smaller one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from distillbench.errors import UserError
+from distillbench.identity import derive_seed
+from distillbench.problems.base import Problem
+from distillbench.problems.language_modeling.alignment import AlignedBatch, align, responses
+from distillbench.problems.language_modeling.generation import respond
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import LanguageOracle, chosen_log_probs
+from distillbench.problems.language_modeling.texts import Prompts, TextBatches, Texts, TokenBatch, retokenise, retokenise_prompts
+from distillbench.problems.language_modeling.token_losses import Projection, Teacher, token_losses
+from distillbench.problems.language_modeling.tokenizers import Tokenizer
+from distillbench.training.data import epoch_order
+from distillbench.training.run import Run
+
+
+@dataclass(frozen=True)
+class LanguageModeling(Problem):
+    """A language model to distil.
+
+    ``student(ids, attention)`` gives states; :meth:`divergence` and :meth:`nll` compare what its projection makes of them, so that
+    no (tokens, vocabulary) tensor is kept. Every method answers the same pool of prompts in the same order, on-policy ones too.
+
+    Attributes:
+        teacher: laws of next tokens, states, responses; metered.
+        prompts: the pool.  references: responses that the data carry, to some of the prompts (what ``scratch`` may use).
+        validation: references to prompts outside the pool and outside the judged split, for methods that watch a loss.
+        vocab: the student's entries that are no padding.  eos: its end of sequence.
+        length: tokens of a response at most.  samples: responses a prompt in the teacher's text.
+        batch_size, order: of every stream; the seed of its shuffling.
+        tokenizer, teacher_tokenizer: None where student and teacher have the same one. Where they differ, everything here is in the
+            student's tokens but what :meth:`teacher_view` gives; the teacher's text is made in its own tokens and written anew.
+        teacher_length: tokens of a response of the teacher at most, where its tokenizer differs.
+    """
+
+    student: LanguageModel
+    teacher: LanguageOracle
+    prompts: Prompts
+    references: Texts
+    validation: Texts
+    vocab: int
+    eos: int
+    length: int
+    samples: int
+    batch_size: int
+    order: int
+    tokenizer: Tokenizer | None = None
+    teacher_tokenizer: Tokenizer | None = None
+    teacher_length: int | None = None
+
+    def __post_init__(self) -> None:
+        self.teacher.remember(self.references)
+
+    # --- what to train on ---------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> TextBatches:
+        """The references."""
+        return TextBatches(self.references, self.batch_size, self.order)
+
+    def teacher_text(self, *, temperature: float = 1.0, top_p: float = 1.0) -> TextBatches:
+        """The teacher's own responses to the pool, generated once for all methods and seeds."""
+        prompts, length, two = self.prompts, self.length, self._tokenizers
+        if two is not None:
+            prompts, length = retokenise_prompts(prompts, *two), self.teacher_length or self.length
+        texts = self.teacher.responses(prompts, samples=self.samples, length=length, temperature=temperature, top_p=top_p)
+        if two is not None:
+            texts = retokenise(texts, two[1], two[0], self.prompts)
+        return TextBatches(texts, self.batch_size, self.order)
+
+    def sampled(
+        self, run: Run, model: LanguageModel, *, fraction: float = 1.0, temperature: float = 1.0, top_p: float = 1.0, share: float = 0.0
+    ) -> Sampled:
+        """Responses of ``model`` as it is now, one batch an update; with chance 1 - ``fraction`` a batch of the teacher's text instead.
+
+        Both answer the same prompts at the same step. ``share`` of every next-token law is the teacher's (MiniLLM).
+
+        Raises:
+            UserError: the teacher is to sample, and its tokenizer is another one.
+        """
+        if self._tokenizers is not None and (share or model is self.teacher.module):
+            raise UserError(
+                "the teacher has another tokenizer than the student, so it cannot sample for it token by token; use teacher_text"
+            )
+        # The text is asked for here, ahead of the loop: a loop that resumes brings its meter along, and must not count it once more.
+        # Its laws too: a step whose operations are counted must not fill a table.
+        fixed = self.teacher_text() if fraction < 1 else None
+        if fixed is not None:
+            self.teacher.remember(fixed.texts, now=True)
+        return Sampled(self, run, model, fixed, fraction, temperature, top_p, share)
+
+    # --- two tokenizers -------------------------------------------------------------------------------------------
+
+    @property
+    def _tokenizers(self) -> tuple[Tokenizer, Tokenizer] | None:
+        """The student's and the teacher's, or None where they are the same."""
+        if self.tokenizer is None or self.teacher_tokenizer is None or self.tokenizer.digest == self.teacher_tokenizer.digest:
+            return None
+        return self.tokenizer, self.teacher_tokenizer
+
+    def teacher_view(self, batch: TokenBatch) -> TokenBatch:
+        """The same texts in the teacher's tokens: the batch itself where the tokenizers are the same.
+
+        Prompts and responses are written anew apart from each other, so that the same bytes count. Lives on the CPU.
+
+        Raises:
+            UserError: the teacher's tokenizer cannot write the student's text.
+        """
+        two = self._tokenizers
+        if two is None:
+            return batch
+        real = batch.attention & ~batch.response
+        prompts = Prompts.of([ids[kept].tolist() for ids, kept in zip(batch.ids, real, strict=True)], two[0].digest, two[0].eos)
+        index = torch.arange(len(batch))
+        texts = prompts.with_responses(responses(batch), index, pad=two[0].eos)
+        view = retokenise(texts, *two, retokenise_prompts(prompts, *two)).take(index)
+        return replace(view, index=batch.index, rows=torch.full_like(index, -1), text="")  # no cache knows texts made here
+
+    def aligned(self, batches: TextBatches, *, space: bool = False) -> AlignedBatches:
+        """``batches`` with the teacher's view of each and the chunks of both: see :mod:`language_modeling.alignment`."""
+        return AlignedBatches(self, batches, space)
+
+    # --- losses ---------------------------------------------------------------------------------------------------
+
+    def divergence(
+        self,
+        batch: TokenBatch,
+        mix: str | Mapping[str, float] = "forward_kl",
+        *,
+        teacher: Teacher | None = None,
+        student: LanguageModel | None = None,
+        temperature: float = 1.0,
+        beta: float = 0.5,
+        alpha: float = 0.1,
+    ) -> Tensor:
+        """A divergence of :mod:`language_modeling.token_losses` at each of the N tokens that count, (N,) nats.
+
+        ``teacher`` defaults to its law: the cached one where there is one and the temperature is 1 (a tail has no other), else the whole.
+        """
+        model = self.student if student is None else student
+        law = self.teacher.law(batch, exact=temperature != 1) if teacher is None else teacher
+        states = batch.predicted.take(model(batch.ids, batch.attention))
+        weight, bias = model.head
+        return token_losses(states, weight, law, mix, bias=bias, temperature=temperature, beta=beta, alpha=alpha, vocab=self.vocab)
+
+    def compare(self, states: Tensor, theirs: Tensor, mix: str, *, alpha: float = 0.1) -> Tensor:
+        """The same for n tokens of one's choice, of which student and teacher have the states (n, D) and (n, D'): (n,) nats."""
+        (weight, bias), law = self.student.head, Projection(theirs, *self.teacher.module.head)
+        return token_losses(states, weight, law, mix, bias=bias, alpha=alpha, vocab=self.vocab)
+
+    def nll(self, batch: TokenBatch, student: LanguageModel | None = None) -> Tensor:
+        """-log q of each of the N tokens that count, (N,) nats."""
+        model = self.student if student is None else student
+        states = batch.predicted.take(model(batch.ids, batch.attention))
+        return -chosen_log_probs(model, states, batch.predicted.labels, vocab=self.vocab)
+
+
+@dataclass(frozen=True)
+class AlignedBatches:
+    """Batches with both tokenizations and their chunks: see :meth:`LanguageModeling.aligned`."""
+
+    problem: LanguageModeling
+    batches: TextBatches
+    space: bool
+
+    @property
+    def batch_size(self) -> int:
+        """As that of the batches."""
+        return self.batches.batch_size
+
+    def stream(self, start: int) -> Iterator[AlignedBatch]:
+        """Batches from step ``start`` on. Without tokenizers every token is a chunk.
+
+        Raises:
+            UserError: chunks are to end at white space, and the problem carries no tokenizer.
+        """
+        student, teacher = self.problem.tokenizer, self.problem.teacher_tokenizer or self.problem.tokenizer
+        if self.space and student is None:
+            raise UserError(f"chunks cannot end at white space: {self.problem.setting} has no tokenizer that spells its tokens")
+        for batch in self.batches.stream(start):
+            yield align(
+                batch,
+                self.problem.teacher_view(batch),
+                _letters if student is None else student.spell,
+                _letters if teacher is None else teacher.spell,
+                space=self.space,
+            )
+
+
+def _letters(ids: list[int]) -> list[bytes]:
+    """Any spelling does where both sides have the same tokens."""
+    return [b"x"] * len(ids)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Batches of fresh responses, a pure function of (seed, step, weights): see :meth:`LanguageModeling.sampled`."""
+
+    problem: LanguageModeling
+    run: Run
+    model: LanguageModel
+    fixed: TextBatches | None = None
+    fraction: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    share: float = 0.0
+
+    @property
+    def batch_size(self) -> int:
+        """As that of the teacher's text."""
+        return min(self.problem.batch_size, self.problem.samples * len(self.problem.prompts))
+
+    def stream(self, start: int) -> Iterator[TokenBatch]:
+        """Batches from step ``start`` on, each made when it is asked for."""
+        fixed = None if self.fixed is None else self.fixed.stream(start)
+        prompts = prompt_order(self.problem, start)
+        for step in itertools.count(start):
+            index = next(prompts)
+            ready = None if fixed is None else next(fixed)
+            generator = torch.Generator().manual_seed(derive_seed(f"sampling {step}", self.run.seeds["noise"]))
+            if bool(torch.rand(1, generator=generator) < self.fraction):
+                yield self.fresh(index, generator)
+            else:
+                assert ready is not None
+                yield ready
+
+    def fresh(self, index: Tensor, generator: torch.Generator) -> TokenBatch:
+        """Responses to the prompts of ``index`` (B,), sampled now."""
+        return TokenBatch.fresh(self.problem.prompts, index, *self.responses(index, generator))
+
+    def responses(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same as tokens (B, R) and which of them are real (B, R), without the prompts."""
+        problem = self.problem
+        uniforms = torch.rand(len(index), problem.length, generator=generator)
+        other = problem.teacher.module if self.share else None
+        ids, real = respond(
+            self.model,
+            problem.prompts.take(index),
+            uniforms,
+            eos=problem.eos,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            vocab=problem.vocab,
+            other=other,
+            share=self.share,
+        )
+        problem.teacher.meter.add("generated_tokens", int(real.sum()))
+        return ids, real
+
+
+def prompt_order(problem: LanguageModeling, start: int) -> Iterator[Tensor]:
+    """The prompts (B,) of every step from ``start`` on: those that :meth:`LanguageModeling.teacher_text` has at that step."""
+    rows = torch.arange(problem.samples * len(problem.prompts))
+    size = min(problem.batch_size, len(rows))
+    epoch, place = divmod(start, len(rows) // size)
+    while True:
+        order = epoch_order(rows, problem.order, epoch) % len(problem.prompts)
+        for begin in range(place * size, len(order) - size + 1, size):
+            yield order[begin : begin + size]
+        epoch, place = epoch + 1, 0

@@ -1,0 +1,1 @@
+"""From what a user asks for to records: plans, stores, the runner, studies, the guard."""

@@ -1,0 +1,290 @@
+"""RunSpec -> Record. Failures are records too; what a user can mend is one line."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import functools
+import importlib.util
+import io
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from distillbench.cards import registry
+from distillbench.cards.card import Setting
+from distillbench.cards.reading import from_data, to_data
+from distillbench.errors import Diverged, SaveError, UserError
+from distillbench.runs.plan import RunSpec
+from distillbench.runs.record import Measurement, Record, Status
+from distillbench.runs.store import Store
+from distillbench.training.nets import parameters
+from distillbench.training.run import Run, has_bfloat16
+from distillbench.training.student import Student
+
+PACKAGES = (
+    "distillbench",
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+def execute(
+    spec: RunSpec,
+    store: Store,
+    *,
+    progress: Progress | None = None,
+    checkpoint_seconds: float = 30.0,
+    accelerator: Accelerator | None = None,
+) -> Record:
+    """Do one run and save its record; return the one that is there where it was done before.
+
+    A killed run continues from its checkpoint. Another process that does the same run is waited for.
+
+    Raises:
+        UserError: the setting cannot be loaded here (missing data, weights, packages).
+        SaveError: something could not be written; checkpoints before it are kept.
+    """
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    # One run may be spread over several processes: the main one locks and writes, and all of them hear what it found.
+    with store.lock(spec) if accelerator.is_main_process else contextlib.nullcontext():
+        done = store.find(spec) if accelerator.is_main_process else None
+        if broadcast(torch.tensor(int(done is not None), device=accelerator.device)):
+            return done or _found(spec, store)
+        if accelerator.device.type == "cpu":
+            torch.set_num_threads(1)  # small networks are fastest so, and results do not depend on the number of cores
+        record = _run(spec, store, progress, checkpoint_seconds, accelerator)
+        if accelerator.is_main_process:
+            store.save(record)
+            store.clear(spec)
+        accelerator.wait_for_everyone()
+        return record
+
+
+def _found(spec: RunSpec, store: Store) -> Record:
+    record = store.find(spec)
+    if record is None:
+        raise UserError(f"{store.root}: the processes of this run do not see the same store; name a shared folder with --out")
+    return record
+
+
+def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seconds: float, accelerator: Accelerator) -> Record:
+    suite = _module(spec, registry.find("suite", spec.suite), "suite")
+    found = registry.find("method", spec.method, suite.CARD.problem)
+    method = _module(spec, found, "method")
+    setting: Setting = from_data(spec.resolved["suite"]["card"]["settings"][spec.setting])
+    seeds = spec.resolved["seeds"]
+    data = Path(spec.data) if spec.data else None
+    missing = [name for name in setting.requires if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{spec.suite}/{spec.setting} needs {', '.join(missing)}, which is not installed here: pip install 'distillbench[lm,images]'"
+        )
+    if setting.device == "cuda" and accelerator.device.type != "cuda":
+        raise UserError(
+            f"{spec.suite}/{spec.setting} needs a GPU and there is none here; 'distillbench doctor' says what runs on this machine"
+        )
+    problem = suite.problem(spec.setting, setting, seeds, split=spec.split, data=data, cache=store.root / "cache")
+    problem.student.to(accelerator.device)
+    problem.oracle.to(accelerator.device)
+    memory = _PeakMemory()
+    run = Run(
+        seeds=seeds,
+        budget=setting.budget,
+        training=setting.training,
+        meter=problem.oracle.meter,
+        folder=store.folder(spec),
+        checkpoint_seconds=checkpoint_seconds,
+        accelerator=accelerator,
+        progress=progress,
+    )
+    status: Status = "ok"
+    reason: str | None = None
+    measurements: list[Measurement] = []
+    about: dict[str, Any] | None = None
+    sheet: str | None = None
+    try:
+        student = method.distill(problem, run, **spec.resolved["method"]["hyperparameters"])
+        if not isinstance(student, Student):
+            raise UserError(
+                f"{spec.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)"
+            )
+        cost = run.cost()
+        about = _about(student, suite, store, accelerator)
+        measurements = list(suite.evaluate(student, spec.setting, setting, seeds, split=spec.split, data=data))
+        if hasattr(suite, "picture"):
+            sheet = png(suite.picture(student, setting, seeds, split=spec.split, data=data))
+        _complete(measurements, spec)
+        over = run.over_budget()
+        if over is None and hasattr(suite, "exceeds") and not registry.method_card(found).control:
+            over = suite.exceeds(student, setting)  # a yardstick may cost more than a student
+        if over is not None:
+            status, reason = "over_budget", over
+    except Diverged as error:
+        status, reason, cost = "failed", str(error), run.cost()
+    except (SaveError, KeyboardInterrupt):
+        raise
+    except (Exception, SystemExit) as error:
+        # A method's failure is a result; the traceback's last own line says where, without a wall of text.
+        where, said = _where(error, found.path), " ".join(str(error).split())
+        status, reason, cost, measurements = "failed", f"{type(error).__name__}: {said}{where}", run.cost(), []
+    cost["total"]["peak_memory_bytes"] = memory.peak()
+    cost["total"]["parameters"] = about["parameters"] if about else parameters(problem.student)
+    return Record(
+        spec=spec.resolved,
+        status=status,
+        reason=reason,
+        measurements=tuple(measurements),
+        cost=cost,
+        student=about,
+        environment=environment(accelerator, setting),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        trace=run.trace,
+        picture=sheet,
+    )
+
+
+def png(values: torch.Tensor) -> str:
+    """``values`` in [0, 1], (H, W) grey or (H, W, 3) colour, as a PNG in base64."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray((values.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _module(spec: RunSpec, entry: registry.Entry, kind: registry.Kind) -> Any:
+    """The code of the suite or of the method, which must still be the code that the run's identity states."""
+    if entry.source_digest() != spec.resolved[kind]["source"]:
+        raise UserError(f"{entry.path}: changed while runs of it were planned or under way; run the same command again")
+    return entry.load()
+
+
+def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator) -> dict[str, Any]:
+    """Save the weights; what the record says of them."""
+    blob = student.to_bytes()
+    digest = store.save_student(blob) if accelerator.is_main_process else ""
+    return {
+        "sha256": digest,
+        "architecture": student.architecture.name,
+        "arguments": to_data(student.architecture.arguments),  # as JSON has them: a record read is the record made
+        "recipe": to_data(student.recipe),
+        "averaged": student.averaged,
+        "parameters": parameters(suite.rebuild(student)),
+    }
+
+
+def _complete(measurements: list[Measurement], spec: RunSpec) -> None:
+    """Every metric on the card was scored, is finite and in its range: anything else is a defect of the suite, not a score.
+
+    On the split for tuning the primary metric is enough: what is held out of training need not resemble every test set.
+    """
+    card = from_data(spec.resolved["suite"]["card"])
+    scored = {m.metric: m for m in measurements}
+    for name, m in scored.items():
+        if not all(map(math.isfinite, (m.value, *(m.per_example or ())))):
+            raise ValueError(f"{name} = {m.value} is not finite, or one of its examples is not")
+    for metric in card.metrics:
+        if metric.name not in scored:
+            if spec.split == "tune" and metric.name != card.primary:
+                continue
+            raise ValueError(f"the suite did not score {metric.name}")
+        value = scored[metric.name].value
+        low, high = metric.range or (None, None)
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise ValueError(f"{metric.name} = {value} is outside {metric.range}")
+
+
+def _where(error: BaseException, path: Path) -> str:
+    line = None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" ({path.name}:{line})" if line else ""
+
+
+class _PeakMemory:
+    """Peak memory of one run: of the device on a GPU, of the process on Linux, where the peak can be reset."""
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass
+
+    def peak(self) -> int | None:
+        """Bytes, or None where the platform does not say."""
+        if torch.cuda.is_available():
+            return int(torch.cuda.max_memory_allocated())
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+@functools.cache
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the checkout this package runs from and whether it has uncommitted changes; None outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run(["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return head, bool(status.strip())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment(accelerator: Accelerator, setting: Setting) -> dict[str, Any]:
+    """Where a run was made: commit, versions, hardware and the precision that was really used."""
+    commit, dirty = _commit()
+    device = accelerator.device
+    mixed = setting.training.precision == "bfloat16" and has_bfloat16(device)
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "precision": "bfloat16" if mixed else "float32",
+    }

@@ -1,0 +1,113 @@
+"""Where records and artifacts live. Every write is atomic, several processes may share a store, nothing is overwritten.
+
+<store>/store.json                                  schema of the store
+<store>/records/<suite>/<setting>/<method>/<id>-<digest>.json
+<store>/students/<sha256>.safetensors               exported weights
+<store>/runs/<id>/                                  lock and checkpoints of a run in progress
+<store>/cache/                                      teacher outputs, keyed by bytes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from distillbench.errors import SaveError, UserError
+from distillbench.files import write_atomic
+from distillbench.identity import sha256
+from distillbench.runs.plan import RunSpec
+from distillbench.runs.record import Record
+
+SCHEMA = 1
+
+
+class Store:
+    """A folder of records and artifacts.
+
+    Raises:
+        UserError: the folder belongs to a newer version, or is a file.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"{self.root}: is a file, not a store; name another folder with --out")
+        marker = self.root / "store.json"
+        if marker.exists():
+            try:
+                schema = int(json.loads(marker.read_text())["schema"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(f'{marker}: corrupt; restore it or write {{"schema": {SCHEMA}}} into it') from error
+            if schema > SCHEMA:
+                raise UserError(f"{self.root}: a store of schema {schema}, this version knows {SCHEMA}; upgrade distillbench")
+
+    def _mark(self) -> None:
+        marker = self.root / "store.json"
+        if not marker.exists():
+            write_atomic(marker, (json.dumps({"schema": SCHEMA}) + "\n").encode())
+
+    def folder(self, spec: RunSpec) -> Path:
+        """The folder of one run in progress."""
+        return self.root / "runs" / spec.id[:32]
+
+    def _records_of(self, spec: RunSpec) -> Path:
+        return self.root / "records" / spec.suite / spec.setting / str(spec.resolved["method"]["card"]["slug"])
+
+    def find(self, spec: RunSpec) -> Record | None:
+        """The newest finished record of ``spec``, or None. A damaged file is moved aside, and never counted as done."""
+        found = []
+        for path in self._records_of(spec).glob(f"{spec.id[:16]}-*.json"):
+            try:
+                record = Record.read(path)
+            except UserError:
+                with contextlib.suppress(OSError):
+                    path.rename(path.with_suffix(".damaged"))
+                continue
+            if record.finished and record.id == spec.id:
+                found.append(record)
+        return max(found, key=lambda r: r.created) if found else None
+
+    def save(self, record: Record) -> Path:
+        """Write a record and return its path; the name holds id and content, so nothing is ever replaced."""
+        self._mark()
+        text = record.to_json().encode()
+        folder = self.root / "records" / record.track / record.slug
+        path = folder / f"{record.id[:16]}-{sha256(text)[:8]}.json"
+        write_atomic(path, text)
+        return path
+
+    def save_student(self, blob: bytes) -> str:
+        """Write exported weights (safetensors bytes) under their own SHA-256, which is returned."""
+        digest = sha256(blob)
+        path = self.root / "students" / f"{digest}.safetensors"
+        if not path.exists():
+            write_atomic(path, blob)
+        return digest
+
+    @contextlib.contextmanager
+    def lock(self, spec: RunSpec, timeout: float = -1) -> Iterator[bool]:
+        """Hold the run's lock; yields False where another process held it for longer than ``timeout`` seconds."""
+        folder = self.folder(spec)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._mark()
+            lock = FileLock(folder.with_suffix(".lock"))
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise SaveError(f"{folder}: cannot be written ({error.strerror}); name another folder with --out") from error
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def clear(self, spec: RunSpec) -> None:
+        """Drop the checkpoints of a run that has its record."""
+        shutil.rmtree(self.folder(spec), ignore_errors=True)

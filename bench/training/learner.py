@@ -1,0 +1,120 @@
+"""One player of a loop: a network, its loss, its optimizer, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillbench.cards.card import Training
+
+Losses = Mapping[str, Tensor]
+Backward = Callable[[dict[str, Tensor], list[nn.Parameter]], None]
+
+
+class Learner:
+    """A network with its loss and its optimizer: one player of a loop.
+
+    Args:
+        module: what is trained.
+        loss: ``loss(batch)`` returns ``run.loss(...)``.
+        extra: networks trained along and thrown away (regressors, auxiliary heads).
+        updates: optimizer steps of this learner per iteration of the loop.
+        ema: decay of an exponential moving average of the weights, kept as :attr:`average` (what is exported), or None.
+        target: decay of a second average, kept as :attr:`target`, that the loss itself looks at (consistency models), or None.
+        counts: what one example of an update is metered as; None for an auxiliary network such as a fake score.
+        backward: replaces the sum-and-backward: gets the reduced terms and the parameters, and leaves ``.grad`` set.
+        after: called once after every update with the terms of the whole batch, for schedules that follow the loss.
+        options: fields of :class:`card.Training` that differ from the track's (``learning_rate=2e-4``).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[Any], Losses],
+        *,
+        extra: Sequence[nn.Module] = (),
+        updates: int = 1,
+        ema: float | None = None,
+        target: float | None = None,
+        counts: Literal["student_examples", "teacher_examples"] | None = "student_examples",
+        backward: Backward | None = None,
+        after: Callable[[dict[str, Tensor]], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self.module = module
+        self.loss = loss
+        self.extra = list(extra)
+        self.updates = updates
+        self.average = copy.deepcopy(module).requires_grad_(False) if ema is not None else None
+        self.target = copy.deepcopy(module).requires_grad_(False) if target is not None else None
+        self._followers = [(m, d) for m, d in ((self.average, ema), (self.target, target)) if m is not None and d is not None]
+        self.counts = counts
+        self.backward = backward
+        self.after = after
+        self.options = options
+        self.parameters = [p for m in (module, *self.extra) for p in m.parameters() if p.requires_grad]
+        self.training: Training
+        self.optimizer: torch.optim.Optimizer
+
+    def prepare(self, training: Training, device: torch.device) -> None:
+        """Move to ``device`` and make the optimizer."""
+        for module in (self.module, *self.extra, *(m for m, _ in self._followers)):
+            module.to(device)
+        self.training = dataclasses.replace(training, **self.options)
+        self.optimizer = make_optimizer(self.parameters, self.training)
+
+    def follow(self) -> None:
+        """Move the averages towards the weights; buffers are copied."""
+        with torch.no_grad():
+            for follower, decay in self._followers:
+                torch._foreach_lerp_(list(follower.parameters()), list(self.module.parameters()), 1 - decay)
+                for mean, now in zip(follower.buffers(), self.module.buffers(), strict=True):
+                    mean.copy_(now)
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint needs."""
+        return {
+            "module": self.module.state_dict(),
+            "extra": [m.state_dict() for m in self.extra],
+            "followers": [m.state_dict() for m, _ in self._followers],
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state`."""
+        self.module.load_state_dict(state["module"])
+        for module, saved in zip(self.extra, state["extra"], strict=True):
+            module.load_state_dict(saved)
+        for (module, _), saved in zip(self._followers, state["followers"], strict=True):
+            module.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    """The optimizer a :class:`Training` describes."""
+    lr, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, nesterov=training.nesterov, weight_decay=decay, fused=True)
+    if training.optimizer == "radam":
+        return torch.optim.RAdam(parameters, lr=lr, betas=training.betas, weight_decay=decay)
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
+
+
+def rate(training: Training, step: int, steps: int) -> float:
+    """The factor on the learning rate at ``step`` of ``steps`` (0-based), in [0, 1]: a function, so nothing is to be saved."""
+    done = step / max(steps, 1)
+    if training.warmup and done < training.warmup:
+        return min((step + 1) / (training.warmup * steps), 1.0)
+    if training.schedule == "cosine":
+        span = (done - training.warmup) / (1 - training.warmup)
+        return 0.5 * (1 + math.cos(math.pi * span))
+    if training.schedule == "steps":
+        return training.gamma ** sum(done >= m for m in training.milestones)
+    return 1.0

@@ -1,0 +1,498 @@
+"""The contract checks against planted bugs: each is caught, and by the check that is meant to catch it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distillbench import cli
+from distillbench.checks import CHECKS, check_method
+
+ROOT = Path(__file__).parents[3]
+CLEAN = (ROOT / "bench/problems/classification/method.txt").read_text().replace("{slug}", "planted").replace("TODO: ", "")
+ORACLE = """
+import numpy as np
+from scipy.special import log_softmax
+
+
+def divergence(student_logits, teacher_logits, *, temperature):
+    t, s = (log_softmax(z / temperature, axis=1) for z in (teacher_logits, student_logits))
+    return temperature**2 * (np.exp(t) * (t - s)).sum(1)
+"""
+TRAINING = {"token_padding", "teacher_intact", "seeds", "resume", "micro_batches", "alignment", "export"}
+
+# What the bugs replace in the clean method.
+TERM = "(teacher.exp() * (teacher - student)).sum(1)"
+BODY = f"temperature**2 * {TERM}"
+FIRST_LINE = "    student = F.log_softmax(student_logits / temperature, dim=1)\n"
+ASK = "        teacher = problem.teacher.logits(batch)\n"
+LOSS = "    def loss(batch: Batch) -> Losses:\n"
+STUDENT = "        student = problem.student(batch.inputs)\n"
+KD = "kd=divergence(student, teacher, temperature=temperature),"
+CE = "ce=cross_entropy(student, batch.labels),"
+FIT = "    return run.fit(problem.student, loss, problem.batches)\n"
+IMPORT = "import torch.nn.functional as F\n"
+
+Change = tuple[str, str]
+
+
+def write(folder: Path, *changes: Change, oracle: str | None = None) -> str:
+    """The clean method with ``changes`` (old text -> new text), written to ``folder``; its path."""
+    text = CLEAN
+    for old, new in (
+        (IMPORT, f"import collections\nimport copy\nimport dataclasses\n\nimport numpy as np\nimport torch\n{IMPORT}"),
+        *changes,
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path = folder / "planted.py"
+    path.write_text(text)
+    if oracle is not None:
+        (folder / "planted_oracle.py").write_text(oracle)
+    return str(path)
+
+
+def failures(method: str, only: set[str] | None = None) -> dict[str, str]:
+    """Check -> message, of the checks that fail. All but beats_scratch, which takes longest, unless told otherwise."""
+    chosen = [c for c in CHECKS if c in only] if only else [c for c in CHECKS if c != "beats_scratch"]
+    return {r.name: r.message for r in check_method(method, only=chosen) if r.outcome == "failed"}
+
+
+# --- the clean method ---------------------------------------------------------------------------------------------
+
+
+def test_skeleton_passes_everything_but_the_card(tmp_path: Path) -> None:
+    assert cli.main(["new", "method", "fresh", "--into", str(tmp_path)]) == 0
+    results = {r.name: r for r in check_method(str(tmp_path / "fresh.py"))}
+    assert {n for n, r in results.items() if r.outcome == "failed"} == {"card"}
+    assert "TODO" in results["card"].message
+    no_input = {"oracle_value", "oracle_gradient", "hyperparameter_bounds", "token_padding"}
+    assert {n for n, r in results.items() if r.outcome == "skipped"} == no_input
+
+
+def test_clean_method_with_an_oracle_passes(tmp_path: Path) -> None:
+    results = check_method(write(tmp_path, oracle=ORACLE))
+    assert {r.name for r in results if r.outcome != "passed"} == {"hyperparameter_bounds", "token_padding"}
+    assert {r.name for r in results} == set(CHECKS)
+
+
+# --- bugs of the objective: exactly these checks fail --------------------------------------------------------------
+
+OBJECTIVE: dict[str, tuple[list[Change], set[str], str]] = {
+    "cross-entropy called KL": ([(TERM, "-(teacher.exp() * student).sum(1)")], {"zero_at_match"}, "cross-entropy is not a divergence"),
+    "mean over classes": ([(TERM, TERM.replace("sum", "mean"))], {"class_padding"}, "mean over classes"),
+    "temperature squared missing": ([(BODY, TERM)], {"temperature_scale"}, "is T^2 missing or there twice"),
+    "temperature squared twice": ([(BODY, f"temperature**4 * {TERM}")], {"temperature_scale"}, "is T^2 missing or there twice"),
+    "student's logits centred in place": (
+        [(FIRST_LINE, f"    student_logits -= student_logits.mean(1, keepdim=True)\n{FIRST_LINE}")],
+        {"inputs_intact"},
+        "changes student_logits in place",
+    ),
+    "teacher's logits scaled in place": (
+        [("teacher = F.log_softmax(teacher_logits / temperature", "teacher = F.log_softmax(teacher_logits.div_(temperature)")],
+        {"inputs_intact"},
+        "changes teacher_logits in place",
+    ),
+    "mean over the batch inside": ([(BODY, f"{BODY}.mean()")], {"per_example"}, "shape ()"),
+    "sum over classes forgotten": ([(TERM, TERM.removesuffix(".sum(1)"))], {"per_example"}, "shape (6, 5)"),
+    "an example sees the others": (
+        [(FIRST_LINE, FIRST_LINE.replace("student_logits /", "(student_logits - student_logits.mean(0)) /"))],
+        {"per_example"},
+        "changes with the rest of the batch",
+    ),
+    "size of the batch in the value": ([(BODY, f"{BODY} / len(student)")], {"batch_duplication"}, "how often an example is in the batch"),
+    "softmax, then log": (
+        [(FIRST_LINE, FIRST_LINE.replace("log_softmax(", "softmax(").replace("dim=1)", "dim=1).log()"))],
+        {"extreme_logits"},
+        "not finite",
+    ),
+    "a bound at which it is infinite": ([("Real(4.0, gt=0)", "Real(4.0, ge=0)")], {"hyperparameter_bounds"}, "temperature=0"),
+    "stopped gradient": ([(TERM, TERM.replace("- student", "- student.detach()"))], {"temperature_scale"}, "no gradient reaches"),
+}
+
+
+@pytest.mark.parametrize("bug", OBJECTIVE)
+def test_objective(tmp_path: Path, bug: str) -> None:
+    changes, expected, message = OBJECTIVE[bug]
+    failed = failures(write(tmp_path, *changes), set(CHECKS) - TRAINING - {"beats_scratch"})
+    assert expected <= set(failed)
+    assert any(message in failed[c] for c in expected), failed
+
+
+def test_objective_against_an_oracle_that_disagrees(tmp_path: Path) -> None:
+    wrong = ORACLE.replace("temperature**2", "temperature")
+    assert set(failures(write(tmp_path, oracle=wrong), {"oracle_value", "oracle_gradient"})) == {"oracle_value", "oracle_gradient"}
+
+
+def test_right_value_with_the_wrong_gradient(tmp_path: Path) -> None:
+    method = write(tmp_path, (TERM, TERM.replace("- student", "- student / 2 - student.detach() / 2")), oracle=ORACLE)
+    failed = failures(method, {"oracle_value", "oracle_gradient", "zero_at_match", "temperature_scale"})
+    assert set(failed) == {"oracle_gradient"}
+
+
+def test_oracle_without_the_function(tmp_path: Path) -> None:
+    assert "no function divergence" in failures(write(tmp_path, oracle="x = 1\n"), {"oracle_value"})["oracle_value"]
+
+
+# --- bugs of the training -------------------------------------------------------------------------------------------
+
+MODULE = "problem.teacher._module"
+DIRECT = f"        teacher = {MODULE}(batch.inputs)\n"
+OWN_EXPORT = "    run.loop([Learner(problem.student, loss)], problem.batches)\n"
+LEARNER: Change = ("from distillbench.training.run import Losses, Run", "from distillbench.training.run import Learner, Losses, Run")
+HISTORY = "(1 + sum(history))"
+
+TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
+    "teacher put into train mode": ([(LOSS, f"    {MODULE}.train()\n\n{LOSS}")], {"teacher_intact"}, "answered in train mode"),
+    "teacher put into train mode and asked directly": (
+        [(LOSS, f"    {MODULE}.train()\n\n{LOSS}"), (ASK, f"        with torch.no_grad():\n    {DIRECT}")],
+        {"teacher_intact"},
+        "answered in train mode",
+    ),
+    "teacher in train mode for each answer alone": (
+        [(ASK, f"        with torch.no_grad():\n            teacher = {MODULE}.train()(batch.inputs)\n        {MODULE}.eval()\n")],
+        {"teacher_intact"},
+        "answered in train mode",
+    ),
+    "a part of the teacher in train mode": ([(LOSS, f"    {MODULE}.head.train()\n\n{LOSS}")], {"teacher_intact"}, "answered in train mode"),
+    "teacher left in train mode": (
+        [(FIT, f"    done = run.fit(problem.student, loss, problem.batches)\n    {MODULE}.train()\n    return done\n")],
+        {"teacher_intact"},
+        "left in train mode",
+    ),
+    "teacher asked with gradients": ([(ASK, DIRECT)], {"teacher_intact"}, "asked with gradients on"),
+    "teacher's forward called past its hooks": (
+        [(ASK, DIRECT.replace("_module(", "_module.forward("))],
+        {"teacher_intact"},
+        "gradients on",
+    ),
+    "gradient into the teacher": (
+        [(LOSS, f"    {MODULE}.requires_grad_(True)\n\n{LOSS}"), (ASK, DIRECT)],
+        {"teacher_intact"},
+        "a gradient reached its parameters",
+    ),
+    "teacher trained along": (
+        [
+            (LOSS, f"    {MODULE}.requires_grad_(True)\n\n{LOSS}"),
+            (ASK, DIRECT),
+            (FIT, FIT.replace("problem.batches", f"problem.batches, extra=[{MODULE}]")),
+        ],
+        {"teacher_intact"},
+        "weights or buffers were changed",
+    ),
+    "own fixed seed for the initial weights": (
+        [
+            (LOSS, f"    torch.manual_seed(0)\n    for part in problem.student.blocks:\n        part[0].reset_parameters()\n\n{LOSS}"),
+            (FIT, "    problem.student.head.reset_parameters()\n" + FIT),
+        ],
+        {"seeds"},
+        "another seed for 'init'",
+    ),
+    "entropy of the operating system": (
+        [(STUDENT, STUDENT.replace("batch.inputs", "batch.inputs + float(np.random.default_rng().normal()) / 100"))],
+        {"seeds", "resume", "micro_batches", "alignment"},
+        "same seeds differ",
+    ),
+    "own fixed order of the data": (
+        [
+            ("from distillbench.training.data import Batch\n", "from distillbench.training.data import Batch, Shuffled\n"),
+            (FIT, FIT.replace("problem.batches", "Shuffled(problem.train, torch.arange(len(problem.train)), 64, 0)")),
+        ],
+        {"seeds"},
+        "another seed for 'order'",
+    ),
+    "state in the module": (
+        [
+            ("def distill", "CALLS: list[int] = []\n\n\ndef distill"),
+            (STUDENT, f"{STUDENT}        CALLS.append(1)\n"),
+            (KD, KD.replace("divergence", "len(CALLS) / 10 * divergence")),
+        ],
+        {"seeds", "resume", "micro_batches", "alignment"},
+        "same seeds differ",
+    ),
+    "a term of shape (B, C)": ([(KD, "kd=(student - teacher) ** 2,")], TRAINING, "shape (64, 5)"),
+    "a list of what was seen in the loss": (
+        [
+            (LOSS, f"    history: list[float] = []\n\n{LOSS}"),
+            (KD, KD.replace("divergence", f"{HISTORY} * divergence")),
+            (STUDENT, f"{STUDENT}        history.append(float(student.detach().std()) / 10)\n"),
+        ],
+        {"resume", "micro_batches"},
+        "state outside modules",
+    ),
+    "a deque of what was seen in the loss": (
+        [
+            (LOSS, f"    history = collections.deque([0.0], maxlen=2)\n\n{LOSS}"),
+            (KD, KD.replace("divergence", f"{HISTORY} * divergence")),
+            (STUDENT, f"{STUDENT}        history.append(float(student.detach().std()))\n"),
+        ],
+        {"resume", "micro_batches"},
+        "state outside modules",
+    ),
+    "a counter in the loss": (
+        [
+            (LOSS, f"    step = 0\n\n{LOSS}        nonlocal step\n        step += 1\n"),
+            (KD, KD.replace("divergence", "step / 24 * divergence")),
+        ],
+        {"resume", "micro_batches"},
+        "state outside modules",
+    ),
+    "divided by its own batch sum": (
+        [(KD, "kd=(lambda w: (w * divergence(student, teacher, temperature=temperature)).sum() / w.sum())(teacher.softmax(1).amax(1)),")],
+        {"micro_batches"},
+        "divide by nothing that is summed over a batch",
+    ),
+    "divided by the number of labels in the batch": (
+        [(CE, "ce=(batch.labelled * cross_entropy(student, batch.labels)).sum() / batch.labelled.sum().clamp(min=1),")],
+        {"micro_batches"},
+        "divide by nothing that is summed over a batch",
+    ),
+    "its own mean, past run.loss": (
+        [
+            ("        return run.loss(\n", "        return dict(\n"),
+            (CE, CE.removesuffix(",") + ".mean(),"),
+            (KD, KD.removesuffix(",") + ".mean(),"),
+        ],
+        {"micro_batches"},
+        "reduce with run.loss",
+    ),
+    "teacher's rows rolled by one": (
+        [(ASK, ASK.replace("(batch)", "(batch).roll(1, 0)"))],
+        {"alignment", "micro_batches"},
+        "another answer of the teacher",
+    ),
+    "labels rolled by one": ([(CE, CE.replace("batch.labels", "batch.labels.roll(1)"))], {"alignment", "micro_batches"}, "another label"),
+    "teacher asked about the next example": (
+        [(ASK, ASK.replace("(batch)", "(dataclasses.replace(batch, index=(batch.index + 1) % len(problem.train)))"))],
+        {"alignment"},
+        "another answer of the teacher",
+    ),
+    "teacher's rows in another order": (
+        [
+            (
+                LOSS,
+                "    order = torch.randperm(len(problem.train), generator=torch.Generator().manual_seed(0))\n"
+                f"    table = problem.teacher.logits(problem.train.take(order))\n\n{LOSS}",
+            ),
+            (ASK, "        teacher = table[batch.index]\n"),
+        ],
+        {"alignment"},
+        "another answer of the teacher",
+    ),
+    "teacher's rows matched by step": (
+        [
+            (
+                LOSS,
+                "    table = problem.teacher.logits(problem.train.take(torch.arange(len(problem.train))))\n"
+                f"    order = iter(range(0, 100_000, 64))\n\n{LOSS}",
+            ),
+            (ASK, "        teacher = table[(next(order) + torch.arange(len(batch))) % len(table)]\n"),
+        ],
+        {"alignment", "resume", "micro_batches"},
+        "another answer of the teacher",
+    ),
+    "exports a perturbed copy": (
+        [
+            LEARNER,
+            (
+                FIT,
+                f"{OWN_EXPORT}    other = copy.deepcopy(problem.student)\n    with torch.no_grad():\n"
+                "        other.head.bias.add_(0.1)\n    return run.export(other)\n",
+            ),
+        ],
+        {"export"},
+        "not one that was trained",
+    ),
+    "exports the student changed after training": (
+        [
+            LEARNER,
+            (
+                FIT,
+                f"{OWN_EXPORT}    net = problem.student\n    with torch.no_grad():\n"
+                "        net.head.bias.add_(0.1)\n    return run.export(net)\n",
+            ),
+        ],
+        {"export"},
+        "changed after the training",
+    ),
+    "exports an average without saying so": (
+        [
+            LEARNER,
+            (
+                FIT,
+                "    learner = Learner(problem.student, loss, ema=0.9)\n    run.loop([learner], problem.batches)\n"
+                "    return run.export(learner.average)\n",
+            ),
+        ],
+        {"export"},
+        "not declared as an average",
+    ),
+    "exports another network than it trained": (
+        [LEARNER, (FIT, f"{OWN_EXPORT}    return run.export(problem.new_student())\n")],
+        {"export", "seeds"},
+        "not one that was trained",
+    ),
+    "swaps the weights of what was exported": (
+        [
+            (
+                FIT,
+                "    done = run.fit(problem.student, loss, problem.batches)\n"
+                "    return dataclasses.replace(done, weights={k: v * 1.01 for k, v in done.weights.items()})\n",
+            )
+        ],
+        {"export"},
+        "answers differently",
+    ),
+    "a hook that does not travel with the weights": (
+        [(LOSS, f"    problem.student.head.register_forward_hook(lambda m, i, o: 2 * o)\n\n{LOSS}")],
+        {"export"},
+        "answers differently",
+    ),
+    "returns the network itself": ([(FIT, f"{FIT.replace('return ', '')}    return problem.student\n")], TRAINING, "distill returned MLP"),
+}
+
+
+@pytest.mark.parametrize("bug", TRAINED)
+def test_training(tmp_path: Path, bug: str) -> None:
+    changes, expected, message = TRAINED[bug]
+    failed = failures(write(tmp_path, *changes), TRAINING)
+    assert set(failed) == expected, failed
+    assert any(message in text for text in failed.values()), failed
+
+
+def test_a_declared_average_and_a_trained_copy_of_the_teacher_are_no_bugs(tmp_path: Path) -> None:
+    folder = tmp_path / "average"
+    folder.mkdir()
+    assert not failures(write(folder, (FIT, FIT.replace("problem.batches", "problem.batches, ema=0.9"))), TRAINING)
+    retrained = (
+        LOSS,
+        "    mine = problem.teacher.trainable_copy()\n"
+        "    run.loop([Learner(mine, lambda b: run.loss(ce=cross_entropy(mine(b.inputs), b.labels)),"
+        f" learning_rate=1e-4)], problem.batches, share=0.5)\n    teacher_of = problem.teacher.retaught(mine.eval())\n\n{LOSS}",
+    )
+    folder = tmp_path / "retrained"
+    folder.mkdir()
+    assert not failures(write(folder, LEARNER, retrained, (ASK, ASK.replace("problem.teacher", "teacher_of"))), TRAINING)
+
+
+def test_beats_scratch(tmp_path: Path) -> None:
+    useless = [(CE, ""), (KD, "kd=0 * cross_entropy(student, batch.labels),")]
+    failed = failures(write(tmp_path, *useless), {"beats_scratch"})
+    assert "scratch" in failed["beats_scratch"]
+
+
+def test_a_crash_is_a_failed_check(tmp_path: Path) -> None:
+    failed = failures(write(tmp_path, (STUDENT, f"{STUDENT}        raise ZeroDivisionError('planted')\n")))
+    assert set(failed) == TRAINING
+    assert all("ZeroDivisionError: planted" in m for m in failed.values())
+
+
+# --- bugs of the card -------------------------------------------------------------------------------------------------
+
+CARD: dict[str, tuple[list[Change], str]] = {
+    "a hyper-parameter that distill does not take": (
+        [('{"temperature": Real(4.0, gt=0)}', '{"temperature": Real(4.0, gt=0), "gamma": Real(1.0)}')],
+        "differ: gamma",
+    ),
+    "an argument that is not on the card": (
+        [("run: Run, *, temperature: float", "run: Run, *, temperature: float, alpha: float = 1")],
+        "alpha",
+    ),
+    "an equation of nothing": ([('equations={"divergence":', 'equations={"divergense":')], "names divergense"),
+    "an objective of nothing": ([('objective="divergence"', 'objective="kl"')], "names kl"),
+    "no equation": ([('{"divergence": "L = T^2 sum_c p_t (log p_t - log p_s), p = softmax(z/T)"}', "{}")], "state the objective"),
+    "no distill": ([("def distill(", "def distil(")], "no distill"),
+    "something left to fill in": ([('title="its name"', 'title="TODO"')], "TODO"),
+    "no paper": ([('    paper=Paper(title="the paper\'s title", year=2026, arxiv=None),\n', "")], "where the method comes from"),
+}
+
+
+@pytest.mark.parametrize("bug", CARD)
+def test_card(tmp_path: Path, bug: str) -> None:
+    changes, message = CARD[bug]
+    assert message in failures(write(tmp_path, *changes), {"card"})["card"]
+
+
+def exempting(**reasons: str) -> Change:
+    return '    claims=[Beats("kd")],\n', f'    claims=[Beats("kd")],\n    exempt={reasons!r},\n'
+
+
+def test_exemption_that_is_needed(tmp_path: Path) -> None:
+    method = write(tmp_path, exempting(class_padding="it is a mean"), (TERM, TERM.replace("sum", "mean")))
+    [result] = check_method(method, only=["class_padding"])[:1]
+    assert (result.outcome, result.message) == ("exempt", "it is a mean")
+
+
+@pytest.mark.parametrize("name", ["class_padding", "oracle_value"])  # the one passes, the other cannot apply
+def test_stale_exemption(tmp_path: Path, name: str) -> None:
+    assert "stale exemption" in failures(write(tmp_path, exempting(**{name: "once upon a time"})), {name})[name]
+
+
+def test_exemption_of_no_check(tmp_path: Path) -> None:
+    assert "do not exist: clas_padding" in failures(write(tmp_path, exempting(clas_padding="a slip")), {"card"})["exemptions"]
+
+
+def test_nothing_checked(tmp_path: Path) -> None:
+    control = ('    objective="divergence",\n', "    control=True,\n")
+    method = write(tmp_path, control, exempting(**dict.fromkeys(sorted(TRAINING), "no")), (FIT, "    raise ValueError\n"))
+    results = check_method(method)
+    assert {r.outcome for r in results if r.name not in ("card", "something_checked")} == {"skipped", "exempt"}
+    assert [r.name for r in results if r.outcome == "failed"] == ["something_checked"]
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def test_command_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", write(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["check"] for r in rows] == list(CHECKS)
+    assert {r["outcome"] for r in rows} == {"passed", "skipped"}
+    assert all(set(r) == {"check", "outcome", "message"} for r in rows)
+
+
+def test_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = write(tmp_path, (KD, "kd=(student - teacher) ** 2,"), (BODY, TERM))
+    assert cli.main(["check", method]) == 3
+    lines = {line.split("\t")[1]: line.split("\t")[0] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert lines["temperature_scale"] == lines["beats_scratch"] == "failed"
+    assert lines["card"] == "passed"
+
+
+def test_command_on_what_is_no_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    for name in (str(tmp_path / "empty.py"), str(tmp_path / "none.py"), "kdd"):
+        assert cli.main(["check", name]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- a generator's loss may pass through the teacher, but through its door ---
+
+DENOISER = """
+import torch
+from distillbench.cards.card import Card, Paper
+CARD = Card(slug="planted", version=1, problem="image-generation", title="planted", paper=Paper(title="none", year=2026))
+def distill(problem, run):
+    def loss(batch):
+        made = problem.student(torch.randn_like(batch.inputs), torch.ones(len(batch)), batch.labels)
+        answer = {ask}
+        return run.loss(pull=(answer**2).sum(1))
+    return run.fit(problem.student, loss, problem.batches, recipe=problem.recipe(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ask", "outcome"),
+    [
+        ("problem.teacher.denoise(made, torch.ones(len(batch)), differentiable=True)", "passed"),
+        ("problem.teacher._module(made, torch.ones(len(batch)))", "failed"),
+    ],
+)
+def test_the_graph_through_a_denoiser_is_asked_for_at_its_door(tmp_path, ask, outcome):
+    path = tmp_path / "planted.py"
+    path.write_text(DENOISER.format(ask=ask))
+    [result] = check_method(str(path), only=["teacher_intact"])
+    assert result.outcome == outcome, result.message
+    assert outcome == "passed" or "asked with gradients on" in result.message

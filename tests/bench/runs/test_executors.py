@@ -1,0 +1,78 @@
+"""In one process or in a pool: the same records, and errors and deaths that are one line."""
+
+import time
+
+import pytest
+
+from distillbench.errors import SaveError, UserError, WorkerDied
+from distillbench.runs.executors import run_all
+from distillbench.runs.plan import plan
+from distillbench.runs.record import Record, read_records
+from distillbench.runs.store import Store
+
+TRACK = "image-classification/blobs"
+FIT = "return run.fit(problem.student, loss, problem.batches)"
+
+
+def specs_of(*methods, seeds=(0,)):
+    return plan(TRACK, [str(m) for m in methods], seeds, controls=False, budget={"student_examples": 1280})
+
+
+def do(specs, root, workers, watch=lambda *a: None):
+    return list(run_all(specs, Store(root), workers=workers, watch=watch, checkpoint_seconds=30.0))
+
+
+def test_a_pool_gives_the_same_records_and_passes_errors_through(tmp_path, write_method):
+    fails = write_method("fails", "raise RuntimeError('on purpose')")
+    no_import = write_method("no-import")
+    no_import.write_text(no_import.read_text() + "import no_such_package\n")
+    noisy = write_method("noisy", "extra = torch.nn.Linear(5, 5)\ntorch.rand(3)\n" + FIT)  # uses the global generator
+    specs = specs_of("kd", noisy, fails, no_import)
+    told = []
+    pool = {s.id: o for s, o in do(specs, tmp_path / "pool", 2, lambda *a: told.append(a))}
+    here = {s.id: o for s, o in do(specs, tmp_path / "here", 1)}
+    assert pool.keys() == here.keys() == {s.id for s in specs}
+    for spec in specs:
+        a, b = pool[spec.id], here[spec.id]
+        assert type(a) is type(b)
+        if isinstance(a, Record):
+            assert (a.status, a.reason, a.measurements, a.student, a.trace) == (b.status, b.reason, b.measurements, b.student, b.trace)
+            assert {k: v for k, v in a.cost["total"].items() if k not in ("wall_seconds", "peak_memory_bytes", "teacher_forwards")} == {
+                k: v for k, v in b.cost["total"].items() if k not in ("wall_seconds", "peak_memory_bytes", "teacher_forwards")
+            }
+            assert a.environment == b.environment
+        else:
+            assert isinstance(a, UserError) and str(a) == str(b) and "no_such_package" in str(a)
+    statuses = {s.name.split()[0]: getattr(pool[s.id], "status", "error") for s in specs}
+    assert statuses == {"kd": "ok", "noisy": "ok", "fails": "failed", "no-import": "error"}
+    assert {name for name, *_ in told} >= {"kd seed 0", "noisy seed 0"}  # progress comes back
+    assert len(read_records(tmp_path / "pool" / "records")[0]) == 3
+
+
+def test_a_worker_that_dies_is_one_line_and_what_was_done_stays(tmp_path, write_method):
+    saved = str(tmp_path / "records" / "image-classification" / "blobs" / "kd")
+    dies = write_method("dies", f"while not os.path.isdir({saved!r}):\n    time.sleep(0.05)\ntime.sleep(1.0)\nos._exit(7)")
+    specs = specs_of("kd", dies)
+    started = time.monotonic()
+    outcomes = {s.name: o for s, o in do(specs, tmp_path, 2)}
+    assert time.monotonic() - started < 60
+    died = outcomes["dies seed 0"]
+    assert isinstance(died, WorkerDied) and died.exit_code == 1
+    assert "a worker process died" in str(died) and "\n" not in str(died)
+    records, bad = read_records(tmp_path / "records")
+    assert bad == [] and [r.slug for r in records] == ["kd"]
+    assert outcomes["kd seed 0"] == records[0]
+
+
+def test_in_one_process_errors_are_yielded_and_the_rest_goes_on(tmp_path, write_method):
+    broken = write_method("broken")
+    broken.write_text(broken.read_text() + "raise SystemExit(3)\n")
+    outcomes = [o for _, o in do(specs_of(broken, "kd"), tmp_path, 1)]
+    assert isinstance(outcomes[0], UserError) and "SystemExit" in str(outcomes[0])
+    assert isinstance(outcomes[1], Record) and outcomes[1].status == "ok"
+
+
+def test_a_store_that_cannot_be_written_stops_everything(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match="cannot be written"):
+        do(specs_of("kd", "scratch"), tmp_path / "file" / "below", 1)

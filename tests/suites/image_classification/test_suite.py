@@ -1,0 +1,506 @@
+"""Image classification: exact teacher, honest splits, a judge with known answers, and the paper settings on real formats."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from scipy.stats import multivariate_normal
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from distillbench import cli
+from distillbench.cards.card import Budget, Setting
+from distillbench.errors import UserError
+from distillbench.identity import sha256
+from distillbench.methods.classification import kd
+from distillbench.runs.plan import plan, seeds_by_role
+from distillbench.runs.record import Measurement, read_records
+from distillbench.suites import image_classification as suite
+from distillbench.suites.image_classification import blobs, digits
+from distillbench.suites.image_classification.cifar_nets import CIFAR_PAIRS, NETS
+from distillbench.suites.image_classification.nets import build
+from distillbench.training.learner import rate
+from distillbench.training.nets import Architecture, Marginalized, parameters
+from distillbench.training.run import Run
+from distillbench.training.student import Student, tensor_digest
+
+SETTINGS = suite.CARD.settings
+DIGITS = [n for n in SETTINGS if n.startswith("digits")]
+SMALL = Architecture("small-cnn", {"widths": [14, 26], "outputs": 10})
+
+
+@contextlib.contextmanager
+def fails(*parts: str) -> Iterator[None]:
+    """The block raises a UserError of one line that holds all of ``parts``."""
+    with pytest.raises(UserError) as caught:
+        yield
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+
+
+def setting_problem(name: str, seed: int = 0, **options: Any) -> Any:
+    return suite.problem(name, SETTINGS[name], seeds_by_role(seed), **options)
+
+
+def judge(student: Student | nn.Module, name: str = "digits", split: str = "test") -> dict[str, Measurement]:
+    if isinstance(student, nn.Module):
+        student = Student.of(student)
+    return {m.metric: m for m in suite.evaluate(student, name, SETTINGS[name], seeds_by_role(0), split=split)}
+
+
+# --- blobs: the truth is known --------------------------------------------------------------------------------------
+
+
+def posterior(inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """p(c | x) from scipy's densities."""
+    means, spreads = (t.double().numpy() for t in blobs.world(SETTINGS["blobs"].options))
+    logs = np.stack([multivariate_normal.logpdf(inputs, m, s**2 * np.eye(len(m))) for m, s in zip(means, spreads, strict=True)], axis=1)
+    return np.exp(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
+
+
+def test_blobs_teacher_is_the_exact_posterior() -> None:
+    inputs, _ = blobs.draw(SETTINGS["blobs"].options, 20_000, 5)
+    teacher = suite._teacher(SETTINGS["blobs"], None)
+    with torch.no_grad():
+        answer = teacher(inputs).softmax(1).numpy()
+    assert np.abs(answer - posterior(inputs.double().numpy())).max() < 1e-6
+
+
+def test_blobs_no_classifier_beats_the_teacher() -> None:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+    from sklearn.neighbors import KNeighborsClassifier
+
+    options = SETTINGS["blobs"].options
+    x, y = (t.numpy() for t in blobs.draw(options, 10_000, 6))
+    inputs, labels = (t.numpy() for t in blobs.draw(options, 20_000, 7))
+    bayes = posterior(inputs).argmax(1) == labels
+    assert 0.7 < bayes.mean() < 0.8
+    behind = []
+    for rival in (QuadraticDiscriminantAnalysis(), LinearDiscriminantAnalysis(), KNeighborsClassifier(25)):
+        difference = (rival.fit(x, y).predict(inputs) == labels).astype(float) - bayes
+        assert difference.mean() < 3 * difference.std() / math.sqrt(len(difference))  # paired, so the bound is tight
+        behind.append(-difference.mean())
+    assert behind[0] < 0.005  # the one of the right form comes close: the truth can be reached
+    assert behind[1] > 0.01
+
+
+def test_blobs_splits() -> None:
+    options = SETTINGS["blobs"].options
+    one, two = blobs.splits(options, 1), blobs.splits(options, 2)
+    assert {n: len(a) for n, a in one.items()} == {"train": 1000, "tune": 1000, "test": 4000}
+    assert int(one["train"].labelled.sum()) == 50
+    for name in ("tune", "test"):
+        assert torch.equal(one[name].inputs, two[name].inputs)
+    assert not torch.equal(one["train"].inputs, two["train"].inputs)
+    assert not rows(one["test"].inputs) & (rows(one["train"].inputs) | rows(one["tune"].inputs))
+
+
+def test_unlabelled_examples_carry_the_teachers_decision() -> None:
+    problem, truth = setting_problem("blobs"), blobs.splits(SETTINGS["blobs"].options, seeds_by_role(0)["data"])["train"]
+    train = problem.train
+    decided = torch.from_numpy(posterior(train.inputs.double().numpy()).argmax(1))
+    assert torch.equal(train.labels[train.labelled], truth.labels[train.labelled])
+    assert torch.equal(train.labels[~train.labelled], decided[~train.labelled])
+    assert (train.labels != truth.labels)[~train.labelled].float().mean() > 0.2  # the teacher errs, and its errors stay
+    assert (decided != truth.labels)[train.labelled].any()  # and an observed label is not replaced by its decision
+
+
+# --- digits: real data, honestly split --------------------------------------------------------------------------------
+
+
+def rows(inputs: Tensor) -> set[bytes]:
+    return {row.numpy().tobytes() for row in inputs}
+
+
+def test_digits_are_the_pinned_bytes() -> None:
+    blob = files("sklearn.datasets.data").joinpath("digits.csv.gz").read_bytes()
+    assert SETTINGS["digits"].data is not None and SETTINGS["digits"].data.sha256 == sha256(blob)
+    table = np.loadtxt(gzip.decompress(blob).decode().splitlines(), delimiter=",")
+    images, labels = digits.load(sha256(blob))
+    assert np.array_equal(images.flatten(1).numpy(), table[:, :-1] / 8 - 1) and np.array_equal(labels.numpy(), table[:, -1])
+    assert len(rows(images)) == 1797  # no digit is there twice, so disjoint rows are disjoint images
+    with fails("other digits"):
+        digits.load("0" * 64)
+
+
+def test_digits_partition_is_frozen_disjoint_and_balanced() -> None:
+    parts, labels = digits.partition(), digits.load()[1]
+    assert tensor_digest(parts) == "a133ec74cb4571bd87c339a266ffe62d92b20647cec65cec7f920a00493090c0"
+    assert torch.equal(torch.cat(list(parts.values())).sort().values, torch.arange(1797))
+    assert torch.bincount(labels[parts["test"]]).tolist() == [40] * 10
+    assert torch.bincount(labels[parts["tune"]]).tolist() == [20] * 10
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_digits_problem(name: str) -> None:
+    images, truth = digits.load()
+    number = {row.numpy().tobytes(): i for i, row in enumerate(images)}
+    teacher = suite._teacher(SETTINGS[name], None)
+    labelled_sets, tests = [], []
+    for seed in range(3):
+        problem = setting_problem(name, seed)
+        train = problem.train
+        index = torch.tensor([number[row.numpy().tobytes()] for row in train.inputs])
+        assert len(train) == len(set(index.tolist())) == SETTINGS[name].options["transfer"]
+        assert set(index.tolist()) <= set(digits.partition()["train"].tolist())
+        assert torch.bincount(truth[index[train.labelled]]).tolist() == [10] * 10
+        assert torch.equal(train.labels[train.labelled], truth[index[train.labelled]])
+        with torch.no_grad():
+            assert torch.equal(train.labels[~train.labelled], teacher(train.inputs).argmax(1)[~train.labelled])
+        labelled_sets.append(frozenset(index[train.labelled].tolist()))
+        tests.append(digits.splits(SETTINGS[name].options, seeds_by_role(seed)["data"], None)["test"])
+        batch = next(problem.labelled.stream(0))
+        assert bool(batch.labelled.all())
+    assert len(set(labelled_sets)) == 3
+    assert all(torch.equal(t.inputs, tests[0].inputs) and torch.equal(t.labels, tests[0].labels) for t in tests)
+
+
+@pytest.mark.parametrize("name", ["blobs", *DIGITS])
+@pytest.mark.parametrize("split", ["test", "tune"])
+def test_no_problem_holds_what_it_is_judged_on(name: str, split: str) -> None:
+    problem = setting_problem(name, split=split)
+    judged = suite._splits(SETTINGS[name], seeds_by_role(0)["data"])
+    held = rows(problem.train.inputs)
+    for stream in (problem.batches.stream(0), problem.labelled.stream(0)):
+        for _ in range(20):
+            held |= rows(next(stream).inputs)
+    assert not held & rows(judged[split].inputs)
+    assert not (held | rows(problem.tune.inputs)) & rows(judged["test"].inputs)
+
+
+def test_tune_split_is_judged_on_its_own_images() -> None:
+    net = build(SMALL, 3)
+    tune, test = judge(net, split="tune"), judge(net)
+    assert (tune["top1"].n, test["top1"].n) == (200, 400)
+    part = digits.partition()["tune"]
+    with torch.no_grad():
+        right = net.eval()(digits.load()[0][part]).argmax(1) == digits.load()[1][part]
+    assert tune["top1"].per_example == tuple(right.float().tolist())
+
+
+def test_sizes_are_what_the_card_says() -> None:
+    sizes = {}
+    for name in DIGITS:
+        about = SETTINGS[name].options["student"]
+        sizes[name] = parameters(build(Architecture(about["name"], about["arguments"]), 0))
+    teacher = suite._teacher(SETTINGS["digits"], None)
+    assert (sizes["digits"], sizes["digits-tiny"], parameters(teacher)) == (3752, 987, 62434)
+    assert "3.7k" in SETTINGS["digits"].summary and "62k" in SETTINGS["digits"].summary and "1.0k" in SETTINGS["digits-tiny"].summary
+
+
+def test_digits_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    setting = SETTINGS["digits"]
+    assert setting.teacher is not None and setting.teacher.sha256 == sha256(digits.TEACHER.read_bytes())
+    part = digits.partition()["tune"]
+    with torch.no_grad():
+        right = suite._teacher(setting, None)(digits.load()[0][part]).argmax(1) == digits.load()[1][part]
+    assert float(right.float().mean()) == pytest.approx(0.99)
+    blob = bytearray(digits.TEACHER.read_bytes())
+    for damaged in (blob[:1000], blob[:-1] + bytes([blob[-1] ^ 1])):
+        path = tmp_path / "teacher.safetensors"
+        path.write_bytes(damaged)
+        monkeypatch.setattr(digits, "TEACHER", path)
+        with fails("not the teacher the card pins", "restore"):
+            setting_problem("digits")
+
+
+# --- the judge: known answers ---------------------------------------------------------------------------------------
+
+
+def test_constant_student() -> None:
+    net = build(SMALL, 0)
+    with torch.no_grad():
+        net.head.weight.zero_()
+        net.head.bias.zero_()
+    found = judge(net)
+    assert found["top1"].value == pytest.approx(0.1)  # balanced: no constant scores more
+    assert found["nll"].value == pytest.approx(math.log(10), abs=1e-6)
+    assert found["ece"].value == pytest.approx(0, abs=1e-6)  # it says one in ten, and one in ten it is
+    with torch.no_grad():
+        net.head.bias[3] = 100.0
+    sure = judge(net)
+    assert sure["top1"].value == pytest.approx(0.1)
+    assert sure["ece"].value == pytest.approx(0.9)
+    assert sure["nll"].value == pytest.approx(90)
+
+
+def test_random_student_against_numpy() -> None:
+    net = build(SMALL, 1)
+    with torch.no_grad():
+        net.head.weight.mul_(20)
+    found = judge(net)
+    part = digits.partition()["test"]
+    images, labels = digits.load()[0][part], digits.load()[1][part].numpy()
+    with torch.no_grad():
+        logits = net.eval()(images).double().numpy()
+        theirs = suite._teacher(SETTINGS["digits"], None)(images).argmax(1).numpy()
+    p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    sure, right = p.max(1), p.argmax(1) == labels
+    bins = np.minimum((sure * 15).astype(int), 14)
+    ece = sum(abs(sure[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in range(15) if (bins == b).any())
+    assert 0.02 < right.mean() < 0.35
+    assert found["top1"].value == pytest.approx(right.mean())
+    assert found["nll"].value == pytest.approx(-np.log(p[np.arange(400), labels]).mean(), rel=1e-5)
+    assert found["ece"].value == pytest.approx(ece, abs=1e-5)
+    assert found["agreement"].value == pytest.approx((p.argmax(1) == theirs).mean())
+
+
+def test_perfect_student_and_per_example_values() -> None:
+    part = digits.partition()["test"]
+    images, labels = digits.load()[0][part], digits.load()[1][part]
+    torch.manual_seed(0)
+    net = build(Architecture("small-cnn", {"widths": [16, 32], "outputs": 10}), 0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.03)
+    for _ in range(60):  # it has seen the answers
+        nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = judge(net)
+    assert found["top1"].value == 1
+    assert found["nll"].value < 0.1
+    for name in ("top1", "nll", "agreement"):
+        values = found[name].per_example
+        assert values is not None and len(values) == found[name].n == 400
+        assert found[name].value == pytest.approx(sum(values) / 400, abs=1e-12)
+
+
+def test_the_teacher_agrees_with_itself() -> None:
+    for name in ("digits", "blobs"):
+        teacher = suite._teacher(SETTINGS[name], None)
+        found = judge(teacher, name)
+        assert found["agreement"].value == 1
+        assert {m.name for m in suite.CARD.metrics} == set(found)
+
+
+def test_students_that_are_refused() -> None:
+    good = Student.of(build(SMALL, 0))
+    with fails("not finite"):
+        judge(dataclasses.replace(good, weights={k: v * math.nan if v.is_floating_point() else v for k, v in good.weights.items()}))
+    with fails("do not fit", "Missing key"):
+        judge(dataclasses.replace(good, weights={k: v for k, v in good.weights.items() if k != "head.bias"}))
+    with fails("do not fit", "size mismatch"):
+        judge(dataclasses.replace(good, architecture=Architecture("small-cnn", {"widths": [4, 8], "outputs": 10})))
+    with fails("unknown architecture", "small-cnn"):
+        judge(dataclasses.replace(good, architecture=Architecture("small-cn", {})))
+    for arguments in ({}, {"widths": "x", "outputs": 10}, {**SMALL.arguments, "depth": 3}, {**SMALL.arguments, "groups": "x"}):
+        with fails("small-cnn cannot be built"):
+            judge(dataclasses.replace(good, architecture=Architecture("small-cnn", arguments)))
+    with fails("cannot be built"):
+        judge(dataclasses.replace(good, architecture=Architecture("torchvision:resnet19", {"outputs": 10})))
+
+
+def test_marginalized_sums_the_mass_of_its_groups() -> None:
+    problem = setting_problem("digits")
+    net = problem.new_student(groups=3).eval()
+    assert isinstance(net, Marginalized)
+    inputs = next(problem.batches.stream(0)).inputs
+    with torch.no_grad():
+        assert net.body(inputs).shape == (64, 30)
+        mass = net.body(inputs).softmax(1).view(64, 10, 3).sum(2)
+        assert torch.allclose(net(inputs).softmax(1), mass, atol=1e-6)
+        again = suite.rebuild(Student.from_bytes(Student.of(net).to_bytes()))
+        assert torch.equal(again(inputs), net(inputs))
+
+
+# --- the paper settings ---------------------------------------------------------------------------------------------
+
+
+def test_settings_are_the_benchmarks_pairs() -> None:
+    found = {(s.options["teacher_net"], s.options["student"]["name"]): s for n, s in SETTINGS.items() if n.startswith("cifar100")}
+    assert set(found) == {(p.teacher, p.student) for p in CIFAR_PAIRS} and len(found) == 13
+    for pair in CIFAR_PAIRS:
+        setting = found[pair.teacher, pair.student]
+        training = setting.training
+        assert list(setting.options["teacher_path"]) == [f"teachers/{pair.teacher}.safetensors"]
+        assert training.learning_rate == pair.learning_rate
+        assert (training.batch_size, training.optimizer, training.momentum, training.weight_decay) == (64, "sgd", 0.9, 5e-4)
+        epoch = 50_000 // 64
+        steps = setting.budget.student_examples // 64
+        assert (epoch, steps, setting.budget.student_examples % 64) == (781, 240 * 781, 0)
+        drops = [s for s in range(1, 241) if rate(training, s * epoch, steps) != rate(training, s * epoch - 1, steps)]
+        assert drops == [150, 180, 210]
+        assert rate(training, steps - 1, steps) == pytest.approx(1e-3)
+
+
+def write_images(folder: Path, classes: list[str], count: int, size: tuple[int, int], suffix: str) -> None:
+    rng = np.random.default_rng(len(str(folder)))
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name / f"{name}_{i}{suffix}")
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    names = [f"class{i:02d}" for i in range(100)]
+    write_images(root / "cifar100/train", names, 2, (32, 32), ".png")
+    write_images(root / "cifar100/test", names, 1, (32, 32), ".png")
+    (root / "teachers").mkdir()
+    for name in ("resnet32x4", "resnet56"):
+        torch.manual_seed(0)
+        save_file(NETS[name](100).state_dict(), root / "teachers" / f"{name}.safetensors")
+    return root
+
+
+def run(track: str, data: Path, out: Path, *more: str) -> int:
+    return cli.main(["run", f"image-classification/{track}", "-m", "kd", "--data", str(data), "--out", str(out), "--budget", "128",
+                     "--seeds", "1", "--workers", "1", *more])  # fmt: skip
+
+
+def test_cifar100_end_to_end(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cifar100", cifar, tmp_path, "--no-controls", "--json") == 0
+    [summary] = json.loads(capsys.readouterr().out)
+    [record], bad = read_records(tmp_path / "records")
+    assert not bad and record.status == "ok" and record.id == summary["id"]
+    assert {m.metric: m.n for m in record.measurements} == dict.fromkeys(("top1", "nll", "ece", "agreement"), 100)
+    total = record.cost["total"]
+    assert (total["student_examples"], total["student_steps"], total["teacher_examples"]) == (128, 2, 128)
+    assert record.student is not None and record.student["architecture"] == "resnet8x4"
+
+
+def test_cifar100_controls(cifar: Path, tmp_path: Path) -> None:
+    assert run("cifar100-resnet56-resnet20", cifar, tmp_path) == 0
+    records, _ = read_records(tmp_path / "records")
+    assert {r.slug: r.status for r in records} == dict.fromkeys(("kd", "scratch", "pseudo_label", "teacher", "shuffled_teacher"), "ok")
+    [teacher] = [r for r in records if r.slug == "teacher"]
+    assert teacher.value("agreement") == 1
+
+
+def test_planned_identity_follows_the_bytes(cifar: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(cifar, root)
+
+    def planned(folder: Path, track: str = "cifar100") -> str:
+        return plan(f"image-classification/{track}", ["kd"], [0], controls=False, data=str(folder))[0].id
+
+    first = planned(cifar)
+    assert planned(root) == first  # the same bytes elsewhere
+    image = next((root / "cifar100/train").rglob("*.png"))
+    before = image.read_bytes()
+    Image.new("RGB", (32, 32)).save(image)
+    assert planned(root) != first
+    image.write_bytes(before)
+    assert planned(root) == first
+    image.rename(image.with_name("zzz.png"))
+    assert planned(root) != first
+    image.with_name("zzz.png").rename(image)
+    torch.manual_seed(1)
+    save_file(NETS["resnet32x4"](100).state_dict(), root / "teachers/resnet32x4.safetensors")
+    assert planned(root) != first
+    assert planned(root, "cifar100-resnet56-resnet20") == planned(cifar, "cifar100-resnet56-resnet20")  # another track's teacher
+
+
+def test_cifar100_tune_split(cifar: Path) -> None:
+    setting = dataclasses.replace(SETTINGS["cifar100"], options={**SETTINGS["cifar100"].options, "workers": 0})
+    seen: dict[str, set[int]] = {}
+    for split in ("test", "tune"):
+        problem = suite.problem("cifar100", setting, seeds_by_role(0), split=split, data=cifar)
+        stream = problem.batches.stream(0)
+        epoch = len(problem.batches.rows) // 64
+        seen[split] = set(problem.batches.rows.tolist())
+        assert {int(i) for _ in range(epoch) for i in next(stream).index} <= seen[split]
+    held_out = seen["test"] - seen["tune"]
+    assert seen["test"] == set(range(200)) and 5 < len(held_out) < 50
+    student = Student.of(build(Architecture("resnet8x4", {"outputs": 100}), 0))
+    light = dataclasses.replace(
+        setting, options={**setting.options, "teacher_net": "resnet56", "teacher_path": ["teachers/resnet56.safetensors"]}
+    )
+    found = suite.evaluate(student, "cifar100", light, seeds_by_role(0), split="tune", data=cifar)
+    assert found[0].n == len(held_out)
+
+
+def test_missing_data_and_teachers(
+    cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISTILLBENCH_DATA", raising=False)
+    track = "image-classification/cifar100"
+    assert cli.main(["run", track, "-m", "kd", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--data" in error and "CIFAR-100" in error
+    assert cli.main(["run", track, "-m", "kd", "--out", str(tmp_path), "--data", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "not found" in error
+    assert run("cifar100-vgg13-vgg8", cifar, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "vgg13.safetensors: not found" in error
+    assert run("imagenet1k", cifar, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "imagenet: not found" in error
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("imagenet")
+    names = ["n01440764", "n01443537", "n01484850"]
+    write_images(root / "imagenet/train", names, 12, (80, 64), ".JPEG")
+    write_images(root / "imagenet/val", names, 2, (64, 80), ".JPEG")
+    (root / "teachers").mkdir()
+    torch.manual_seed(0)
+    save_file(get_model("resnet34", weights=None, num_classes=3).state_dict(), root / "teachers/resnet34.safetensors")
+    return root
+
+
+def imagenet_setting(**training: Any) -> Setting:
+    """The card's setting, but for three classes and batches of four."""
+    setting = SETTINGS["imagenet1k"]
+    options = {**setting.options, "classes": 3, "workers": 0, "student": {"name": "torchvision:resnet18", "arguments": {"outputs": 3}}}
+    return dataclasses.replace(
+        setting,
+        budget=Budget(student_examples=8),
+        training=dataclasses.replace(setting.training, batch_size=4, learning_rate=0.01, **training),
+        options=options,
+    )
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_imagenet1k_end_to_end(imagenet: Path, precision: str) -> None:
+    setting = imagenet_setting(**({} if precision == "bfloat16" else {"precision": precision}))
+    assert setting.training.precision == precision
+    seeds = seeds_by_role(0)
+    problem = suite.problem("imagenet1k", setting, seeds, data=imagenet)
+    seen: list[tuple[torch.dtype, torch.Size]] = []
+    problem.student.conv1.register_forward_hook(lambda m, i, o: seen.append((o.dtype, i[0].shape)))
+    run = Run(seeds=seeds, budget=setting.budget, training=setting.training, meter=problem.oracle.meter)
+    student = kd.distill(problem, run, temperature=4.0, ce_weight=0.1, kd_weight=0.9)
+    assert seen == [(getattr(torch, precision), torch.Size([4, 3, 224, 224]))] * 2
+    assert {v.dtype for v in student.weights.values()} <= {torch.float32, torch.int64}
+    found = suite.evaluate(student, "imagenet1k", setting, seeds, data=imagenet)
+    assert {m.metric: m.n for m in found} == dict.fromkeys(("top1", "nll", "ece", "agreement"), 6)
+    with torch.no_grad():
+        batch = next(problem.batches.stream(0))
+        assert problem.teacher.outputs(batch).embedding.shape == (4, 512)
+
+
+def test_imagenet1k_tune_split_and_teachers(imagenet: Path, tmp_path: Path) -> None:
+    setting = imagenet_setting()
+    train = {s: set(suite.problem("imagenet1k", setting, seeds_by_role(0), split=s, data=imagenet).batches.rows.tolist())
+             for s in ("test", "tune")}  # fmt: skip
+    held_out = train["test"] - train["tune"]
+    assert len(train["test"]) == 36 and 0 < len(held_out) < 12
+    student = Student.of(build(Architecture("torchvision:resnet18", {"outputs": 3}), 0))
+    assert suite.evaluate(student, "imagenet1k", setting, seeds_by_role(0), split="tune", data=imagenet)[0].n == len(held_out)
+    thousand = dataclasses.replace(setting, options={**setting.options, "classes": 1000})
+    with fails("resnet34.safetensors: does not fit resnet34", "fc.weight"):
+        suite.problem("imagenet1k", thousand, seeds_by_role(0), data=imagenet)
+    (tmp_path / "teachers").mkdir()
+    (tmp_path / "imagenet").symlink_to(imagenet / "imagenet")
+    save_file(get_model("resnet34", weights=None).state_dict(), tmp_path / "teachers/resnet34.safetensors")
+    with fails("3 class folders where 1000 are expected"):
+        suite.problem("imagenet1k", thousand, seeds_by_role(0), data=tmp_path)
