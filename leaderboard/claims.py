@@ -70,7 +70,7 @@ def _gains(board: Board, row: Row, claim: Gains, metric: Metric | None) -> Judge
     wanted = {**row.hyperparameters, claim.hyperparameter: claim.over}
     if wanted == row.hyperparameters:
         return None, "not measured here", "this is the row that others are compared with"
-    same = [r for r in board.rows if (r.card, r.source, r.hyperparameters) == (row.card, row.source, wanted)]
+    same = [r for r in board.rows if r.entry == {**row.entry, "hyperparameters": wanted} and not r.older]
     return _ahead(board, row, same[0] if same else None, name, metric)
 
 

@@ -19,7 +19,8 @@ def frame(board: Board) -> pd.DataFrame:
 
     Columns: rank (Int64), method, control, status, seeds (scored), seeds_of (run by any row), score, low, high (in the unit
     of the board's metric), gap_closed, gap_low, gap_high (ratios), gap_reason, ``cost.<meter>`` (means over seeds),
-    ``metrics.<name>`` with ``.low`` and ``.high``, tune_trials, reason, version, source, hyperparameters (JSON).
+    ``metrics.<name>`` with ``.low`` and ``.high``, tune_trials, reason, version, distribution (empty for
+    a loose file), hyperparameters (JSON).
     """
     table = pd.DataFrame([_cells(board, row) for row in board.rows])
     return table.astype({"rank": "Int64"})
@@ -57,7 +58,7 @@ def _cells(board: Board, row: Row) -> dict[str, Any]:
         "tune_trials": row.trials,
         "reason": row.reason,
         "version": row.card.version,
-        "source": row.source,
+        "distribution": row.entry["distribution"] or "",
         "hyperparameters": json.dumps(row.hyperparameters, sort_keys=True),
     }
 

@@ -97,6 +97,13 @@ def parser() -> argparse.ArgumentParser:
     guard.add_argument("--json", action="store_true", help="JSON on stdout")
     guard.set_defaults(call=do.guard)
 
+    records = commands.add_parser("records", help="bring records of an earlier version up to date")
+    kinds = records.add_subparsers(dest="records_command", metavar="COMMAND", required=True, parser_class=_Parser)
+    migrate = kinds.add_parser("migrate", help="records of schema 1 become records of schema 2; nothing is run, nothing is lost")
+    migrate.add_argument("folder", metavar="DIR", help="a store, or a folder of records")
+    migrate.add_argument("--json", action="store_true", help="JSON on stdout")
+    migrate.set_defaults(call=do.migrate)
+
     doctor = commands.add_parser("doctor", help="what this machine can run, and what each missing thing would need")
     doctor.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
     doctor.add_argument("--json", action="store_true", help="JSON on stdout")

@@ -268,12 +268,12 @@ def check(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """One record, for people or as JSON."""
-    from distillbench.runs.record import Record
+    from distillbench.runs.record import SUFFIX, Record
 
     path = Path(args.record)
     if not path.is_file():
         # File names hold the first 16 digits of an id; anybody may give all 64.
-        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record[:16]}*.json")) if args.record.isalnum() else []
+        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record[:16]}*{SUFFIX}")) if args.record.isalnum() else []
         matches = [m for m in matches if len(args.record) <= 16 or Record.read(m).id.startswith(args.record)]
         if not matches:
             raise UserError(f"{args.record}: neither a file nor the beginning of a record's id in {args.out}")
@@ -284,11 +284,11 @@ def show(args: argparse.Namespace) -> int:
     if args.json:
         print(record.to_json(), end="")
         return 0
-    hyper = ", ".join(f"{k}={v}" for k, v in record.spec["method"]["hyperparameters"].items()) or "none"
+    hyper = ", ".join(f"{k}={v}" for k, v in record.hyperparameters.items()) or "none"
     env = record.environment
     rows: list[list[Any]] = [
         ["id", record.id],
-        ["track", f"{record.track} ({record.spec['split']} split)"],
+        ["track", f"{record.track} ({record.split} split)"],
         ["method", f"{record.slug} v{record.method.version}, hyper-parameters: {hyper}"],
         ["seed", record.seed],
         ["status", record.status + (f": {record.reason}" if record.reason else "")],
@@ -351,4 +351,17 @@ def new(args: argparse.Namespace) -> int:
 
     path = write_method(args.slug, args.problem, Path(args.into)) if args.kind == "method" else write_suite(args.slug, Path(args.into))
     print(path)
+    return 0
+
+
+def migrate(args: argparse.Namespace) -> int:
+    """Bring a folder of records to today's schema; a line a record, old id and new, where ``--json`` or a pipe asks."""
+    from distillbench.runs.migrate import migrate
+
+    done = migrate(Path(args.folder))
+    if args.json:
+        _print_json([{"file": str(path), "before": old, "id": new} for path, old, new in done])
+    else:
+        table([[old, new, path] for path, old, new in done], ["before", "id", "file"])
+        print(f"{len(done)} records of schema 1 migrated", file=sys.stderr)
     return 0

@@ -46,6 +46,7 @@ class Run:
         checkpoint_seconds: the most that a ``kill -9`` can lose.
         micro_batches: parts a batch is split into before its gradients are summed.
         progress: called with (phase, steps done, steps in all), at most ten times a second.
+        code: digest of the code that trains; a checkpoint of other code is refused.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Run:
         micro_batches: int = 1,
         accelerator: Accelerator | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        code: str | None = None,
     ) -> None:
         self.seeds = dict(seeds)
         self.budget = budget
@@ -75,6 +77,7 @@ class Run:
         self.seen: list[nn.Module] = []
         self._folder = folder
         self._every = checkpoint_seconds
+        self._code = code
         self._micro = micro_batches
         self._accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         # Read at every step, and slow to ask the accelerator for.
@@ -369,6 +372,7 @@ class Run:
         if not self._accelerator.is_main_process:
             return
         state = {
+            "code": self._code,
             "step": step,
             "flops": flops,
             "learners": [x.state() for x in learners],
@@ -397,6 +401,9 @@ class Run:
                 state = load_checkpoint(path)
             except UserError as error:
                 warnings.warn(f"{path.name} is not usable, going back to the one before: {error}", stacklevel=2)
+                continue
+            if state.get("code") != self._code:
+                warnings.warn(f"{path.name} was written by other code than today's, so it is not used; this loop begins anew", stacklevel=2)
                 continue
             for learner, saved in zip(learners, state["learners"], strict=True):
                 learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start

@@ -167,7 +167,7 @@ def test_run_as_json_show_and_done_before(cli, tmp_path):
     assert run["cost"]["student_examples"] == 640 and run["cost"]["peak_memory_bytes"] > 0
     assert Path(run["student"]).is_file()
     [record] = read_records(tmp_path / "store" / "records")[0]
-    assert record.id == run["id"] and record.spec["method"]["hyperparameters"]["temperature"] == 2.0
+    assert record.id == run["id"] and record.hyperparameters["temperature"] == 2.0
 
     code, again, err = cli(*command, "--json")
     assert (code, again, err) == (0, out, "")  # nothing left to say about
@@ -314,7 +314,7 @@ def test_ctrl_c_stops_a_pool_within_seconds_and_the_same_command_finishes(child,
         assert err.splitlines()[-1] == "distillbench: interrupted; the same command goes on where it stopped"
         _, alive = psutil.wait_procs(below, timeout=5)
         assert not alive
-        assert not list(store.glob("records/**/*.json"))
+        assert not list(store.glob("records/**/*.record"))
 
     (tmp_path / "flag").unlink()
     code, out, err = cli(*command, "--workers", "1", "--json")

@@ -147,7 +147,7 @@ def test_cells_are_the_runs_that_plan_gives(package):
 def test_scores_are_in_the_axis_order_and_leave_out_what_has_none(package):
     package(two_lengths=tiny())
     cells = find("two_lengths").study.cells
-    record = Record({}, "ok", None, (Measurement("kl", 0.5, 1),), {}, None, {}, "")
+    record = Record({}, "", {}, {}, "ok", None, (Measurement("kl", 0.5, 1),), {}, None, {}, "")
     done = [distillbench.runs.study.Done(c, {0: record}) for c in reversed(cells)]
     assert scores(done, "a", "kl") == {64: {0: 0.5}, 128: {0: 0.5}} and list(scores(done, "a", "kl")) == [64, 128]
     assert scores(done, "a", "tv") == {64: {}, 128: {}} and scores(done, "b", "kl") == {}
