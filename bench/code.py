@@ -175,6 +175,7 @@ def syntax_digest(modules: Mapping[str, Path]) -> str:
     return sha256(canonical({name: _read(text(path), _package(name, path))[0] for name, path in modules.items()}))
 
 
+@functools.cache
 def digest_of(*names: str) -> str:
     """:func:`syntax_digest` of the importable modules called ``names`` and all they import: part of the key of whatever they compute.
 
@@ -266,5 +267,5 @@ def unplanned(before: frozenset[str], planned: frozenset[Path]) -> dict[str, Pat
 
 def forget() -> None:
     """Look packages, files and repositories up again (tests that drop files in call this)."""
-    for cached in (_own, _plugins, _ships_fingerprints, _recorded, _committed):
+    for cached in (_own, _plugins, digest_of, _ships_fingerprints, _recorded, _committed):
         cached.cache_clear()

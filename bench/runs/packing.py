@@ -53,6 +53,8 @@ def unpack(text: str) -> tuple[float, ...]:
     """The values that :func:`pack` was given. Raises ValueError where ``text`` is no packed values."""
     head, _, body = text.partition(":")
     kind, count = head[:1], int(head[1:])
+    if count < 0:
+        raise ValueError("packed values that are fewer than none")
     if kind == "f":
         data = np.frombuffer(base64.b64decode(body, validate=True), dtype=">f8")
         if len(data) == count:
