@@ -17,7 +17,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
-from importlib.metadata import Distribution, entry_points
+from importlib.metadata import Distribution, PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from distillbench.identity import canonical, sha256
@@ -179,10 +179,17 @@ def syntax_digest(modules: Mapping[str, Path]) -> str:
 def digest_of(*names: str) -> str:
     """:func:`syntax_digest` of the importable modules called ``names`` and all they import: part of the key of whatever they compute.
 
-    A module that is not ours (a library's class) counts by its name.
+    A module that is not ours (a library's class) counts by its name and the version of its package.
     """
     own = {name: path for name in names if (path := source(name)) is not None}
-    return sha256(canonical([syntax_digest(closure(own)), sorted(set(names) - set(own))]))
+    return sha256(canonical([syntax_digest(closure(own)), sorted(map(_versioned, set(names) - set(own)))]))
+
+
+def _versioned(name: str) -> str:
+    try:
+        return f"{name} {version(name.partition('.')[0])}"
+    except PackageNotFoundError:
+        return name
 
 
 # --- whose word versions are ----------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class LanguageOracle(Oracle):
     def _identity(self) -> str:
         """Part of every key: equal weights do not make equal networks (rotary bases, activations), nor every device equal sums, nor does
         the text that yesterday's code made stand for today's."""
-        written = digest_of(type(self._module).__module__, __name__)
+        written = digest_of(type(self._module).__module__, __name__, *self._module.libraries)
         model = f"{self.digest}/{type(self._module).__qualname__}/{getattr(self._module, 'architecture', None)}/{written}"
         return sha256(f"{model}/{self._module.head[0].device.type}/{self.tokenizer}/{self.vocab}".encode())
 
