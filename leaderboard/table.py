@@ -67,7 +67,9 @@ class Row:
         cost: meter -> mean over the scored seeds (seconds, FLOPs, examples, parameters, bytes); None where not metered.
         trials: records on the tune split for this method on this track.
         picture: base64 PNG of samples of its first scored seed, or None.
-        commits: commits of the repository that the scored runs were made from.
+        commits: commits of the repository that the scored runs were made from.  machines: devices and versions of torch they ran on.
+        digests: of the code of the scored runs, as a record keeps them.
+        sources: module -> text of the loose modules of its newest run.
         marks: what a metric's ``below`` says of its mean over seeds, and where machines differed between seeds.
         rank: 1 + how many are significantly better, or None where not ranked (controls, over budget, under two seeds).
         gap: gap closed as a ratio (1 is the teacher's level), or None with the reason in ``gap_reason``.
@@ -87,6 +89,9 @@ class Row:
     cost: dict[str, float | None]
     trials: int
     commits: tuple[str, ...]
+    machines: tuple[str, ...]
+    digests: tuple[str, ...]
+    sources: dict[str, str]
     created: str
     picture: str | None = None
     marks: tuple[str, ...] = ()
@@ -338,6 +343,9 @@ def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]
         cost={m: _mean([r.cost.get("total", {}).get(m) for r in chosen]) for m in METERS},
         trials=trials[records[0].track, card.slug],
         commits=tuple(sorted({str(c) for r in chosen if (c := r.environment.get("commit"))})),
+        machines=tuple(sorted({f"{_device(r)}, torch {_torch(r)}" for r in chosen})),
+        digests=tuple(sorted({str(d) for r in chosen if (d := r.code.get("digest"))})),
+        sources={str(name): str(text) for name, text in sorted(records[-1].sources.items())},
         created=max(r.created for r in records),
         picture=next((r.picture for r in chosen if r.picture), None),
         marks=(
@@ -356,14 +364,22 @@ def _weights(record: Record) -> str | None:
 
 
 def _contradiction(records: list[Record], metric: str) -> str:
-    shown = ", ".join(f"{r.value(metric):.6g} on {r.environment.get('device')} ({r.created[:10]})" for r in records)
+    shown = ", ".join(f"{r.value(metric):.6g} on {_device(r)} ({r.created[:10]})" for r in records)
     return f"{len(records)} records of one identity have different students: {shown}"
+
+
+def _device(record: Record) -> str:
+    return str(record.environment.get("device", "a machine it does not name"))
+
+
+def _torch(record: Record) -> str:
+    return str(record.environment.get("packages", {}).get("torch", "unknown"))
 
 
 def _mixed(records: list[Record]) -> tuple[str, ...]:
     """What differed between the machines of a row's seeds, of what may change the last digits: devices, minor versions of torch."""
-    torch = {".".join(str(r.environment.get("packages", {}).get("torch", "unknown")).split(".")[:2]) for r in records}
-    named = (("devices", {str(r.environment.get("device")) for r in records}), ("versions of torch", torch))
+    torch = {".".join(_torch(r).split(".")[:2]) for r in records}
+    named = (("devices", {_device(r) for r in records}), ("versions of torch", torch))
     return tuple(f"mixed {what}: {', '.join(sorted(values))}" for what, values in named if len(values) > 1)
 
 
