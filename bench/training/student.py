@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from distillbench.errors import UserError
 from distillbench.identity import sha256
 from distillbench.training.nets import Architecture
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:
@@ -70,3 +73,25 @@ class Student:
             return Student(load(blob), Architecture(about["name"], about["arguments"]), about["recipe"], about["averaged"])
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{where}: not a distillbench student (safetensors with its metadata)") from error
+
+
+def rebuild(student: Student, build: Callable[[Architecture, int], Network]) -> Network:
+    """The network of an exported student, in evaluation mode.
+
+    Args:
+        build: the suite's ``build(architecture, seed)``, which gives a network with fresh weights.
+
+    Raises:
+        UserError: the architecture cannot be built, or the weights do not fit it.
+    """
+    about = student.architecture
+    try:
+        net = build(about, 0)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # arguments come from files, and may be anything
+        why = " ".join(str(error).split())
+        raise UserError(f"architecture {about.name} cannot be built from {about.arguments}: {type(error).__name__}: {why}") from error
+    try:
+        net.load_state_dict(student.weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights do not fit architecture {about.name}: {str(error).splitlines()[-1].strip()}") from error
+    return net.eval()

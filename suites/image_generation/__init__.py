@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from distillbench.assets import Asset
 from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training, Variant
+from distillbench.cards.worlds import Worlds
 
 if TYPE_CHECKING:
     from distillbench.problems.image_generation.problem import ImageGeneration
     from distillbench.runs.record import Measurement
     from distillbench.training.student import Student
 
-WORLDS = ("gaussians", "digits", "published")
+WORLDS = Worlds(__name__, ("gaussians", "digits", "published"))
 SHEET = 2000  # samples drawn for a picture, at most
 
 CARD = SuiteCard(
@@ -340,7 +341,7 @@ def problem(
     from distillbench.suites.image_generation.nets import build
     from distillbench.training.nets import Architecture
 
-    options, world = setting.options, _world(setting)
+    options, world = setting.options, WORLDS.of(setting)
     about = options["student"]
     levels = {k: float(options[k]) for k in ("sigma_min", "sigma_max", "sigma_data")}
     arguments = {"sigma_data": levels["sigma_data"], "sigma_min": levels["sigma_min"], **about["arguments"]}
@@ -359,34 +360,12 @@ def problem(
     )
 
 
-def _world(setting: Setting) -> Any:
-    """The module that knows a setting's data, teacher and metrics."""
-    import importlib
-
-    from distillbench.errors import unknown
-
-    name = str(setting.options["world"])
-    if name not in WORLDS:  # a setting may come from somebody's record
-        raise unknown("world", name, WORLDS)
-    return importlib.import_module(f"distillbench.suites.image_generation.{name}")
-
-
 def rebuild(student: Student) -> Any:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from distillbench.errors import UserError
     from distillbench.suites.image_generation.nets import build
+    from distillbench.training import student as students
 
-    about = student.architecture
-    try:
-        net = build(about, 0)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # arguments come from files, and may be anything
-        why = " ".join(str(error).split())
-        raise UserError(f"architecture {about.name} cannot be built from {about.arguments}: {type(error).__name__}: {why}") from error
-    try:
-        net.load_state_dict(student.weights)
-    except RuntimeError as error:
-        raise UserError(f"the weights do not fit architecture {about.name}: {str(error).splitlines()[-1].strip()}") from error
-    return net.eval()
+    return students.rebuild(student, build)
 
 
 def generate(
@@ -418,7 +397,7 @@ def generate(
     options, net = setting.options, rebuild(student)
     used = sampling.evaluations(student.recipe, sigma_max=float(options["sigma_max"]))
     if used > int(options["steps"]):  # only the teacher itself, the yardstick, may take more
-        teacher = _world(setting).teacher(setting, data)
+        teacher = WORLDS.of(setting).teacher(setting, data)
         if tensor_digest(student.weights) != tensor_digest(dict(teacher.state_dict())):
             raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
     if setting.tier == "paper" and torch.cuda.is_available():
@@ -459,10 +438,10 @@ def evaluate(
     from distillbench.runs.record import Measurement
 
     draws, spent = generate(student, setting, seeds, split=split, data=data)
-    return [*_world(setting).measure(draws, setting, seeds, split, data), Measurement("nfe", spent, len(draws))]
+    return [*WORLDS.of(setting).measure(draws, setting, seeds, split, data), Measurement("nfe", spent, len(draws))]
 
 
 def picture(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None) -> Any:
     """A sheet of samples of the first draw, in [0, 1], (H, W) grey or (H, W, 3) colour, from the noise that all methods share."""
     draws, _ = generate(student, setting, seeds, split=split, data=data, draws=1, samples=min(int(setting.options["samples"]), SHEET))
-    return _world(setting).pixels(draws, setting.options)
+    return WORLDS.of(setting).pixels(draws, setting.options)
