@@ -295,7 +295,7 @@ def show(args: argparse.Namespace) -> int:
         *([m.metric, f"{m.value:.6g}{_bounds(m.per_example)} over {m.n}"] for m in record.measurements),
         *([k, f"{v:.6g}" if isinstance(v, float) else v] for k, v in record.cost["total"].items()),
         ["phases", ", ".join(f"{n} {c['wall_seconds']:.2f} s" for n, c in record.cost["phases"].items())],
-        ["student", f"{record.student['architecture']} sha256 {record.student['sha256']}" if record.student else "none"],
+        ["student", _student(record.student) if record.student else "none"],
         [
             "made",
             f"{record.created} on {env.get('device')}, commit {env.get('commit')}{' with uncommitted changes' if env.get('dirty') else ''}",
@@ -303,6 +303,11 @@ def show(args: argparse.Namespace) -> int:
     ]
     table(rows, ["field", "value"])
     return 0
+
+
+def _student(about: dict[str, Any]) -> str:
+    average = f", {about['average']}" if about.get("average") else ""
+    return f"{about['architecture']} sha256 {about['sha256']}{average}"
 
 
 def _bounds(values: Sequence[float] | None) -> str:

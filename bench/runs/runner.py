@@ -188,7 +188,8 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
         "architecture": student.architecture.name,
         "arguments": to_data(student.architecture.arguments),  # as JSON has them: a record read is the record made
         "recipe": to_data(student.recipe),
-        "averaged": student.averaged,
+        "averaged": bool(student.averaged),
+        **({"average": student.averaged} if student.averaged else {}),  # which one
         "parameters": parameters(suite.rebuild(student)),
     }
 

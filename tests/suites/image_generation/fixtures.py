@@ -27,7 +27,7 @@ from torch import nn
 
 from distillbench.suites.image_generation.edm_nets import ARCHITECTURE, EDMDenoiser
 from distillbench.training.nets import Architecture
-from distillbench.training.student import Student
+from distillbench.training.student import AVERAGE, Student
 
 CLASSES = 3
 
@@ -214,6 +214,6 @@ def write_data(root: Path, *, images: int = 24, features: int = 64) -> Path:
     for name, network in (("cifar10", "song"), ("imagenet64", "dhariwal")):
         write_zip(root / name / "train.zip", members(images))
         net = tiny_edm(network)
-        (root / name / "teacher.safetensors").write_bytes(Student.of(net, averaged=True).to_bytes())
+        (root / name / "teacher.safetensors").write_bytes(Student.of(net, averaged=AVERAGE).to_bytes())
         np.savez(root / name / "reference.npz", mu=np.zeros(features), sigma=np.eye(features))
     return root

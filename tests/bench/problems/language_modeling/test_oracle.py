@@ -244,7 +244,7 @@ def test_no_responses_are_refused():
 PROCESS = """
 import os, sys, time
 from pathlib import Path
-from tests.bench.test_language_oracle import model, oracle, prompts
+from tests.bench.problems.language_modeling.test_oracle import model, oracle, prompts
 net = model()
 def decode(ids, attention, state=None, decode=net.decode):
     if state is None:
