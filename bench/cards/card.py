@@ -18,6 +18,8 @@ from distillbench.errors import unknown
 
 LATER = {"later": True}  # a field added after records were made: see :func:`reading.to_data`
 
+LARGEST = 2**53
+
 SLUG = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
@@ -37,7 +39,7 @@ class Real:
 
     def parse(self, text: Any) -> float:
         """The value ``text`` (a string or a number) stands for. Raises ValueError where it is no finite number."""
-        if isinstance(text, bool):
+        if isinstance(text, bool) or (isinstance(text, str) and not text.isascii()):  # float() also reads the digits of other scripts
             raise ValueError("not a number")
         value = float(text)
         if value != value or value in (float("inf"), float("-inf")):
@@ -58,10 +60,14 @@ class Integer:
     note: str = ""
 
     def parse(self, text: Any) -> int:
-        """The integer ``text`` stands for. Raises ValueError otherwise."""
-        if isinstance(text, bool) or (isinstance(text, float) and text != int(text)):
+        """The integer ``text`` stands for. Raises ValueError otherwise, and past 2^53, where not every reader of JSON agrees."""
+        if isinstance(text, bool) or (isinstance(text, float) and not text.is_integer()):
             raise ValueError("not an integer")
+        if isinstance(text, str) and not (text.isascii() and len(text) <= 40):
+            raise ValueError("not an integer" if len(text) <= 40 else "too long for an integer")
         value = int(text)
+        if abs(value) > LARGEST:
+            raise ValueError(f"must be within {LARGEST} of 0")
         _in_bounds(value, self)
         return value
 

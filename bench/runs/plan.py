@@ -25,6 +25,7 @@ class RunSpec:
     Attributes:
         method: a slug or the path of a file.  data: the user's folder of data sets, or None.
         resolved: plain data: cards, source digests, hyper-parameters, budget, seeds, digests of data and teacher.
+        label: what tells it apart, for people, from runs of the same method and seed: its cell of a study.
     """
 
     suite: str
@@ -34,6 +35,7 @@ class RunSpec:
     split: str
     data: str | None
     resolved: dict[str, Any] = field(repr=False)
+    label: str = field(default="", repr=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -42,8 +44,9 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """A short name for people: method and seed."""
-        return f"{Path(self.method).stem if self.method.endswith('.py') else self.method} seed {self.seed}"
+        """A short name for people: method and seed, after the label."""
+        slug = Path(self.method).stem if self.method.endswith(".py") else self.method
+        return f"{self.label}{', ' if self.label else ''}{slug} seed {self.seed}"
 
 
 def seeds_by_role(seed: int) -> dict[str, int]:
