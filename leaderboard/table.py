@@ -137,6 +137,12 @@ class Board:
         return f"{self.suite.slug}/{self.setting_name}"
 
     @property
+    def others(self) -> tuple[Metric, ...]:
+        """What is shown beside the board's metric: the suite's other metrics, then those without a direction that any row has."""
+        raw = (m for m in self.suite.shown if any(m.name in r.scores for r in self.rows))
+        return tuple(m for m in (*self.suite.metrics, *raw) if m.name != self.metric.name)
+
+    @property
     def leaders(self) -> tuple[Row, ...]:
         """The rows that share rank 1."""
         return tuple(r for r in self.rows if r.rank == 1)
@@ -187,7 +193,11 @@ def boards(records: Iterable[Record]) -> tuple[list[Board], list[str]]:
 
 
 def by_metric(board: Board, name: str | None) -> Board:
-    """``board`` judged in another metric of its suite. Raises UserError for an unknown metric (with the nearest)."""
+    """``board`` judged in another metric of its suite; in one without a direction its rows keep their order and have no ranks.
+
+    Raises:
+        UserError: an unknown metric (with the nearest).
+    """
     metric = board.suite.metric(name)
     return dataclasses.replace(board, metric=metric, rows=_judge(board.rows, metric))
 
@@ -223,6 +233,7 @@ def _suite(spec: dict[str, Any]) -> tuple[SuiteCard, str]:
         isinstance(card, SuiteCard)
         and _typed(card, title=str, problem=str, metrics=tuple, controls=tuple, settings=dict, summary=str)
         and all(isinstance(m, Metric) and m.better in ("higher", "lower") for m in card.metrics)
+        and all(isinstance(m, Metric) for m in card.shown)
         and isinstance(card.settings.get(name), Setting)
     )
     if not whole or not SLUG.fullmatch(card.slug):
@@ -266,7 +277,7 @@ def _row(key: str, records: list[Record], suite: SuiteCard, trials: Counter[tupl
     }
     scores: dict[str, dict[int, float]] = {}
     steps: dict[str, float] = {}
-    for metric in suite.metrics:
+    for metric in (*suite.metrics, *suite.shown):
         found = {s: m for s in seeds for m in scored[s].measurements if m.metric == metric.name}
         if found:
             scores[metric.name] = {s: float(m.value) for s, m in found.items()}
@@ -340,6 +351,8 @@ def _comparable(scores: dict[str, dict[int, float]], metric: Metric) -> dict[str
 def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     """Ranks and gaps of ``rows`` in ``metric``, best first."""
     name = metric.name
+    if metric.better is None:
+        return tuple(dataclasses.replace(r, rank=None, gap=None, gap_reason=f"neither more nor less {name} is better") for r in rows)
     entrants = {r.key: r for r in rows if not r.control and r.status == "ok" and len(r.scores.get(name, {})) >= 2}
     steps = [r.steps[name] for r in entrants.values()]
     place = ranks(

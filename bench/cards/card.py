@@ -225,12 +225,14 @@ class Card:
 class Metric:
     """A number a suite measures. ``range`` is inclusive; ``better`` is 'higher' or 'lower', never guessed from the name.
 
+    ``better`` None is for raw values of which neither more nor less is better, or which must rank nothing: they are measured where the
+    suite has them and shown, never ranked, and decide no claim.
     ``below`` is a level and what boards say of a row whose mean lies under it: ``(1.0, "slower than its target")``.
     """
 
     name: str
     unit: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower"] | None
     range: tuple[float, float | None] | None = None
     meaning: str = ""
     below: tuple[float, str] | None = field(default=None, metadata=LATER)
@@ -319,6 +321,8 @@ class Variant:
 class SuiteCard:
     """What a suite says about itself. ``controls`` are slugs that every board of the suite carries.
 
+    Metrics without a direction are written among ``metrics``; on reading they stand apart in ``shown``, so that nothing that judges
+    meets them. No setting names them: a suite measures them wherever they make sense, and a run without one is whole.
     ``variants`` are written short; on reading each becomes a whole setting, so that nobody else has to know of them.
     """
 
@@ -332,8 +336,13 @@ class SuiteCard:
     settings: dict[str, Setting]
     variants: dict[str, Variant] = field(default_factory=dict)
     summary: str = ""
+    shown: tuple[Metric, ...] | list[Metric] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
+        written = (*self.metrics, *self.shown)
+        if shown := tuple(m for m in written if isinstance(m, Metric) and m.better is None):
+            object.__setattr__(self, "metrics", tuple(m for m in written if m not in shown))
+            object.__setattr__(self, "shown", shown)
         whole = dict(self.settings)
         for name, variant in self.variants.items():
             base = whole[variant.of]
@@ -344,17 +353,25 @@ class SuiteCard:
             )
         object.__setattr__(self, "settings", whole)
         object.__setattr__(self, "variants", {})
+        raw = {m.name for m in shown}
+        for name in (self.primary, *(m for setting in whole.values() for m in setting.metrics)) if raw else ():
+            if name in raw:
+                raise ValueError(f"metric {name} has no direction (better=None): it is shown, and nothing is judged by it")
 
     def metric(self, name: str | None = None) -> Metric:
         """The metric called ``name`` (the primary one by default). Raises UserError for an unknown name."""
         wanted = name or self.primary
-        for metric in self.metrics:
+        measured: tuple[Metric, ...] = (*self.metrics, *self.shown)
+        for metric in measured:
             if metric.name == wanted:
                 return metric
-        raise unknown("metric", wanted, [m.name for m in self.metrics])
+        raise unknown("metric", wanted, [m.name for m in measured])
 
     def at(self, name: str) -> SuiteCard:
-        """The card as it is for setting ``name``: that setting alone, with the metrics and the primary one that it names."""
+        """The card as it is for setting ``name``: that setting alone, with the metrics and the primary one that it names.
+
+        What is :attr:`shown` stays: it is no part of what a setting judges.
+        """
         setting = self.settings[name]
         judged = [self.metric(m) for m in setting.metrics] or self.metrics
         return dataclasses.replace(self, settings={name: setting}, metrics=judged, primary=(*setting.metrics, self.primary)[0])

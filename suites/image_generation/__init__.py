@@ -43,7 +43,7 @@ CARD = SuiteCard(
             unit="nats",
             better="lower",
             range=(0, None),
-            meaning="|ln| of the standard deviation within a mode over the true one; 0 is right. The raw ratio is measured as spread_ratio",
+            meaning="|ln| of the standard deviation within a mode over the true one; 0 is right. The raw ratio is shown as spread_ratio",
         ),
         Metric(
             name="between_modes",
@@ -99,6 +99,34 @@ CARD = SuiteCard(
         Metric(name="kid", unit="squared kernel distance", better="lower", meaning="unbiased kernel distance in the same features"),
         Metric(name="inception_score", unit="score", better="higher", range=(1, None), meaning="exp of the mean KL of p(y|x) to p(y)"),
         Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample, counted"),
+        Metric(
+            name="spread_ratio",
+            unit="ratio",
+            better=None,
+            range=(0, None),
+            meaning="standard deviation within a mode over the true one; 1 is right",
+        ),
+        Metric(
+            name="diversity",
+            unit="ratio",
+            better=None,
+            range=(0, None),
+            meaning="mean distance of two samples of a class over that of two real images; 1 is right",
+        ),
+        Metric(
+            name="class_accuracy",
+            unit="fraction",
+            better=None,
+            range=(0, 1),
+            meaning="share of samples that the shipped digit classifier puts into their class: a blurred mean of a class always is",
+        ),
+        Metric(
+            name="closer_to_training",
+            unit="fraction",
+            better=None,
+            range=(0, 1),
+            meaning="chance that a sample lies nearer to the training images than a real image of the split does; 0.5 is fair",
+        ),
     ],
     primary="mmd2",
     controls=["scratch", "teacher", "teacher_one_step"],
@@ -428,9 +456,8 @@ def evaluate(
 ) -> list[Measurement]:
     """Judge plain weights on a split: samples from its evaluation noise, against real samples of that split.
 
-    Every metric is the mean over independent draws, whose values the measurement keeps. Some are measured beside the card's
-    because neither more nor less is better, or because they must rank nothing: ``spread_ratio``, ``diversity``,
-    ``class_accuracy`` (a blurred mean of a class is recognised every time) and ``closer_to_training`` (0.5 is fair).
+    Every metric is the mean over independent draws, whose values the measurement keeps. Those without a direction on the card are
+    measured wherever they make sense.
 
     Raises:
         UserError: as :func:`generate`.
