@@ -308,13 +308,14 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A setting that differs from another one of the same suite in a few ``options`` and fields of ``training``, or its ``metrics``."""
+    """A setting that differs from another one of the same suite in a few ``options``, ``others``, fields of ``training`` or ``metrics``."""
 
     of: str
     summary: str
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[str, ...] | list[str] = ()
+    others: dict[str, Asset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,7 +350,12 @@ class SuiteCard:
             training = dataclasses.replace(base.training, **variant.training)
             options = {**base.options, **variant.options}
             whole[name] = dataclasses.replace(
-                base, summary=variant.summary, options=options, training=training, metrics=variant.metrics or base.metrics
+                base,
+                summary=variant.summary,
+                options=options,
+                training=training,
+                metrics=variant.metrics or base.metrics,
+                others={**base.others, **variant.others},
             )
         object.__setattr__(self, "settings", whole)
         object.__setattr__(self, "variants", {})

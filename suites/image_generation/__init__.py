@@ -98,6 +98,26 @@ CARD = SuiteCard(
         ),
         Metric(name="kid", unit="squared kernel distance", better="lower", meaning="unbiased kernel distance in the same features"),
         Metric(name="inception_score", unit="score", better="higher", range=(1, None), meaning="exp of the mean KL of p(y|x) to p(y)"),
+        Metric(
+            name="fd_inception_fidelity",
+            unit="squared feature distance",
+            better="lower",
+            range=(0, None),
+            meaning="Frechet distance of 50,000 samples to statistics in the features of torch-fidelity's Inception: close to FID, not it",
+        ),
+        Metric(
+            name="kid_inception_fidelity",
+            unit="squared kernel distance",
+            better="lower",
+            meaning="unbiased kernel distance in the features of torch-fidelity's Inception",
+        ),
+        Metric(
+            name="inception_score_inception_fidelity",
+            unit="score",
+            better="higher",
+            range=(1, None),
+            meaning="exp of the mean KL of p(y|x) to p(y), by the classes of torch-fidelity's Inception",
+        ),
         Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample, counted"),
         Metric(
             name="spread_ratio",
@@ -325,6 +345,32 @@ CARD = SuiteCard(
             },
         ),
         "digits-few": Variant(of="digits", summary="The digits, with up to two evaluations a sample.", options={"steps": 2}),
+        "cifar10-fidelity": Variant(
+            of="cifar10",
+            summary="CIFAR-10 by class, judged in the features of torch-fidelity's Inception, which every number there has in its name.",
+            metrics=[
+                "fd_inception_fidelity",
+                "kid_inception_fidelity",
+                "inception_score_inception_fidelity",
+                "precision",
+                "recall",
+                "nfe",
+            ],
+            others={
+                "inception": Asset(
+                    name="Inception as pytorch-fid and torch-fidelity have it",
+                    source="weights-inception-2015-12-05-6726825d.pth of toshas/torch-fidelity",
+                    licence="Apache-2.0",
+                    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+                ),
+            },
+            options={
+                "extractor": "inception_fidelity",
+                "resize": "tensorflow",
+                "inception_path": ["weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"],
+                "reference_path": ["cifar10/reference-fidelity.npz"],
+            },
+        ),
         "cifar10-uncond": Variant(
             of="cifar10",
             summary="CIFAR-10 without classes; the teacher is EDM's unconditional DDPM++ (VP).",
@@ -415,32 +461,12 @@ def generate(
         UserError: the student cannot be rebuilt, its recipe is none or takes more steps than the setting allows, a sample is
             not finite, or all samples (of one class) are the same.
     """
-    import torch
-
-    from distillbench.errors import UserError
-    from distillbench.identity import derive_seed
     from distillbench.suites.image_generation import sampling
-    from distillbench.training.student import tensor_digest
 
-    options, net = setting.options, rebuild(student)
-    used = sampling.evaluations(student.recipe, sigma_max=float(options["sigma_max"]))
-    if used > int(options["steps"]):  # only the teacher itself, the yardstick, may take more
-        teacher = WORLDS.of(setting).teacher(setting, data)
-        if tensor_digest(student.weights) != tensor_digest(dict(teacher.state_dict())):
-            raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
-    if setting.tier == "paper" and torch.cuda.is_available():
-        net.to("cuda")
-    classes = int(options["classes"])
-    made, spent = [], 0.0
-    for i in range(draws or int(options["draws"])):
-        generator = torch.Generator().manual_seed(derive_seed(f"{split} noise {i}", seeds["evaluation"]))
-        noise = torch.randn(samples or int(options["samples"]), *net.shape, generator=generator)
-        labels = torch.arange(len(noise)) % max(1, classes)
-        given = labels if classes else None
-        found, spent = sampling.sample(net, student.recipe, noise, given, generator, sigma_min=float(options["sigma_min"]))
-        sampling.sound(found, given)
-        made.append((found, labels))
-    return made, spent
+    world = WORLDS.of(setting)
+    return sampling.drawn(
+        rebuild(student), student, setting, seeds, split, teacher=lambda: world.teacher(setting, data), draws=draws, samples=samples
+    )
 
 
 def exceeds(student: Student, setting: Setting) -> str | None:
