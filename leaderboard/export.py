@@ -46,14 +46,13 @@ def _cells(board: Board, row: Row) -> dict[str, Any]:
     for meter in METERS:
         value = row.cost[meter]
         cells[f"cost.{meter}"] = math.nan if value is None else value
-    for metric in board.suite.metrics:
-        if metric.name != board.metric.name:
-            value_of = row.intervals.get(metric.name, NOTHING)
-            cells |= {
-                f"metrics.{metric.name}": value_of.estimate,
-                f"metrics.{metric.name}.low": value_of.low,
-                f"metrics.{metric.name}.high": value_of.high,
-            }
+    for metric in board.others:
+        value_of = row.intervals.get(metric.name, NOTHING)
+        cells |= {
+            f"metrics.{metric.name}": value_of.estimate,
+            f"metrics.{metric.name}.low": value_of.low,
+            f"metrics.{metric.name}.high": value_of.high,
+        }
     return cells | {
         "tune_trials": row.trials,
         "reason": row.reason,

@@ -164,6 +164,12 @@ class Board:
         return f"{self.suite.slug}/{self.setting_name}"
 
     @property
+    def others(self) -> tuple[Metric, ...]:
+        """What is shown beside the board's metric: the suite's other metrics, then those without a direction that any row has."""
+        raw = (m for m in self.suite.shown if any(m.name in r.scores for r in self.rows))
+        return tuple(m for m in (*self.suite.metrics, *raw) if m.name != self.metric.name)
+
+    @property
     def leaders(self) -> tuple[Row, ...]:
         """The rows that share rank 1."""
         return tuple(r for r in self.rows if r.rank == 1)
@@ -215,7 +221,11 @@ def boards(records: Iterable[Record], joined: Sequence[Rise] = JOINED) -> tuple[
 
 
 def by_metric(board: Board, name: str | None) -> Board:
-    """``board`` judged in another metric of its suite. Raises UserError for an unknown metric (with the nearest)."""
+    """``board`` judged in another metric of its suite; in one without a direction its rows keep their order and have no ranks.
+
+    Raises:
+        UserError: an unknown metric (with the nearest).
+    """
     metric = board.suite.metric(name)
     return dataclasses.replace(board, metric=metric, rows=_judge(board.rows, metric))
 
@@ -275,6 +285,7 @@ def _suite(record: Record) -> tuple[SuiteCard, str]:
         isinstance(card, SuiteCard)
         and _typed(card, title=str, problem=str, metrics=tuple, controls=tuple, settings=dict, summary=str)
         and all(isinstance(m, Metric) and m.better in ("higher", "lower") for m in card.metrics)
+        and all(isinstance(m, Metric) for m in card.shown)
         and isinstance(card.settings.get(name), Setting)
     )
     if not whole or not SLUG.fullmatch(card.slug):
@@ -321,7 +332,7 @@ def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]
     } | {Trouble(seed, "contradiction", _contradiction(same, suite.primary), False) for seed, same in torn.items()}
     scores: dict[str, dict[int, float]] = {}
     steps: dict[str, float] = {}
-    for metric in suite.metrics:
+    for metric in (*suite.metrics, *suite.shown):
         found = {s: m for s in seeds for m in scored[s].measurements if m.metric == metric.name}
         if found:
             scores[metric.name] = {s: float(m.value) for s, m in found.items()}
@@ -425,6 +436,8 @@ def _comparable(scores: dict[str, dict[int, float]], metric: Metric) -> dict[str
 def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     """Ranks and gaps of ``rows`` in ``metric``, best first."""
     name = metric.name
+    if metric.better is None:
+        return tuple(dataclasses.replace(r, rank=None, gap=None, gap_reason=f"neither more nor less {name} is better") for r in rows)
     entrants = {r.key: r for r in rows if not r.control and not r.older and r.status == "ok" and len(r.scores.get(name, {})) >= 2}
     steps = [r.steps[name] for r in entrants.values()]
     place = ranks(

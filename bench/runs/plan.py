@@ -29,6 +29,7 @@ class RunSpec:
         identity: plain data that the run's id is computed from; see :mod:`.identities`.
         cards: ``method`` and ``suite`` (at the setting), as plain data.
         code: what the run's code says today.
+        label: what tells it apart, for people, from runs of the same method and seed: its cell of a study.
     """
 
     suite: str
@@ -40,6 +41,7 @@ class RunSpec:
     identity: dict[str, Any] = field(repr=False)
     cards: dict[str, Any] = field(repr=False)
     code: CodeOf = field(repr=False)
+    label: str = field(default="", repr=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -48,8 +50,8 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """A short name for people: method and seed."""
-        return f"{self.slug} seed {self.seed}"
+        """A short name for people: method and seed, after the label."""
+        return f"{self.label}{', ' if self.label else ''}{self.slug} seed {self.seed}"
 
     @property
     def slug(self) -> str:

@@ -206,7 +206,8 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
         "architecture": student.architecture.name,
         "arguments": to_data(student.architecture.arguments),  # as JSON has them: a record read is the record made
         "recipe": to_data(student.recipe),
-        "averaged": student.averaged,
+        "averaged": bool(student.averaged),
+        **({"average": student.averaged} if student.averaged else {}),  # which one
         "parameters": parameters(suite.rebuild(student)),
     }
 
@@ -214,6 +215,7 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
 def _complete(measurements: list[Measurement], spec: RunSpec) -> None:
     """Every metric on the card was scored, is finite and in its range: anything else is a defect of the suite, not a score.
 
+    A metric that is only shown may be missing, and has its range where it is there.
     On the split for tuning the primary metric is enough: what is held out of training need not resemble every test set.
     """
     card = spec.suite_card
@@ -221,9 +223,9 @@ def _complete(measurements: list[Measurement], spec: RunSpec) -> None:
     for name, m in scored.items():
         if not all(map(math.isfinite, (m.value, *(m.per_example or ())))):
             raise ValueError(f"{name} = {m.value} is not finite, or one of its examples is not")
-    for metric in card.metrics:
+    for metric in (*card.metrics, *card.shown):
         if metric.name not in scored:
-            if spec.split == "tune" and metric.name != card.primary:
+            if metric.better is None or (spec.split == "tune" and metric.name != card.primary):
                 continue
             raise ValueError(f"the suite did not score {metric.name}")
         value = scored[metric.name].value

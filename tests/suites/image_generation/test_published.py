@@ -103,7 +103,7 @@ def test_too_few_samples_are_an_error_and_not_a_number(data):
 
 
 def test_another_network_is_never_called_fid(data, monkeypatch, tmp_path):
-    monkeypatch.setattr(published, "nvidia_inception", lambda path, **k: stand_in(path, **k, sha256="0" * 64))
+    monkeypatch.setattr(published, "nvidia_inception", lambda path, **k: stand_in(path, **{**k, "sha256": "0" * 64}))
     spec = next(s for s in plan("image-generation/cifar10", [], [0], data=str(data)) if s.method == "teacher_one_step")
     record = execute(spec, Store(tmp_path / "runs"))
     assert record.status == "failed" and "did not score fid" in record.reason
