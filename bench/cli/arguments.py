@@ -7,9 +7,9 @@ import sys
 from importlib.metadata import entry_points
 from typing import Any
 
-from distillbench import __version__
 from distillbench.cli import commands as do
 from distillbench.errors import UserError, unknown
+from distillbench.version import VERSION
 
 EXIT_CODES = "exit codes: 0 done, 1 a run failed or went over budget, 2 bad input, 3 a check failed, 4 could not be saved, 130 interrupted"
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         description="Which distillation method makes the better student, at equal cost, and how sure are we?",
         epilog=EXIT_CODES,
     )
-    top.add_argument("--version", action="version", version=f"distillbench {__version__}")
+    top.add_argument("--version", action="version", version=f"distillbench {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
     lists = commands.add_parser("list", help="the methods, the suites or the studies that are installed")
