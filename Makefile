@@ -50,7 +50,7 @@ records: $(VENV)/.dev  ## make the published records anew (some hours on 2 cores
 	rm -rf leaderboard/records/*/
 	cp -r runs/published/records/. leaderboard/records/
 
-.links: $(wildcard bench/*)  ## the import name as folders, for type checkers and editors, which do not follow an import hook
+.links: bench/.  ## the import name as folders, for type checkers and editors, which do not follow an import hook; anew where a file came or went
 	@rm -rf .links && mkdir -p .links/distillbench
 	@for part in bench/* methods suites leaderboard; do ln -s ../../$$part .links/distillbench/; done
 
