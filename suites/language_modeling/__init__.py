@@ -241,6 +241,30 @@ CARD = SuiteCard(
     },
 )
 
+# Options that make a fingerprint small (see distillbench.checks.fingerprints): the arithmetic is the same, on fewer examples.
+FINGERPRINT = {
+    "markov": {"prompts": 64, "references": 64, "validation": 16},
+    "markov-estimated": {"prompts": 64, "references": 64, "validation": 16, "teacher_texts": 200},
+    "markov-limited": {
+        "prompts": 64,
+        "references": 64,
+        "validation": 16,
+        "vocab": 8,
+        "length": 8,
+        "teacher_rank": 4,
+        "student": {"name": "window-lm", "arguments": {"vocab": 8, "order": 2, "width": 3}},
+    },
+    "markov-bytes": {
+        "prompts": 64,
+        "references": 64,
+        "validation": 16,
+        "vocab": 10,
+        "single": 3,
+        "letters": 5,
+        "student": {"name": "window-lm", "arguments": {"vocab": 6, "order": 5, "width": 6}},
+    },
+}
+
 
 def problem(
     name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None, cache: Path | None = None
