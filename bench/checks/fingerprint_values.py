@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import importlib
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -248,21 +250,33 @@ def offline(setting: Setting) -> bool:
     return setting.tier != "paper"
 
 
-def of_setting(
-    entry: registry.Entry, name: str, *, setting: Setting | None = None, data: Path | None = None, cache: Path | None = None
-) -> Values:
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[None]:
+    """What was computed once and kept (teachers' texts, converted models) is computed again, in float64, and thrown away."""
+    was = os.environ.get("DISTILLBENCH_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DISTILLBENCH_CACHE"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("DISTILLBENCH_CACHE")
+            if was is not None:
+                os.environ["DISTILLBENCH_CACHE"] = was
+
+
+def of_setting(entry: registry.Entry, name: str, *, setting: Setting | None = None, data: Path | None = None) -> Values:
     """What a setting hands to methods and how it judges two fixed students.
 
     Args:
-        setting: in place of :func:`smaller`.  data: the user's folder.  cache: for converted models, where the setting makes any.
+        setting: in place of :func:`smaller`.  data: the user's folder.
 
     Raises:
         UserError: the setting cannot be loaded here.
     """
     suite, seeds = entry.load(), seeds_by_role(0)
     setting = smaller(entry, name) if setting is None else setting
-    with doubles(_package(entry)):
-        problem = suite.problem(name, setting, seeds, data=data, cache=cache)
+    with doubles(_package(entry)), _empty_cache():
+        problem = suite.problem(name, setting, seeds, data=data)
         batch = next(iter(getattr(problem, "batches", getattr(problem, "data", None)).stream(0)))
         rest = {f.name: getattr(problem, f.name) for f in dataclasses.fields(problem) if f.name not in ("student", "teacher", "batches")}
         found: Values = {

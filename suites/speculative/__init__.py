@@ -352,6 +352,16 @@ CARD = SuiteCard(
 # Options that make a fingerprint small (see distillbench.checks.fingerprints): the arithmetic is the same, on fewer examples.
 FINGERPRINT = {
     "markov": {"prompts": 64, "references": 64, "validation": 16},
+    "smollm2": {
+        "prompt_length": 24,
+        "length": 6,
+        "test": 4,
+        "tune": 2,
+        "validation": 2,
+        "samples": 1,
+        "timed": 1,
+        "timed_length": 4,
+    },
 }
 
 
