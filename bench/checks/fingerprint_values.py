@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillbench.assets import cache_folder
 from distillbench.cards import registry
 from distillbench.cards.card import Budget, Card, Choice, Flag, Setting
 from distillbench.cards.reading import resolve
@@ -164,17 +165,19 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
 
 @contextlib.contextmanager
 def _uncounted() -> Iterator[None]:
-    was = engine.FlopCounterMode
-    engine.FlopCounterMode = _Uncounted  # type: ignore[assignment,misc]
+    module: Any = engine
+    was = module.FlopCounterMode
+    module.FlopCounterMode = _Uncounted
     try:
         yield
     finally:
-        engine.FlopCounterMode = was  # type: ignore[misc]
+        module.FlopCounterMode = was
 
 
 def _watch(run: Run) -> tuple[list[list[float]], dict[nn.Module, list[Tensor]], list[int]]:
     """The loss terms of every update of ``run``, every trained network's state before its first loop, and how many loops there were."""
-    update, loop = run._update, run.loop
+    update: Callable[..., dict[str, Tensor]] = run._update
+    loop: Callable[..., None] = run.loop
     terms: list[list[float]] = []
     starts: dict[nn.Module, list[Tensor]] = {}
     loops = [0]
@@ -192,7 +195,7 @@ def _watch(run: Run) -> tuple[list[list[float]], dict[nn.Module, list[Tensor]], 
                 starts.setdefault(net, weights(net))
         loop(learners, *args, **options)
 
-    run._update = noted_update  # type: ignore[method-assign]
+    run._update = noted_update  # type: ignore[method-assign,assignment]
     run.loop = noted_loop  # type: ignore[method-assign]
     return terms, starts, loops
 
@@ -231,7 +234,7 @@ def never(path: Path, seen: set[int]) -> list[str]:
     source = path.read_text(encoding="utf-8")
     lines, found = source.splitlines(), []
     functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    for statement in {s for f in functions for s in ast.walk(f) if isinstance(s, ast.stmt) and s not in functions[:0] and s is not f}:
+    for statement in {s for f in functions for s in ast.walk(f) if isinstance(s, ast.stmt) and s is not f}:
         words = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         if words or isinstance(statement, ast.Pass | ast.Global | ast.Nonlocal):
             continue
@@ -252,9 +255,12 @@ def offline(setting: Setting) -> bool:
 
 @contextlib.contextmanager
 def _empty_cache() -> Iterator[None]:
-    """What was computed once and kept (teachers' texts, converted models) is computed again, in float64, and thrown away."""
-    was = os.environ.get("DISTILLBENCH_CACHE")
+    """What was computed once and kept, such as teachers' texts, is computed again and thrown away. Models that were converted stay."""
+    was, models = os.environ.get("DISTILLBENCH_CACHE"), cache_folder() / "models"
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "models").mkdir()
+        for model in models.glob("*/"):  # one by one: what is converted here, in float64, is not to lie among the user's
+            (Path(folder) / "models" / model.name).symlink_to(model.resolve())
         os.environ["DISTILLBENCH_CACHE"] = folder
         try:
             yield
@@ -277,7 +283,8 @@ def of_setting(entry: registry.Entry, name: str, *, setting: Setting | None = No
     setting = smaller(entry, name) if setting is None else setting
     with doubles(_package(entry)), _empty_cache():
         problem = suite.problem(name, setting, seeds, data=data)
-        batch = next(iter(getattr(problem, "batches", getattr(problem, "data", None)).stream(0)))
+        stream = problem.batches if hasattr(problem, "batches") else problem.data
+        batch = next(iter(stream.stream(0)))
         rest = {f.name: getattr(problem, f.name) for f in dataclasses.fields(problem) if f.name not in ("student", "teacher", "batches")}
         found: Values = {
             "first batch": describe(batch),
