@@ -52,6 +52,7 @@ records: $(VENV)/.dev  ## make the published records anew (some hours on 2 cores
 
 fingerprints: $(VENV)/.dev  ## the numbers that hold versions to their word; NAMES="dkd image-classification/blobs" limits it
 	$(BIN)/python -m distillbench.checks.fingerprints $(NAMES)
+	$(if $(NAMES),,FINGERPRINTS=write $(BIN)/python -m pytest tests/suites/test_fingerprints_fixtures.py)
 
 .links: $(wildcard bench/*)  ## the import name as folders, for type checkers and editors, which do not follow an import hook
 	@rm -rf .links && mkdir -p .links/distillbench

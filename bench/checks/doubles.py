@@ -18,6 +18,8 @@ class _Doubles(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
             func = Tensor.double
+        elif func is Tensor.view or func is torch.frombuffer:  # they read bytes as what they are: the numbers are widened after
+            return self._widened(func(*args, **(kwargs or {})), (*args[1:], *(kwargs or {}).values()))
         for a in args:  # a loop, because this is called for everything that torch does, and seldom finds anything
             if a is torch.float32:
                 args = tuple(torch.float64 if x is torch.float32 else x for x in args)
@@ -27,6 +29,10 @@ class _Doubles(TorchFunctionMode):
         if kwargs.get("dtype") is torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
+
+    @staticmethod
+    def _widened(found: Tensor, asked: tuple[Any, ...]) -> Tensor:
+        return found.double() if any(a is torch.float32 for a in asked) else found
 
 
 @contextlib.contextmanager

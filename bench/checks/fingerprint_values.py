@@ -292,6 +292,8 @@ def of_setting(entry: registry.Entry, name: str, *, setting: Setting | None = No
             "teacher's answers": describe(_answers(problem, batch)),
             **{k.replace("_", " "): v for k, v in (describe(rest) or {}).items()},
         }
+        if getattr(problem, "once", None) is not None:
+            found["pass without augmentation"] = describe(next(iter(problem.once(setting.training.batch_size))))
         for which, student in _students(problem):
             for m in suite.evaluate(student, name, setting, seeds, data=data):
                 if m.metric not in OF_THE_MACHINE:
@@ -303,7 +305,7 @@ def of_setting(entry: registry.Entry, name: str, *, setting: Setting | None = No
 def _students(problem: Any) -> list[tuple[str, Student]]:
     """Two students that no training made: the initial one, and one whose scores lie at no end of their range.
 
-    For generators that is the teacher in seven steps; for others a smooth pattern does.
+    For generators that is the teacher in seven steps; for others a pattern does.
     """
     if isinstance(problem, ImageGeneration):
         teacher = Student.of(problem.teacher.trainable_copy(), problem.heun(7))
@@ -311,16 +313,25 @@ def _students(problem: Any) -> list[tuple[str, Student]]:
     return [("the initial student", Student.of(problem.student)), ("a patterned student", Student.of(patterned(problem.student)))]
 
 
+def scattered(count: int, k: int = 0) -> Tensor:
+    """``count`` numbers spread over [-1, 1), the same on every processor: a hash of i and ``k`` in integers."""
+    h = torch.arange(count) * 2654435761 + k * 40503
+    for shift, factor in ((16, 2246822519), (13, 3266489917)):
+        h = h & 0xFFFFFFFF
+        h = (h ^ (h >> shift)) * factor
+    return (h & 0xFFFFFFFF).double() / 2**31 - 1
+
+
 @torch.no_grad()
 def patterned(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` with weights that no random numbers made: cos(0.1 + 1.7 i + k) over the root of the fan-in in parameter k
-    where that is a matrix or a kernel; elsewhere a tenth of it is added.
+    """A copy of ``module`` with weights that no random numbers made: :func:`scattered`, as large as He et al. 2015 draw matrices and
+    kernels; elsewhere a tenth of it is added.
     """
     made = copy.deepcopy(module)
     for k, p in enumerate(made.parameters()):
-        wave = torch.cos(0.1 + 1.7 * torch.arange(p.numel(), dtype=p.dtype) + k).view(p.shape)
+        wave = scattered(p.numel(), k).view(p.shape)
         if p.dim() > 1:
-            p.copy_(wave / math.sqrt(p.numel() / len(p)))
+            p.copy_(wave * math.sqrt(6 * len(p) / p.numel()))
         else:
             p.add_(0.1 * wave)
     return made

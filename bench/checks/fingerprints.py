@@ -67,7 +67,8 @@ def _text(data: Any, depth: int, indent: str = "") -> str:
     return f"{{\n{inner}\n{indent}}}"
 
 
-def _save(path: Path, data: dict[str, Any], depth: int) -> None:
+def save(path: Path, data: dict[str, Any], depth: int) -> None:
+    """Write ``data`` whole or not at all, a line for each entry down to ``depth``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f"{path.name}.half")
     half.write_text(_text(data, depth) + "\n", encoding="utf-8")
@@ -218,7 +219,7 @@ def write_method(entry: registry.Entry, force: bool = False) -> tuple[Outcome, l
         done.line = f"results of {_name(entry)} moved ({moved}), raise its version and name it in the changelog"
     else:
         same = kept and not moved and list(kept["runs"]) == list(runs)
-        _save(fingerprint_path(entry), {"versions": today, "runs": kept["runs"] if same else runs, "never executed": unseen}, 2)
+        save(fingerprint_path(entry), {"versions": today, "runs": kept["runs"] if same else runs, "never executed": unseen}, 2)
     done.seconds = time.perf_counter() - start
     return done, unseen
 
@@ -242,7 +243,7 @@ def write_setting(entry: registry.Entry, setting: str, force: bool = False) -> O
         same = kept and not moved and set(kept["values"]) == set(values)
         whole[setting] = {"versions": today, "values": kept["values"] if same else values}
         known = registry.suite_card(entry).settings
-        _save(fingerprint_path(entry), {k: whole[k] for k in known if k in whole}, 3)
+        save(fingerprint_path(entry), {k: whole[k] for k in known if k in whole}, 3)
     done.seconds = time.perf_counter() - start
     return done
 
