@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 TOLERANCE = 1e-6  # relative
 NOTHING = 1e-12  # absolute: what sums to zero leaves rounding behind
 DIGITS = 10  # significant digits that are kept
+KEPT = 2**17  # numbers of the pattern that are kept: small networks are asked about at every update
 
 
 def brief(value: float) -> float:
@@ -29,8 +31,17 @@ def checksum(tensors: Iterable[Tensor]) -> list[float]:
     parts = [t.detach().double().flatten() for t in tensors if t.is_floating_point()]
     x = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
     x = x[x.isfinite()]
-    pattern = torch.cos(0.1 + 1.7 * torch.arange(len(x), dtype=torch.float64))
-    return [len(x), brief(float(x.norm())), brief(float(x @ pattern))]
+    pattern = _pattern() if len(x) <= KEPT else _wave(len(x))
+    return [len(x), brief(float(x.norm())), brief(float(x @ pattern[: len(x)]))]
+
+
+def _wave(count: int) -> Tensor:
+    return torch.cos(0.1 + 1.7 * torch.arange(count, dtype=torch.float64))
+
+
+@functools.cache
+def _pattern() -> Tensor:
+    return _wave(KEPT)
 
 
 def exact(tensor: Tensor) -> str:

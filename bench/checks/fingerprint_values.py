@@ -99,7 +99,7 @@ def of_method(entry: registry.Entry) -> Values:
     """What the method at ``entry`` computes in a few updates on its analytic track: a run with the card's defaults and one for every
     other value of a choice or flag.
 
-    A run is ``terms``, the loss terms of every update; ``trained``, the way that every trained network went; ``student``, what was
+    A run is ``terms`` and ``gradients``, of every update; ``trained``, the way that every trained network went; ``student``, what was
     exported. What a track refuses is computed on the problem's next analytic one, or is ``refused`` by all.
 
     Raises:
@@ -142,7 +142,7 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
             meter=problem.oracle.meter,
             accelerator=_Processor(),  # type: ignore[arg-type]
         )
-        terms, starts, loops = _watch(run)
+        terms, gradients, starts, loops = _watch(run)
         student = module.distill(problem, run, **resolve(card, given))
         if not isinstance(student, Student):
             raise UserError(f"{card.slug}: distill returned {type(student).__name__}, not a Student")
@@ -151,6 +151,7 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
         exported = list(student.weights.values())
         found = {
             "terms": terms,
+            "gradients": gradients,
             "trained": trained,
             "student": {
                 "weights": {"float": checksum(exported)},
@@ -174,17 +175,22 @@ def _uncounted() -> Iterator[None]:
         module.FlopCounterMode = was
 
 
-def _watch(run: Run) -> tuple[list[list[float]], dict[nn.Module, list[Tensor]], list[int]]:
-    """The loss terms of every update of ``run``, every trained network's state before its first loop, and how many loops there were."""
+def _watch(run: Run) -> tuple[list[list[float]], list[list[float]], dict[nn.Module, list[Tensor]], list[int]]:
+    """Of every update of ``run`` the loss terms and the gradient; every trained network's state before its first loop; how many loops
+    there were.
+    """
     update: Callable[..., dict[str, Tensor]] = run._update
     loop: Callable[..., None] = run.loop
     terms: list[list[float]] = []
+    gradients: list[list[float]] = []
     starts: dict[nn.Module, list[Tensor]] = {}
     loops = [0]
 
-    def noted_update(*args: Any) -> dict[str, Tensor]:
-        found = update(*args)
+    def noted_update(learner: Learner, *args: Any) -> dict[str, Tensor]:
+        found = update(learner, *args)
         terms.append([brief(float(v)) for v in found.values()])
+        # Adam's first step is the same for a gradient of any size, and some gradients belong to no value: so they are looked at too.
+        gradients.append(checksum(p.grad for p in learner.parameters if p.grad is not None))
         return found
 
     def noted_loop(learners: Any, *args: Any, **options: Any) -> None:
@@ -197,7 +203,7 @@ def _watch(run: Run) -> tuple[list[list[float]], dict[nn.Module, list[Tensor]], 
 
     run._update = noted_update  # type: ignore[method-assign,assignment]
     run.loop = noted_loop  # type: ignore[method-assign]
-    return terms, starts, loops
+    return terms, gradients, starts, loops
 
 
 def _differences(now: list[Tensor], before: list[Tensor]) -> list[Tensor]:

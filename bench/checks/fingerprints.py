@@ -109,7 +109,8 @@ def _moved_run(kept: Values, now: Values) -> str | None:
         if old is None or new is None or len(old) != len(new):
             return f"first at update {update}"
         scale = 1e-3 * max(map(abs, old), default=0.0)
-        if not all(close(a, b, scale) for a, b in zip(old, new, strict=True)):
+        gradients = kept["gradients"][update - 1], now["gradients"][update - 1]
+        if not all(close(a, b, scale) for a, b in zip(old, new, strict=True)) or not same_sums(*gradients):
             return f"first at update {update}"
     trained = len(kept["trained"]) == len(now["trained"])
     if not trained or not all(itertools.starmap(same_sums, zip(kept["trained"], now["trained"], strict=True))):
