@@ -127,7 +127,8 @@ def plant(patch, function, old, new):
         # The decoupled term has no weight yet at update 1: it rises from 0.
         (DKD, "return alpha * target + beta * others", "return alpha * target + 1.0001 * beta * others", "first at update 2"),
         # A gradient alone, of which neither the value nor Adam's first step knows.
-        (DKD, "    def loss(", "    next(problem.student.parameters()).register_hook(lambda g: 1.0001 * g)\n\n    def loss(", "first at update 1"),
+        (DKD, "    def loss(",
+         "    next(problem.student.parameters()).register_hook(lambda g: 1.01 * g)\n\n    def loss(", "first at update 1"),
         (KD, "Real(0.9, ge=0)", "Real(0.90001, ge=0)", "first at update 1"),
         (KD, "return run.fit(problem.student, loss, problem.batches)", "s = run.fit(problem.student, loss, problem.batches); "
          "s.weights['head.bias'] += 1e-4; return s", "in the exported student"),
