@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from distillbench.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from distillbench.api import judge, plan, read_records, run, run_plan, weights
     from distillbench.errors import UserError
-    from distillbench.runs.api import judge, plan, read_records, run, run_plan, weights
     from distillbench.runs.plan import RunSpec
     from distillbench.runs.record import Measurement, Record
 
@@ -33,7 +33,7 @@ __all__ = [
 
 _HOMES = {
     "errors": ("UserError",),
-    "runs.api": ("judge", "plan", "read_records", "run", "run_plan", "weights"),
+    "api": ("judge", "plan", "read_records", "run", "run_plan", "weights"),
     "runs.plan": ("RunSpec",),
     "runs.record": ("Measurement", "Record"),
 }

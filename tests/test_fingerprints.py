@@ -20,12 +20,13 @@ from distillbench.checks import fingerprint_values as values
 from distillbench.checks import fingerprints
 from distillbench.checks.checksums import agree, checksum, describe
 from distillbench.checks.doubles import doubles
-from distillbench.checks.fingerprints import Outcome, fingerprint_path, joined, read, verify_method, verify_setting
+from distillbench.checks.fingerprints import Outcome, fingerprint_file, joined, read, verify_method, verify_setting
 from distillbench.errors import UserError
 from distillbench.problems.classification import losses
 from distillbench.problems.image_generation import matching
-from distillbench.suites import image_classification, image_generation
+from distillbench.suites import image_classification
 from distillbench.suites.image_classification import blobs, digits
+from distillbench.suites.image_generation import sampling
 from distillbench.suites.language_modeling import markov
 from distillbench.suites.metrics import mmd
 from distillbench.suites.speculative import smollm2
@@ -70,7 +71,7 @@ def test_setting(track, tmp_path_factory, monkeypatch):
 
 
 def test_every_method_and_offline_setting_has_one_and_nothing_else_does():
-    found = {fingerprint_path(e): e for kind in (registry.methods(), registry.suites()) for e in kind.values()}
+    found = {fingerprint_file(e): e for kind in (registry.methods(), registry.suites()) for e in kind.values()}
     there = {*(ROOT / "methods/fingerprints").rglob("*.*"), *(ROOT / "suites/fingerprints").rglob("*.*")}
     assert there == set(found)
     assert sorted(f"{slug}/{name}" for slug, e in registry.suites().items() for name in read(e)) == SETTINGS
@@ -80,7 +81,7 @@ def test_they_are_small_and_of_the_versions_of_the_cards():
     for e in registry.methods().values():
         assert read(e)["versions"] == fingerprints.method_versions(e)
         assert list(read(e)["runs"]) == ["default", *values.others(registry.method_card(e))]
-        assert fingerprint_path(e).stat().st_size < 8192
+        assert fingerprint_file(e).stat().st_size < 8192
     for e in registry.suites().values():
         assert all(kept["versions"] == fingerprints.setting_versions(e) for kept in read(e).values())
 
@@ -101,10 +102,10 @@ def copy(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         entry = registry.find("method", str(path))
-        kept = fingerprint_path(entry)
+        kept = fingerprint_file(entry)
         if not kept.exists():
             kept.parent.mkdir(parents=True)
-            shutil.copy(fingerprint_path(registry.methods()[entry.key]), kept)
+            shutil.copy(fingerprint_file(registry.methods()[entry.key]), kept)
         return entry
 
     return made
@@ -174,7 +175,7 @@ def test_a_changed_constant_in_the_surrogate_of_matching(monkeypatch):
         ("image-classification/blobs", image_classification.evaluate, "n_bins=15", "n_bins=16", "ece of the initial student"),
         ("image-classification/digits", digits.load, "/ 8 - 1", "/ 8.001 - 1", "first batch"),
         ("image-classification/blobs", blobs.world, "0.8, 1.6", "0.8, 1.60001", "first batch"),
-        ("image-generation/gaussians", image_generation.generate, "% max(1, classes)", "% max(1, classes) + 0", None),
+        ("image-generation/gaussians", sampling.drawn, "% max(1, classes)", "% max(1, classes) + 0", None),
         ("language-modeling/markov", markov.kl, "1e-300).log() - q", "1e-300).log() * 1.00001 - q", "kl of the initial student"),
         ("language-modeling/markov", markov.world, 'float(options["mean_length"])', '(1 + float(options["mean_length"]))', "first batch"),
     ],
@@ -221,9 +222,9 @@ def test_moving_a_module_is_not(copy, tmp_path, monkeypatch):
 
 def test_a_missing_and_a_damaged_file_are_lines(copy):
     entry = copy(KD)
-    fingerprint_path(entry).write_text("[")
+    fingerprint_file(entry).write_text("[")
     assert "is no fingerprint" in verify_method(entry)
-    fingerprint_path(entry).unlink()
+    fingerprint_file(entry).unlink()
     assert verify_method(entry) == "kd has no fingerprint: make fingerprints writes it"
     assert (
         verify_setting(registry.suites()["speculative"], "elsewhere")
@@ -232,30 +233,30 @@ def test_a_missing_and_a_damaged_file_are_lines(copy):
 
 
 def test_what_moved_is_not_written_without_a_version(copy):
-    kept = fingerprint_path(copy(KD)).read_text()
+    kept = fingerprint_file(copy(KD)).read_text()
     changed = copy(KD, ("Real(0.9, ge=0)", "Real(0.8, ge=0)"))
     done, _ = fingerprints.write_method(changed)
     assert done.line == f"results of kd moved (first at update 1), {ASK}"
-    assert fingerprint_path(changed).read_text() == kept
+    assert fingerprint_file(changed).read_text() == kept
     risen = copy(KD, ("Real(0.9, ge=0)", "Real(0.8, ge=0)"), ("version=1", "version=2"))
     assert verify_method(risen) == "the fingerprint of kd is of method version 1, now 2: make fingerprints writes it anew"
     done, _ = fingerprints.write_method(risen)
     assert (done.line, done.said) == (None, "method 1 -> 2; moved")
-    assert json.loads(fingerprint_path(risen).read_text())["versions"]["method"] == 2
+    assert json.loads(fingerprint_file(risen).read_text())["versions"]["method"] == 2
     assert verify_method(risen) is None
 
 
 def test_writing_what_is_the_same_changes_no_byte(copy):
     entry = copy(DKD)
-    before = fingerprint_path(entry).read_text()
+    before = fingerprint_file(entry).read_text()
     done, _ = fingerprints.write_method(entry)
-    assert done.said == "the same" and fingerprint_path(entry).read_text() == before
+    assert done.said == "the same" and fingerprint_file(entry).read_text() == before
 
 
 def test_lines_never_executed_are_named(copy):
     entry = copy(KD, ("def distill(", "def unused(x: int) -> int:\n    '''Says nothing.'''\n    return x + 1\n\n\ndef distill("))
     _, unseen = fingerprints.write_method(entry)
-    assert unseen == ["return x + 1"] == json.loads(fingerprint_path(entry).read_text())["never executed"]
+    assert unseen == ["return x + 1"] == json.loads(fingerprint_file(entry).read_text())["never executed"]
 
 
 def test_a_wrong_name_is_one_line(capsys):

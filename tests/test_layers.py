@@ -61,13 +61,13 @@ def imported(tree, name, package=False):
 
 
 def room(name):
-    """``methods``, ``suites``, ``leaderboard``, or a floor of the engine. The package itself is its door, above all rooms."""
+    """``methods``, ``suites``, ``leaderboard``, or a floor of the engine. The package itself and its API are the door, above all rooms."""
     parts = name.split(".")
     if parts[0] in PACKAGES:
         return parts[0] if parts[0] != "bench" else "old"
     if parts[0] != "distillbench":
         return None
-    if parts[1:] in ([], ["__main__"]):
+    if parts[1:] in ([], ["__main__"], ["api"]):
         return "cli"
     return parts[1] if parts[1] in (*PACKAGES, *FLOORS) else "ground"
 

@@ -6,7 +6,6 @@ import ast
 import contextlib
 import copy
 import dataclasses
-import importlib
 import math
 import os
 import sys
@@ -29,7 +28,7 @@ from distillbench.errors import UserError
 from distillbench.problems.classification.problem import Classification
 from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.problems.language_modeling.problem import LanguageModeling
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.training import run as engine
 from distillbench.training.learner import Learner
 from distillbench.training.run import Run
@@ -59,14 +58,6 @@ class _Uncounted(contextlib.nullcontext[None]):
 
     def get_total_flops(self) -> int:
         return 0
-
-
-def kind_version(problem: str) -> int:
-    """The version of a kind of problem: ``VERSION`` of its package, 1 where it states none."""
-    try:
-        return int(getattr(importlib.import_module(f"distillbench.problems.{problem.replace('-', '_')}"), "VERSION", 1))
-    except ModuleNotFoundError:
-        return 1
 
 
 def smaller(entry: registry.Entry, name: str) -> Setting:
@@ -157,7 +148,7 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
                 "weights": {"float": checksum(exported)},
                 "way": {"float": checksum(_differences(exported, fresh))},
                 "recipe": describe(student.recipe) or {},
-                "averaged": int(student.averaged),
+                "averaged": int(bool(student.averaged)),
             },
             "loops": loops[0],
         }

@@ -11,6 +11,7 @@ hashes of floats. They stand beside what they are of, ``methods/fingerprints/<pr
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -24,21 +25,18 @@ from typing import Any
 from distillbench.cards import registry
 from distillbench.checks.checksums import agree, close, same_sums
 from distillbench.checks.core import analytic_tracks
-from distillbench.checks.fingerprint_values import DEFAULT, Values, kind_version, never, of_method, of_setting, offline, others, traced
+from distillbench.checks.fingerprint_values import DEFAULT, Values, never, of_method, of_setting, offline, others, traced
 from distillbench.errors import UserError, unknown
+from distillbench.files import write_atomic
 from distillbench.identity import ENGINE
+from distillbench.runs.code_of import fingerprint_file
+from distillbench.runs.identities import kind_version
+from distillbench.runs.plan import RunSpec
 
 Versions = dict[str, int]
 
 
 # --- where they lie -----------------------------------------------------------------------------------------------------
-
-
-def fingerprint_path(entry: registry.Entry) -> Path:
-    """The file of a method's or of a suite's fingerprint, in the package that has the method or suite."""
-    if entry.kind == "method":
-        return entry.path.parent.parent / "fingerprints" / entry.path.parent.name / f"{entry.slug}.json"
-    return entry.path.parent.parent / "fingerprints" / f"{entry.path.parent.name}.json"
 
 
 def read(entry: registry.Entry) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def read(entry: registry.Entry) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    path = fingerprint_path(entry)
+    path = fingerprint_file(entry)
     if not path.is_file():
         return {}
     try:
@@ -69,10 +67,7 @@ def _text(data: Any, depth: int, indent: str = "") -> str:
 
 def save(path: Path, data: dict[str, Any], depth: int) -> None:
     """Write ``data`` whole or not at all, a line for each entry down to ``depth``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.half")
-    half.write_text(_text(data, depth) + "\n", encoding="utf-8")
-    half.replace(path)
+    write_atomic(path, (_text(data, depth) + "\n").encode())
 
 
 # --- what they are compared with ------------------------------------------------------------------------------------------
@@ -81,7 +76,7 @@ def save(path: Path, data: dict[str, Any], depth: int) -> None:
 def method_versions(entry: registry.Entry) -> Versions:
     """The versions that a method's numbers belong to: its own, its kind's, that of the suite it was trained on, and the engine's."""
     card = registry.method_card(entry)
-    found = {"method": card.version, "kind": kind_version(card.problem), "engine": ENGINE}
+    found = {"method": card.version, "kind": kind_version(card.problem) or 0, "engine": ENGINE}
     tracks = analytic_tracks(card.problem)
     return found | ({"suite": registry.suite_card(tracks[0][0]).version} if tracks else {})
 
@@ -89,7 +84,7 @@ def method_versions(entry: registry.Entry) -> Versions:
 def setting_versions(entry: registry.Entry) -> Versions:
     """The versions that the numbers of a suite's settings belong to: its own, its kind's and the engine's."""
     card = registry.suite_card(entry)
-    return {"suite": card.version, "kind": kind_version(card.problem), "engine": ENGINE}
+    return {"suite": card.version, "kind": kind_version(card.problem) or 0, "engine": ENGINE}
 
 
 def moved_method(kept: Values, now: Values) -> str | None:
@@ -180,6 +175,21 @@ def line_of_setting(suite: str, setting: str, what: list[str]) -> str:
     return f"{what[0]} of {suite}/{setting}{more} moved, raise the version of {suite} and name it in the changelog"
 
 
+@functools.cache
+def _vouched(method: registry.Entry, suite: registry.Entry, setting: str, code: str) -> str | None:
+    return verify_method(method) or verify_setting(suite, setting)
+
+
+def vouch(spec: RunSpec) -> str | None:
+    """Whether what today's code would make of a run is what the committed fingerprints say: None, or the one line that says what moved.
+
+    Computed once for the code of a method and a setting (about a second).
+    """
+    suite = registry.find("suite", spec.suite)
+    method = registry.find("method", spec.method, registry.suite_card(suite).problem)
+    return _vouched(method, suite, spec.setting, spec.code.digest)
+
+
 # --- writing --------------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +230,7 @@ def write_method(entry: registry.Entry, force: bool = False) -> tuple[Outcome, l
         done.line = f"results of {_name(entry)} moved ({moved}), raise its version and name it in the changelog"
     else:
         same = kept and not moved and list(kept["runs"]) == list(runs)
-        save(fingerprint_path(entry), {"versions": today, "runs": kept["runs"] if same else runs, "never executed": unseen}, 2)
+        save(fingerprint_file(entry), {"versions": today, "runs": kept["runs"] if same else runs, "never executed": unseen}, 2)
     done.seconds = time.perf_counter() - start
     return done, unseen
 
@@ -244,7 +254,7 @@ def write_setting(entry: registry.Entry, setting: str, force: bool = False) -> O
         same = kept and not moved and set(kept["values"]) == set(values)
         whole[setting] = {"versions": today, "values": kept["values"] if same else values}
         known = registry.suite_card(entry).settings
-        save(fingerprint_path(entry), {k: whole[k] for k in known if k in whole}, 3)
+        save(fingerprint_file(entry), {k: whole[k] for k in known if k in whole}, 3)
     done.seconds = time.perf_counter() - start
     return done
 
@@ -290,7 +300,7 @@ def _join(entries: list[dict[str, Any]]) -> None:
         return
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     table += [e for e in entries if e not in table]
-    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_atomic(path, (json.dumps(table, indent=1) + "\n").encode())
     for e in entries:
         print(f"{path.name}: {len(e['cells'])} cells stay from {e['part']} {e['slug'] or ''} version {e['from']} to {e['to']}")
 

@@ -118,11 +118,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _do(specs: Sequence[RunSpec], store: Store, title: str, args: argparse.Namespace) -> dict[str, Record | UserError]:
     """The outcome of every spec by id: those done before are found, the others are run and shown while they go."""
+    from distillbench.api import vouch
     from distillbench.runs.grid import complete
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - of 'accelerate launch' the main process speaks for all
-    return complete(specs, store, title, workers=args.workers, checkpoint_seconds=args.checkpoint_seconds)
+    return complete(specs, store, title, workers=args.workers, checkpoint_seconds=args.checkpoint_seconds, vouch=vouch)
 
 
 def _failures(outcomes: Iterable[Record | UserError]) -> int:

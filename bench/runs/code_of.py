@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def fingerprint_file(entry: Entry) -> Path:
 
 def _fingerprint(method: Entry, suite: Entry, setting: str) -> str | None:
     try:
-        held = [fingerprint_file(entry).read_bytes().replace(b"\r\n", b"\n") for entry in (method, suite)]
-    except OSError:
+        of_method, of_suite = (json.loads(fingerprint_file(entry).read_bytes()) for entry in (method, suite))
+        return sha256(canonical([setting, of_method["versions"], of_method["runs"], of_suite[setting]]))
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one: nothing is held to it
         return None
-    return sha256(canonical([setting, *map(sha256, held)]))

@@ -188,12 +188,19 @@ def judge(student: Name, track: str, *, seed: int = 0, split: str = "test", data
     return {m.metric: m.value for m in measured}
 
 
+def vouch(spec: RunSpec) -> str | None:
+    """None where today's code gives the committed fingerprints of a run's method and setting, else what moved; imports torch."""
+    from distillbench.checks.fingerprints import vouch
+
+    return vouch(spec)
+
+
 def _records(specs: Sequence[RunSpec], out: Name, workers: int, checkpoint_seconds: float, progress: bool) -> list[Record]:
     """The public functions' common part; called by them directly, so that a warning points at the line of their caller."""
     store = Store(os.fspath(out))
     title = ", ".join(dict.fromkeys(f"{s.suite}/{s.setting}" for s in specs))
     with _nothing_left_behind():
-        results = complete(specs, store, title, workers=workers, checkpoint_seconds=checkpoint_seconds, progress=progress)
+        results = complete(specs, store, title, workers=workers, checkpoint_seconds=checkpoint_seconds, progress=progress, vouch=vouch)
     outcomes = [results[s.id] for s in specs]
     errors = {str(o): o for o in outcomes if isinstance(o, UserError)}
     if errors:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import distillbench as db
-from distillbench.runs import api, executors
+from distillbench import api
+from distillbench.runs import executors
 from distillbench.runs.store import Store
 
 TRACK = "image-classification/blobs"
@@ -31,7 +32,7 @@ import distillbench as db
 assert {m for m in sys.modules if m.startswith("distillbench")} == {"distillbench", "distillbench.version"}
 assert set(db.__all__) <= set(dir(db))
 for name in db.__all__: getattr(db, name)
-assert db.run.__module__ == "distillbench.runs.api" and "run" in vars(db)
+assert db.run.__module__ == "distillbench.api" and "run" in vars(db)
 from distillbench import *
 assert not {"torch", "pandas", "scipy"} & set(sys.modules)
 try: db.ran
