@@ -1,0 +1,257 @@
+"""Which code a result rests on, what it says, and whose word its versions are.
+
+A module is *ours* where its statements matter to a result: the modules of distillbench and of packages that bring methods or suites,
+and every loose file. Installed libraries and the standard library end the search; their versions are in a record's environment.
+Nothing is imported to find out.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import functools
+import hashlib
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution, entry_points
+from pathlib import Path
+
+from distillbench.identity import canonical, sha256
+
+ROOT = "distillbench"
+INSTALLED = tuple(Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+# --- finding modules ------------------------------------------------------------------------------------------------
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where the import system would find a module; its parents are looked up, never imported."""
+    parent = name.rpartition(".")[0]
+    path = None
+    if parent:
+        above = _spec(parent)
+        if above is None or above.submodule_search_locations is None:
+            return None
+        path = list(above.submodule_search_locations)
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, path) if hasattr(finder, "find_spec") else None
+        if spec is not None:
+            return spec
+    return None
+
+
+@functools.cache
+def _own(name: str) -> Path | None:
+    """The file of a module of ours; looked up once, since it does not move while we run."""
+    return _file(_spec(name))
+
+
+def _file(spec: ModuleSpec | None) -> Path | None:
+    return Path(spec.origin).resolve() if spec and spec.origin and spec.origin.endswith(".py") and Path(spec.origin).is_file() else None
+
+
+def source(name: str) -> Path | None:
+    """The file of the module called ``name`` if it is ours, else None."""
+    top = name.partition(".")[0]
+    if top == ROOT:
+        return _own(name)
+    if top in sys.stdlib_module_names:
+        return None
+    if _library(top):
+        return None
+    path = _file(_spec(name))
+    if path is None or (top not in _plugins() and any(path.is_relative_to(p) for p in INSTALLED)):
+        return None
+    return path
+
+
+@functools.cache
+def _library(top: str) -> bool:
+    """Whether a top-level package is an installed one that brings nothing of ours; looked up once, since most imports are of these."""
+    path = _file(_spec(top))
+    return path is not None and top not in _plugins() and any(path.is_relative_to(p) for p in INSTALLED)
+
+
+@functools.cache
+def _plugins() -> dict[str, Distribution | None]:
+    """Top-level package -> distribution, of all that bring methods, suites, studies or commands."""
+    groups = (f"distillbench.{kind}" for kind in ("methods", "suites", "studies", "commands"))
+    return {point.value.partition(".")[0]: point.dist for group in groups for point in entry_points(group=group)}
+
+
+# --- what a module imports, and what it says ------------------------------------------------------------------------
+
+
+def _named(tree: ast.AST, package: list[str]) -> Iterator[tuple[str, str | None]]:
+    """(module, name imported from it or None) of every import in the tree, those for type checkers alone left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from (pair for inner in node.orelse for pair in _named(inner, package))
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((base, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                yield node.args[0].value, None
+        yield from _named(node, package)
+
+
+def _statements(node: ast.AST) -> Iterator[str]:
+    """The abstract syntax of a tree, without places, docstrings and cards; the same for every version of Python that can parse it."""
+    if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            node.body = node.body[1:]
+    if isinstance(node, ast.Module):
+        node.body = [s for s in node.body if not _card(s)]
+    yield f"({type(node).__name__}"
+    for name, value in ast.iter_fields(node):
+        if value is None or value == [] or name in ("type_comment", "kind", "ctx"):
+            continue
+        yield f" {name}="
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, ast.AST):
+                yield from _statements(item)
+            else:
+                yield f"{item!r},"
+    yield ")"
+
+
+def _card(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["CARD"]
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(text: bytes, package: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str | None], ...]]:
+    """(digest of the abstract syntax, imports) of a module's text. What cannot be parsed counts by its bytes."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return sha256(text), ()
+    imports = tuple(dict.fromkeys(_named(tree, list(package))))
+    return sha256("".join(_statements(tree)).encode()), imports
+
+
+def _package(name: str, path: Path) -> tuple[str, ...]:
+    return tuple(name.split(".") if path.name == "__init__.py" else name.split(".")[:-1])
+
+
+def _text(path: Path) -> bytes:
+    """A file's bytes with one kind of line end."""
+    return path.read_bytes().replace(b"\r\n", b"\n")
+
+
+def closure(modules: Mapping[str, Path]) -> dict[str, Path]:
+    """``modules`` (name -> file) and every module of ours that they import, anywhere in their text, directly or through others.
+
+    The packages around a module count too, since they are imported with it; distillbench itself, the door, does not.
+    """
+    found = dict(modules)
+    left = list(found.items())
+    while left:
+        name, path = left.pop()
+        wanted = [(parent, None) for parent in _parents(name)]
+        for base, item in [*wanted, *_read(_text(path), _package(name, path))[1]]:
+            inner = f"{base}.{item}" if item else None
+            for candidate in (*_parents(base), base, inner):
+                if candidate in (None, "", ROOT) or candidate in found:
+                    continue
+                file = source(candidate)
+                if file is not None:
+                    found[candidate] = file
+                    left.append((candidate, file))
+    return dict(sorted(found.items()))
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def syntax_digest(modules: Mapping[str, Path]) -> str:
+    """SHA-256 over the abstract syntax of ``modules`` (as :func:`closure` gives them): prose, comments and cards do not count."""
+    return sha256(canonical({name: _read(_text(path), _package(name, path))[0] for name, path in modules.items()}))
+
+
+def digest_of(*names: str) -> str:
+    """:func:`syntax_digest` of the importable modules called ``names`` and all they import: part of the key of whatever they compute.
+
+    A module that is not ours (a library's class) counts by its name.
+    """
+    own = {name: path for name in names if (path := source(name)) is not None}
+    return sha256(canonical([syntax_digest(closure(own)), sorted(set(names) - set(own))]))
+
+
+# --- whose word versions are ----------------------------------------------------------------------------------------
+
+
+def unvouched(modules: Mapping[str, Path]) -> dict[str, str]:
+    """Module -> SHA-256 of its bytes, for those whose versions are nobody's word.
+
+    A version counts where it is held to by fingerprints: in an installed package whose file is the one its RECORD names, or in a
+    repository at a clean commit, and the package ships fingerprints. Loose files, edited files and other packages count by bytes.
+    """
+    return {name: sha256(_text(path)) for name, path in modules.items() if not _vouched(name, path)}
+
+
+def _vouched(name: str, path: Path) -> bool:
+    top = name.partition(".")[0]
+    if top not in _plugins() or not _ships_fingerprints(top):
+        return False
+    recorded = _recorded(top).get(path)
+    if recorded is not None:
+        return recorded == _sha256_of_record(path)
+    return path in _committed(path.parent)
+
+
+@functools.cache
+def _ships_fingerprints(top: str) -> bool:
+    groups = (f"distillbench.{kind}" for kind in ("methods", "suites"))
+    named = [point.value for group in groups for point in entry_points(group=group) if point.value.partition(".")[0] == top]
+    return any((Path(place) / "fingerprints").is_dir() for n in named if (s := _spec(n)) for place in s.submodule_search_locations or ())
+
+
+@functools.cache
+def _recorded(top: str) -> dict[Path, str]:
+    """File -> digest, as the RECORD of an installed distribution has them."""
+    distribution = _plugins()[top]
+    files = (distribution.files or ()) if distribution is not None else ()
+    return {Path(str(f.locate())).resolve(): f.hash.value for f in files if f.hash is not None and f.hash.mode == "sha256"}
+
+
+def _sha256_of_record(path: Path) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
+
+
+@functools.cache
+def _committed(folder: Path) -> frozenset[Path]:
+    """The Python files at and below ``folder``'s repository that are as the last commit has them; none outside a repository."""
+    root = next((p for p in (folder, *folder.parents) if (p / ".git").exists()), None)
+    if root is None:
+        return frozenset()
+    return _committed(root) if root != folder else _clean(root)
+
+
+def _clean(root: Path) -> frozenset[Path]:
+    try:
+        tracked, changed = (
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.split("\0")
+            for words in (["ls-files", "-z", "--", "*.py"], ["diff", "--name-only", "-z", "HEAD", "--", "*.py"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return frozenset()
+    return frozenset((root / name).resolve() for name in {*tracked} - {*changed} - {""})
+
+
+def texts(modules: Iterable[Path]) -> dict[str, str]:
+    """File name -> text, of a record's sources. Raises nothing: what is not UTF-8 is replaced."""
+    return {path.name: _text(path).decode("utf-8", errors="replace") for path in modules}
