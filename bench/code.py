@@ -38,7 +38,11 @@ def _spec(name: str) -> ModuleSpec | None:
             return None
         path = list(above.submodule_search_locations)
     for finder in sys.meta_path:
-        spec = finder.find_spec(name, path) if hasattr(finder, "find_spec") else None
+        try:
+            spec = finder.find_spec(name, path) if hasattr(finder, "find_spec") else None
+        except KeyError:  # Python asks an imported parent where a namespace package lies that is inside another one
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [str(Path(p, name.rpartition(".")[2])) for p in path or ()]
         if spec is not None:
             return spec
     return None

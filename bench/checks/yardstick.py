@@ -41,7 +41,7 @@ class Short:
 SHORT = {
     "classification": Short(6400, {"batch_size": 32}),
     "image-generation": Short(1600, {"batch_size": 64, "learning_rate": 0.01}, {"samples": 500}, grows=True),
-    "language-modeling": Short(3200),
+    "language-modeling": Short(3200, {"batch_size": 16}),
 }
 
 
@@ -97,29 +97,38 @@ def _said(interval: Interval) -> str:
     return f"{interval.estimate:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
 
 
+def shown_early(subject: Subject) -> str | None:
+    """The words of a short training that shows the method ahead, or None where none does."""
+    metric, problem = _metric(subject), subject.card.problem
+    how = SHORT[problem]
+    shown, line, scores = _shown(subject, metric, how.examples, problem)
+    if shown and how.grows:
+        shown, line, twice = _shown(subject, metric, 2 * how.examples, problem)
+        growth = _ahead(twice, scores, metric)
+        shown = shown and growth.low > 0
+        line += f", and than itself after half of them by {_said(growth)}"
+    return line if shown else None
+
+
+def _metric(subject: Subject) -> Metric:
+    suite, _, setting = subject.track.partition("/")
+    return registry.suite_card(registry.find("suite", suite)).at(setting).metric()
+
+
 @check
 def beats_scratch(subject: Subject) -> str:
     """Better than the same student without a teacher on the analytic track: the 90% interval of the paired difference says so.
 
-    A short training is enough where it shows that; where it does not, or the card says that the method does not beat scratch,
-    the whole budget (or as much of it as a check may take) decides.
+    A short training is enough where it shows that. Where it does not, or the card says that the method does not beat scratch, the
+    whole budget (or as much of it as a check may take) decides.
     """
     if subject.card.control:
         raise Skipped("a control is a yardstick")
-    suite, _, setting = subject.track.partition("/")
-    metric = registry.suite_card(registry.find("suite", suite)).at(setting).metric()
-    problem = subject.card.problem
-    if subject.own_track and problem in SHORT and "beats_scratch" not in subject.card.exempt:
-        first = SHORT[problem].examples
-        shown, line, scores = _shown(subject, metric, first, problem)
-        if shown and SHORT[problem].grows:
-            shown, line, twice = _shown(subject, metric, 2 * first, problem)
-            growth = _ahead(twice, scores, metric)
-            shown = shown and growth.low > 0
-            line += f", and than itself after half of them by {_said(growth)}"
-        if shown:
+    if subject.own_track and subject.card.problem in SHORT and "beats_scratch" not in subject.card.exempt:
+        line = shown_early(subject)
+        if line is not None:
             return line
-    shown, line, _ = _shown(subject, metric, min(find_track(subject.track)[2].budget.student_examples, LONG))
+    shown, line, _ = _shown(subject, _metric(subject), min(find_track(subject.track)[2].budget.student_examples, LONG))
     if not shown:
         raise Failed(line)
     return line
