@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,8 @@ class Short:
     """How short a training on a problem's analytic track shows that a method beats scratch.
 
     Attributes:
-        examples: of the student.  training, options: what else of the track is replaced.
+        examples: of the student.  training: what else of the track's is replaced.
+        options: of the suite's, what is replaced; a long training is judged so too.
         grows: whether twice the examples must do better still. Where a method's start alone, before the teacher says a word, is
             ahead of a scratch that had as little time, being ahead says nothing; going on in the right direction does.
     """
@@ -67,15 +69,10 @@ def _scores(method: str, track: str, how: Short) -> dict[int, float]:
     return values
 
 
-@functools.cache
-def _scratch(track: str, examples: int, problem: str | None) -> dict[int, float]:
-    """What scratch scores in the same way: the same for every method of a track, so made once."""
-    return _scores("scratch", track, _how(examples, problem))
-
-
-def _how(examples: int, problem: str | None) -> Short:
-    """A training of ``examples`` on the track as it is, or as short ones of ``problem`` are."""
-    return Short(examples) if problem is None else dataclasses.replace(SHORT[problem], examples=examples)
+@functools.lru_cache(maxsize=8)
+def _scratch(track: str, key: str) -> dict[int, float]:
+    """What scratch scores in the way that ``key`` is JSON for: the same for every method of a track, so made once."""
+    return _scores("scratch", track, Short(**json.loads(key)))
 
 
 def _ahead(one: Mapping[int, float], other: Mapping[int, float], metric: Metric) -> Interval:
@@ -85,11 +82,11 @@ def _ahead(one: Mapping[int, float], other: Mapping[int, float], metric: Metric)
     return ahead
 
 
-def _shown(subject: Subject, metric: Metric, examples: int, problem: str | None = None) -> tuple[bool, str, dict[int, float]]:
-    """Whether so many examples show the method ahead of scratch, in what words, and its scores."""
-    ours = _scores(subject.name, subject.track, _how(examples, problem))
-    ahead = _ahead(ours, _scratch(subject.track, examples, problem), metric)
-    line = f"{metric.name} better than scratch by {_said(ahead)} over {SEEDS} seeds of {examples:,} examples"
+def _shown(subject: Subject, metric: Metric, how: Short) -> tuple[bool, str, dict[int, float]]:
+    """Whether such a training shows the method ahead of scratch, in what words, and its scores."""
+    ours = _scores(subject.name, subject.track, how)
+    ahead = _ahead(ours, _scratch(subject.track, json.dumps(dataclasses.asdict(how))), metric)
+    line = f"{metric.name} better than scratch by {_said(ahead)} over {SEEDS} seeds of {how.examples:,} examples"
     return ahead.low > 0, line, ours
 
 
@@ -99,11 +96,10 @@ def _said(interval: Interval) -> str:
 
 def shown_early(subject: Subject) -> str | None:
     """The words of a short training that shows the method ahead, or None where none does."""
-    metric, problem = _metric(subject), subject.card.problem
-    how = SHORT[problem]
-    shown, line, scores = _shown(subject, metric, how.examples, problem)
+    metric, how = _metric(subject), SHORT[subject.card.problem]
+    shown, line, scores = _shown(subject, metric, how)
     if shown and how.grows:
-        shown, line, twice = _shown(subject, metric, 2 * how.examples, problem)
+        shown, line, twice = _shown(subject, metric, dataclasses.replace(how, examples=2 * how.examples))
         growth = _ahead(twice, scores, metric)
         shown = shown and growth.low > 0
         line += f", and than itself after half of them by {_said(growth)}"
@@ -124,11 +120,13 @@ def beats_scratch(subject: Subject) -> str:
     """
     if subject.card.control:
         raise Skipped("a control is a yardstick")
-    if subject.own_track and subject.card.problem in SHORT and "beats_scratch" not in subject.card.exempt:
+    short = SHORT.get(subject.card.problem) if subject.own_track else None
+    if short is not None and "beats_scratch" not in subject.card.exempt:
         line = shown_early(subject)
         if line is not None:
             return line
-    shown, line, _ = _shown(subject, _metric(subject), min(find_track(subject.track)[2].budget.student_examples, LONG))
+    whole = min(find_track(subject.track)[2].budget.student_examples, LONG)
+    shown, said, _ = _shown(subject, _metric(subject), Short(whole, options=short.options if short is not None else {}))
     if not shown:
-        raise Failed(line)
-    return line
+        raise Failed(said)
+    return said

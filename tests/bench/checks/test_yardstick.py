@@ -34,7 +34,10 @@ BUGS: dict[str, tuple[str, list[Change]]] = {
     ),
     "a generator that stays where it starts": ("image-generation", [(MATCH, f"{MATCH} * 0"), ALONE]),
     "a generator that flees from the teacher": ("image-generation", [(MATCH, MATCH.replace("= ", "= -", 1)), ALONE]),
-    "a generator that learns others' samples": ("image-generation", [(MATCH, f"{MATCH} * 0"), ("answer - target", "answer - target.roll(1, 0)")]),
+    "a generator that learns others' samples": (
+        "image-generation",
+        [(MATCH, f"{MATCH} * 0"), ("answer - target", "answer - target.roll(1, 0)")],
+    ),
     "no word is learnt": ("language-modeling", [(TEXT, f"0 * {TEXT}")]),
     "away from the teacher's words": ("language-modeling", [(TEXT, f"-{TEXT} / 10")]),
     "the student's own words": ("language-modeling", [(TEXT, "problem.nll(batch)"), ("fraction=on_policy", "fraction=1.0")]),
