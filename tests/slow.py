@@ -86,8 +86,8 @@ def _widened(keys: Iterable[str]) -> set[str]:
 
 def digest(test: Path, parameters: Iterable[Any] = ()) -> str:
     """Of all that the tests of a module, or one with these parameters, rest on."""
-    around = [folder / "conftest.py" for folder in test.parents if folder.is_relative_to(ROOT) and (folder / "conftest.py").is_file()]
-    files = {test, *around}
+    below = [folder for folder in test.parents if folder.is_relative_to(ROOT / "tests")][:-1]  # the uppermost only chooses tests
+    files = {test, *(folder / "conftest.py" for folder in below if (folder / "conftest.py").is_file())}
     files |= {path for file in [*files] for name, path in _closure(file).items() if name.partition(".")[0] == "tests"}
     named = [_named(file) for file in sorted(files)]
     modules = {name: path for file in {*files, *(m for n in named for m in n[0])} for name, path in _closure(file).items()}
