@@ -11,18 +11,20 @@ import ast
 import base64
 import functools
 import hashlib
+import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
-from importlib.metadata import Distribution, entry_points
+from importlib.metadata import Distribution, PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from distillbench.identity import canonical, sha256
 
 ROOT = "distillbench"
-INSTALLED = tuple(Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+PLACES = (*map(sysconfig.get_paths().get, ("stdlib", "platstdlib", "purelib", "platlib")), *site.getsitepackages())
+INSTALLED = tuple({Path(place).resolve() for place in PLACES if place})
 
 
 # --- finding modules ------------------------------------------------------------------------------------------------
@@ -135,12 +137,12 @@ def _card(node: ast.stmt) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(text: bytes, package: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str | None], ...]]:
+def _read(content: bytes, package: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str | None], ...]]:
     """(digest of the abstract syntax, imports) of a module's text. What cannot be parsed counts by its bytes."""
     try:
-        tree = ast.parse(text)
+        tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError):
-        return sha256(text), ()
+        return sha256(content), ()
     imports = tuple(dict.fromkeys(_named(tree, list(package))))
     return sha256("".join(_statements(tree)).encode()), imports
 
@@ -149,7 +151,7 @@ def _package(name: str, path: Path) -> tuple[str, ...]:
     return tuple(name.split(".") if path.name == "__init__.py" else name.split(".")[:-1])
 
 
-def _text(path: Path) -> bytes:
+def text(path: Path) -> bytes:
     """A file's bytes with one kind of line end."""
     return path.read_bytes().replace(b"\r\n", b"\n")
 
@@ -164,7 +166,7 @@ def closure(modules: Mapping[str, Path]) -> dict[str, Path]:
     while left:
         name, path = left.pop()
         wanted = [(parent, None) for parent in _parents(name)]
-        for base, item in [*wanted, *_read(_text(path), _package(name, path))[1]]:
+        for base, item in [*wanted, *_read(text(path), _package(name, path))[1]]:
             inner = f"{base}.{item}" if item else None
             for candidate in (*_parents(base), base, inner):
                 if candidate in (None, "", ROOT) or candidate in found:
@@ -183,16 +185,24 @@ def _parents(name: str) -> list[str]:
 
 def syntax_digest(modules: Mapping[str, Path]) -> str:
     """SHA-256 over the abstract syntax of ``modules`` (as :func:`closure` gives them): prose, comments and cards do not count."""
-    return sha256(canonical({name: _read(_text(path), _package(name, path))[0] for name, path in modules.items()}))
+    return sha256(canonical({name: _read(text(path), _package(name, path))[0] for name, path in modules.items()}))
 
 
+@functools.cache
 def digest_of(*names: str) -> str:
     """:func:`syntax_digest` of the importable modules called ``names`` and all they import: part of the key of whatever they compute.
 
-    A module that is not ours (a library's class) counts by its name.
+    A module that is not ours (a library's class) counts by its name and the version of its package.
     """
     own = {name: path for name in names if (path := source(name)) is not None}
-    return sha256(canonical([syntax_digest(closure(own)), sorted(set(names) - set(own))]))
+    return sha256(canonical([syntax_digest(closure(own)), sorted(map(_versioned, set(names) - set(own)))]))
+
+
+def _versioned(name: str) -> str:
+    try:
+        return f"{name} {version(name.partition('.')[0])}"
+    except PackageNotFoundError:
+        return name
 
 
 # --- whose word versions are ----------------------------------------------------------------------------------------
@@ -204,17 +214,19 @@ def unvouched(modules: Mapping[str, Path]) -> dict[str, str]:
     A version counts where it is held to by fingerprints: in an installed package whose file is the one its RECORD names, or in a
     repository at a clean commit, and the package ships fingerprints. Loose files, edited files and other packages count by bytes.
     """
-    return {name: sha256(_text(path)) for name, path in modules.items() if not _vouched(name, path)}
+    return {name: sha256(text(path)) for name, path in modules.items() if not _vouched(name, path)}
 
 
 def _vouched(name: str, path: Path) -> bool:
     top = name.partition(".")[0]
-    if top not in _plugins() or not _ships_fingerprints(top):
-        return False
-    recorded = _recorded(top).get(path)
-    if recorded is not None:
-        return recorded == _sha256_of_record(path)
-    return path in _committed(path.parent)
+    return top in _plugins() and _ships_fingerprints(top) and recoverable(name, path)
+
+
+def recoverable(name: str, path: Path) -> bool:
+    """Whether a module's text can be had again from its package's version or its repository's commit: it is what they say it is."""
+    top = name.partition(".")[0]
+    recorded = _recorded(top).get(path) if top in _plugins() else None
+    return path in _committed(path.parent) if recorded is None else recorded == _sha256_of_record(path)
 
 
 @functools.cache
@@ -256,6 +268,24 @@ def _clean(root: Path) -> frozenset[Path]:
     return frozenset((root / name).resolve() for name in {*tracked} - {*changed} - {""})
 
 
-def texts(modules: Iterable[Path]) -> dict[str, str]:
-    """File name -> text, of a record's sources. Raises nothing: what is not UTF-8 is replaced."""
-    return {path.name: _text(path).decode("utf-8", errors="replace") for path in modules}
+def unplanned(before: frozenset[str], planned: frozenset[Path]) -> dict[str, Path]:
+    """Modules of ours that were imported since ``before`` (names of ``sys.modules``) without being ``planned`` (files).
+
+    What the engine imports for itself does not count: it is the same for every method.
+    """
+    found = {}
+    for name in sys.modules.keys() - before:
+        origin = getattr(sys.modules[name], "__file__", None)
+        if not isinstance(origin, str) or (name.partition(".")[0] == ROOT and name.split(".")[1:2] not in (["methods"], ["suites"])):
+            continue
+        path = Path(origin).resolve()
+        installed = name.partition(".")[0] not in _plugins() and any(path.is_relative_to(place) for place in INSTALLED)
+        if path not in planned and not installed:
+            found[name] = path
+    return found
+
+
+def forget() -> None:
+    """Look packages, files and repositories up again (tests that drop files in call this)."""
+    for cached in (_own, _plugins, digest_of, _ships_fingerprints, _recorded, _committed):
+        cached.cache_clear()

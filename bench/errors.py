@@ -36,9 +36,14 @@ class Diverged(Exception):
         self.step = step
 
 
+def brief(text: str, most: int = 40) -> str:
+    """``text`` as it may stand in a message: its beginning, where it is long."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
 def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
     """A :class:`UserError` for an unknown name, with the nearest known one (for example a misspelt slug)."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names) or 'none'}"
-    return UserError(f"unknown {what} {name!r}{guess}{' ' + hint if hint else ''}")
+    return UserError(f"unknown {what} {brief(name, 80)!r}{guess}{' ' + hint if hint else ''}")

@@ -20,11 +20,6 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def identity(spec: dict[str, Any]) -> str:
-    """The id of a resolved spec (64 hexadecimal digits), the same before and after the run."""
-    return sha256(canonical(spec))
-
-
 def derive_seed(role: str, seed: int) -> int:
     """The seed of one role: 48 bits of a hash of the role's name and the run's seed, so roles never share a stream."""
     return int.from_bytes(hashlib.sha256(f"{role}/{seed}".encode()).digest()[:6], "big")

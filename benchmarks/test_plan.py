@@ -21,7 +21,11 @@ def test_cached_grid(benchmark: Any, tmp_path: Path) -> None:
         values = [float(i % 7 > 0) for i in range(400)]  # as many per-example values as the real judge leaves
         measured = tuple(Measurement.mean(m, values) for m in ("top1", "nll", "ece", "agreement"))
         now = datetime.datetime.now(datetime.UTC).isoformat()
-        store.save(Record(spec.resolved, "ok", None, measured, {"total": {}, "phases": {}}, None, {}, now))
+        store.save(
+            Record(
+                spec.identity, spec.setting, spec.cards, spec.code.kept(), "ok", None, measured, {"total": {}, "phases": {}}, None, {}, now
+            )
+        )
 
     def replan() -> int:
         registry.refresh()  # as a new process would

@@ -51,6 +51,9 @@ def _verdict(board: Board, row: Row, claim: Claim) -> Verdict:
         text, reported = f"{name} on {_place(claim)}{f' ({claim.note})' if claim.note else ''}", float(claim.value)
         measured, outcome, note = _reported(board, row, claim, metric)
     elsewhere = isinstance(claim, Reported) and not _here(board, claim)
+    if not elsewhere and any(m.name == name for m in board.suite.shown):
+        measured = None if reported is None else row.intervals.get(name)
+        outcome, note = "undecided", f"neither more nor less {name} is better"
     return Verdict(text, claim.source, name, reported, measured, outcome, note, elsewhere)
 
 
@@ -70,7 +73,7 @@ def _gains(board: Board, row: Row, claim: Gains, metric: Metric | None) -> Judge
     wanted = {**row.hyperparameters, claim.hyperparameter: claim.over}
     if wanted == row.hyperparameters:
         return None, "not measured here", "this is the row that others are compared with"
-    same = [r for r in board.rows if (r.card, r.source, r.hyperparameters) == (row.card, row.source, wanted)]
+    same = [r for r in board.rows if r.entry == {**row.entry, "hyperparameters": wanted} and not r.older]
     return _ahead(board, row, same[0] if same else None, name, metric)
 
 

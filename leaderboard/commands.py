@@ -95,6 +95,9 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_rows(board), indent=1, allow_nan=False))
         return 0
+    if board.metric.better is None:
+        order = same[0].metric.name
+        print(f"{board.metric.name}: neither more nor less is better, so nothing is ranked; rows in the order of {order}", file=sys.stderr)
     if sys.stdout.isatty():
         _print_rich(board, older=len(same) - 1)
     else:
@@ -182,7 +185,8 @@ def _print_rich(board: Board, older: int) -> None:
         )
         table.add_row(*map(Text, cells), style="dim" if row.rank is None else "bold" if row.rank == 1 else "")
     lines = [f"{row.name}: {row.reason}" for row in board.rows if row.reason]
-    lines.append(f"{metric.name} in {metric.unit}, {metric.better} is better; 95% intervals over seeds; ties share a rank")
+    rule = f"{metric.better} is better; 95% intervals over seeds; ties share a rank" if metric.better else "95% intervals over seeds"
+    lines.append(f"{metric.name} in {metric.unit}, {rule}")
     if older:
         lines.append(f"{older} earlier board{'s' * (older > 1)} of this track: 'distillbench board build' shows what differs")
     console = Console(highlight=False)

@@ -19,7 +19,8 @@ def frame(board: Board) -> pd.DataFrame:
 
     Columns: rank (Int64), method, control, status, seeds (scored), seeds_of (run by any row), score, low, high (in the unit
     of the board's metric), gap_closed, gap_low, gap_high (ratios), gap_reason, ``cost.<meter>`` (means over seeds),
-    ``metrics.<name>`` with ``.low`` and ``.high``, tune_trials, reason, version, source, hyperparameters (JSON).
+    ``metrics.<name>`` with ``.low`` and ``.high``, tune_trials, reason, version, distribution (empty for
+    a loose file), hyperparameters (JSON).
     """
     table = pd.DataFrame([_cells(board, row) for row in board.rows])
     return table.astype({"rank": "Int64"})
@@ -45,19 +46,18 @@ def _cells(board: Board, row: Row) -> dict[str, Any]:
     for meter in METERS:
         value = row.cost[meter]
         cells[f"cost.{meter}"] = math.nan if value is None else value
-    for metric in board.suite.metrics:
-        if metric.name != board.metric.name:
-            value_of = row.intervals.get(metric.name, NOTHING)
-            cells |= {
-                f"metrics.{metric.name}": value_of.estimate,
-                f"metrics.{metric.name}.low": value_of.low,
-                f"metrics.{metric.name}.high": value_of.high,
-            }
+    for metric in board.others:
+        value_of = row.intervals.get(metric.name, NOTHING)
+        cells |= {
+            f"metrics.{metric.name}": value_of.estimate,
+            f"metrics.{metric.name}.low": value_of.low,
+            f"metrics.{metric.name}.high": value_of.high,
+        }
     return cells | {
         "tune_trials": row.trials,
         "reason": row.reason,
         "version": row.card.version,
-        "source": row.source,
+        "distribution": row.entry["distribution"] or "",
         "hyperparameters": json.dumps(row.hyperparameters, sort_keys=True),
     }
 

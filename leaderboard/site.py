@@ -134,7 +134,10 @@ def _shown(board: Board, *, older: bool) -> Shown:
         board=board,
         page=f"{place}.html",
         stem=f"{place}.{board.key[:8]}" if older else place,
-        digits={m.name: _digits([r.intervals[m.name].estimate for r in board.rows if m.name in r.intervals]) for m in board.suite.metrics},
+        digits={
+            m.name: _digits([r.intervals[m.name].estimate for r in board.rows if m.name in r.intervals])
+            for m in (board.metric, *board.others)
+        },
         strips={key: (at(i.low), at(i.estimate) or 0.0, at(i.high)) for key, i in scored.items()},
         ends=tuple(at(v) or 0.0 for v in controls),
         verdicts={row.key: found for row in board.rows if (found := [(row, v) for v in verdicts(board, row) if not v.elsewhere])},

@@ -1,8 +1,11 @@
 """Records in, boards out: which rows there are, what they score, who is ahead, and by how much we are sure.
 
-A board belongs to one *arena*: everything in a spec that all runs of a track share (suite card and source, setting with
-its budget, split, digests of data and teacher, engine, schema). Numbers of different arenas never meet in one table.
-Within an arena a row is one entry: a method's card, source and hyper-parameters. Seeds are the unit of every statistic.
+A board belongs to one *arena*: everything in an identity that all runs of a track share (suite, setting with its budget and the
+digests of its assets, split, versions of suite, kind and engine). Numbers of different arenas are never ranked together. Within an arena
+a row is one entry: a method, its version and hyper-parameters. Seeds are the unit of every statistic.
+
+Where only versions differ, the newest ones make the board. A record of older ones joins it where :data:`.versions.JOINED` says that the
+fingerprints of its cell (method x track) did not move when the version rose; elsewhere it stands below, unranked.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from distillbench.cards.card import SLUG, Beats, Card, Gains, Hyperparameter, Metric, Reported, Setting, SuiteCard
-from distillbench.cards.reading import from_data
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
+from distillbench.leaderboard.versions import JOINED, Rise, behind, lifted, unversioned, versions
+from distillbench.runs.identities import arena_of
 from distillbench.runs.record import Record, Status
 from distillbench.stats import Interval, gap_closed, mean_interval, ranks
 
@@ -30,10 +34,10 @@ Scores = Mapping[int, float]  # seed -> value
 
 @dataclass(frozen=True)
 class Trouble:
-    """A run that gave no score, or one over budget. ``settled`` is True where another record of the same run was scored."""
+    """A run that gave no score, one over budget, or one that contradicts itself: ``settled`` where another record of it was scored."""
 
     seed: int
-    status: Status
+    status: Status | Literal["contradiction"]
     reason: str
     settled: bool
 
@@ -53,7 +57,9 @@ class Row:
     """One entry of a board.
 
     Attributes:
-        key: SHA-256 of method card, source and hyper-parameters.  name: what people call it; unique on its board.
+        key: SHA-256 of ``entry``.  name: what people call it; unique on its board.
+        entry: the method's part of the identity: distribution, slug, version, hyper-parameters.
+        older: which newer version there is a record of, for a row that is shown and not ranked; else empty.
         status: ``ok``; ``over_budget`` where any scored seed was; ``failed`` or ``skipped`` where no seed was scored.
         seeds: the scored ones, ascending.  troubles: the runs without a score, by seed, with their reasons.
         scores: metric -> seed -> value.  intervals: metric -> mean over seeds with its 95% interval, in the metric's unit.
@@ -61,8 +67,10 @@ class Row:
         cost: meter -> mean over the scored seeds (seconds, FLOPs, examples, parameters, bytes); None where not metered.
         trials: records on the tune split for this method on this track.
         picture: base64 PNG of samples of its first scored seed, or None.
-        commits: commits of the repository that the scored runs were made from.
-        marks: what a metric's ``below`` says of its mean over seeds.
+        commits: commits of the repository that the scored runs were made from.  machines: devices and versions of torch they ran on.
+        digests: of the code of the scored runs, as a record keeps them.
+        sources: module -> text of the loose modules of its newest run.
+        marks: what a metric's ``below`` says of its mean over seeds, and where machines differed between seeds.
         rank: 1 + how many are significantly better, or None where not ranked (controls, over budget, under two seeds).
         gap: gap closed as a ratio (1 is the teacher's level), or None with the reason in ``gap_reason``.
     """
@@ -70,8 +78,7 @@ class Row:
     key: str
     name: str
     card: Card
-    source: str
-    hyperparameters: dict[str, Any]
+    entry: dict[str, Any]
     control: bool
     status: Status
     seeds: tuple[int, ...]
@@ -82,12 +89,26 @@ class Row:
     cost: dict[str, float | None]
     trials: int
     commits: tuple[str, ...]
+    machines: tuple[str, ...]
+    digests: tuple[str, ...]
+    sources: dict[str, str]
     created: str
     picture: str | None = None
     marks: tuple[str, ...] = ()
+    older: str = ""
     rank: int | None = None
     gap: Interval | None = None
     gap_reason: str = ""
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The method's hyper-parameters, all of them."""
+        return dict(self.entry["hyperparameters"])
+
+    @property
+    def loose(self) -> str:
+        """The digest of the method's code where it counts by its bytes, else the row's key."""
+        return str(self.entry.get("loose", self.key))
 
     @property
     def page(self) -> str:
@@ -106,7 +127,13 @@ class Row:
         by_reason: dict[str, list[str]] = defaultdict(list)
         for t in self.troubles:
             by_reason[f"{t.status.replace('_', ' ')}: {t.reason}{' (run again since)' if t.settled else ''}"].append(str(t.seed))
-        return "; ".join([*self.marks, *(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} {why}" for why, seeds in by_reason.items())])
+        return "; ".join(
+            [
+                *filter(None, [self.older]),
+                *self.marks,
+                *(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} {why}" for why, seeds in by_reason.items()),
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -137,6 +164,12 @@ class Board:
         return f"{self.suite.slug}/{self.setting_name}"
 
     @property
+    def others(self) -> tuple[Metric, ...]:
+        """What is shown beside the board's metric: the suite's other metrics, then those without a direction that any row has."""
+        raw = (m for m in self.suite.shown if any(m.name in r.scores for r in self.rows))
+        return tuple(m for m in (*self.suite.metrics, *raw) if m.name != self.metric.name)
+
+    @property
     def leaders(self) -> tuple[Row, ...]:
         """The rows that share rank 1."""
         return tuple(r for r in self.rows if r.rank == 1)
@@ -148,34 +181,35 @@ class Board:
 
 def reference(rows: Sequence[Row], slug: str) -> Row | None:
     """The scored row of ``slug`` that others are compared with, or None. Defaults first, so nobody picks the weakest."""
-    own = [r for r in rows if r.card.slug == slug and r.seeds]
+    own = [r for r in rows if r.card.slug == slug and r.seeds and not r.older]
     return max(own, key=lambda r: (not r.changed, r.created, r.key)) if own else None
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def boards(records: Iterable[Record]) -> tuple[list[Board], list[str]]:
+def boards(records: Iterable[Record], joined: Sequence[Rise] = JOINED) -> tuple[list[Board], list[str]]:
     """Every board that ``records`` give, by track and newest first, and a line for each record that fits none.
 
     The order of ``records`` does not matter. Only the test split makes rows; the tune split is counted as trials.
     """
-    arenas: dict[bytes, list[Record]] = defaultdict(list)
+    arenas: dict[tuple[str, bytes], list[Placed]] = defaultdict(list)  # two names may stand for one setting
     trials: Counter[tuple[str, str]] = Counter()
     bad: list[str] = []
     for record in records:
-        if record.spec.get("split") == "tune":
+        if record.split == "tune":
             trials[record.track, record.slug] += 1
-        elif record.spec.get("split") == "test":
-            arenas[canonical({k: v for k, v in record.spec.items() if k not in ("method", "seed", "seeds")})].append(record)
+        elif record.split == "test":
+            identity = lifted(record, joined)
+            arenas[record.track, unversioned(arena_of(identity))].append((identity, record))
         else:
-            bad.append(f"record {record.id[:16]}: unknown split {record.spec.get('split')!r}")
+            bad.append(f"record {record.id[:16]}: unknown split {record.split!r}")
     found: dict[str, list[Board]] = defaultdict(list)
     for key in sorted(arenas):
         try:
-            board = _board(sha256(key), arenas[key], trials, bad)
+            board = _board(arenas[key], trials, bad)
         except UserError as error:
-            bad.extend(f"record {r.id[:16]}: {error}" for r in arenas[key])
+            bad.extend(f"record {r.id[:16]}: {error}" for _, r in arenas[key])
             continue
         if board.rows:
             found[board.track].append(board)
@@ -187,42 +221,71 @@ def boards(records: Iterable[Record]) -> tuple[list[Board], list[str]]:
 
 
 def by_metric(board: Board, name: str | None) -> Board:
-    """``board`` judged in another metric of its suite. Raises UserError for an unknown metric (with the nearest)."""
+    """``board`` judged in another metric of its suite; in one without a direction its rows keep their order and have no ranks.
+
+    Raises:
+        UserError: an unknown metric (with the nearest).
+    """
     metric = board.suite.metric(name)
     return dataclasses.replace(board, metric=metric, rows=_judge(board.rows, metric))
 
 
-def _board(key: str, records: list[Record], trials: Counter[tuple[str, str]], bad: list[str]) -> Board:
-    suite, name = _suite(records[0].spec)
-    entries: dict[bytes, list[Record]] = defaultdict(list)
-    for record in records:
-        entries[canonical(record.spec["method"])].append(record)
+Placed = tuple[dict[str, Any], Record]  # a record with the identity that its cell holds for
+
+
+def _board(placed: list[Placed], trials: Counter[tuple[str, str]], bad: list[str]) -> Board:
+    """The board of arenas that differ in versions alone: the newest versions' rows, and the older ones below."""
+    newest = max(versions(identity) for identity, _ in placed)
+    current = [(i, r) for i, r in placed if versions(i) == newest]
+    suite, name = _suite(max(current, key=lambda ir: (ir[1].created, ir[1].id))[1])
+    entries: dict[tuple[bool, tuple[int, ...], bytes], list[Placed]] = defaultdict(list)
+    for identity, record in placed:
+        entries[versions(identity) != newest, versions(identity), canonical(identity["method"])].append((identity, record))
     rows, used = [], []
     for entry in sorted(entries):
+        own = [record for _, record in entries[entry]]
+        older = behind(entry[1], newest) if entry[0] else ""
         try:
-            rows.append(_row(sha256(entry), entries[entry], suite, trials))
-            used += entries[entry]
+            rows.append(dataclasses.replace(_row(entries[entry], suite, trials), older=older))
+            used += own
         except UserError as error:
-            bad.extend(f"record {r.id[:16]}: {error}" for r in entries[entry])
+            bad.extend(f"record {r.id[:16]}: {error}" for r in own)
+    arena = arena_of(current[0][0])
     return Board(
-        key=key,
-        arena={k: v for k, v in records[0].spec.items() if k not in ("method", "seed", "seeds")},
+        key=sha256(canonical(arena)),
+        arena=arena,
         suite=suite,
         setting_name=name,
         setting=suite.settings[name],
         metric=suite.metric(),
-        rows=_judge(_named(rows), suite.metric()),
+        rows=_judge(_named(_superseded(rows)), suite.metric()),
         seeds=tuple(sorted({r.seed for r in used})),
         created=max((r.created for r in used), default=""),
     )
 
 
-def _suite(spec: dict[str, Any]) -> tuple[SuiteCard, str]:
-    card, name = from_data(spec["suite"]["card"]), spec["setting"]
+def _superseded(rows: list[Row]) -> list[Row]:
+    """The rows, with those marked whose method has a newer version on the board: it is that method now."""
+    newest: dict[tuple[Any, ...], int] = defaultdict(int)
+    for row in rows:
+        if row.seeds and not row.older:
+            newest[row.entry["distribution"], row.card.slug] = max(row.card.version, newest[row.entry["distribution"], row.card.slug])
+
+    def marked(row: Row) -> Row:
+        now = newest[row.entry["distribution"], row.card.slug]
+        behind = not row.older and row.card.version < now
+        return dataclasses.replace(row, older=f"older version: method {row.card.version} (now {now})") if behind else row
+
+    return list(map(marked, rows))
+
+
+def _suite(record: Record) -> tuple[SuiteCard, str]:
+    card, name = record.suite, record.setting_name
     whole = (
         isinstance(card, SuiteCard)
         and _typed(card, title=str, problem=str, metrics=tuple, controls=tuple, settings=dict, summary=str)
         and all(isinstance(m, Metric) and m.better in ("higher", "lower") for m in card.metrics)
+        and all(isinstance(m, Metric) for m in card.shown)
         and isinstance(card.settings.get(name), Setting)
     )
     if not whole or not SLUG.fullmatch(card.slug):
@@ -230,8 +293,8 @@ def _suite(spec: dict[str, Any]) -> tuple[SuiteCard, str]:
     return card, name
 
 
-def _method(spec: dict[str, Any]) -> Card:
-    card: Card = from_data(spec["card"])
+def _method(record: Record) -> Card:
+    card = record.method
     whole = (
         isinstance(card, Card)
         and _typed(
@@ -240,7 +303,7 @@ def _method(spec: dict[str, Any]) -> Card:
         and all(isinstance(h, Hyperparameter) for h in card.hyperparameters.values())
         and all(isinstance(c, Beats | Gains) or (isinstance(c, Reported) and isinstance(c.value, int | float)) for c in card.claims)
     )
-    if not whole or not SLUG.fullmatch(card.slug) or not _typed(spec, source=str, hyperparameters=dict):
+    if not whole or not SLUG.fullmatch(card.slug) or not _typed(record.identity["method"], hyperparameters=dict):
         raise UserError("its method card is not whole")
     return card
 
@@ -250,35 +313,37 @@ def _typed(value: Any, **types: type) -> bool:
     return all(isinstance(value.get(n) if isinstance(value, dict) else getattr(value, n), t) for n, t in types.items())
 
 
-def _row(key: str, records: list[Record], suite: SuiteCard, trials: Counter[tuple[str, str]]) -> Row:
-    spec = records[0].spec["method"]
-    card = _method(spec)
-    scored: dict[int, Record] = {}
-    for record in sorted(records, key=lambda r: (r.created, r.id)):  # the newest of one seed stays
+def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]]) -> Row:
+    records = sorted((r for _, r in placed), key=lambda r: (r.created, r.id))
+    card = _method(records[-1])  # prose as the newest record has it
+    by_seed: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
         if record.finished and record.value(suite.primary) is not None:
-            scored[record.seed] = record
+            by_seed[record.seed].append(record)
+    # One identity, one student: where records of a seed disagree, none of them counts, and the row says so.
+    torn = {seed: same for seed, same in by_seed.items() if len({_weights(r) for r in same}) > 1}
+    scored = {seed: same[-1] for seed, same in by_seed.items() if seed not in torn}
     seeds = tuple(sorted(scored))
     chosen = [scored[s] for s in seeds]
     troubles = {
         Trouble(r.seed, r.status, r.reason or f"{suite.primary} was not scored", scored.get(r.seed) is not r and r.seed in scored)
         for r in records
-        if not r.finished or r.value(suite.primary) is None or (r.status == "over_budget" and scored[r.seed] is r)
-    }
+        if not r.finished or r.value(suite.primary) is None or (r.status == "over_budget" and scored.get(r.seed) is r)
+    } | {Trouble(seed, "contradiction", _contradiction(same, suite.primary), False) for seed, same in torn.items()}
     scores: dict[str, dict[int, float]] = {}
     steps: dict[str, float] = {}
-    for metric in suite.metrics:
+    for metric in (*suite.metrics, *suite.shown):
         found = {s: m for s in seeds for m in scored[s].measurements if m.metric == metric.name}
         if found:
             scores[metric.name] = {s: float(m.value) for s, m in found.items()}
-            binary = all(m.per_example and m.n and set(m.per_example) <= {0, 1} for m in found.values())
+            binary = all(m.binary and m.n for m in found.values())
             steps[metric.name] = 1 / min(m.n for m in found.values()) if binary else 0.0
     intervals = {name: mean_interval(list(by_seed.values())) for name, by_seed in scores.items()}
     return Row(
-        key=key,
+        key=sha256(canonical([versions(placed[0][0]), placed[0][0]["method"]])),
         name=card.slug,
         card=card,
-        source=spec["source"],
-        hyperparameters=spec["hyperparameters"],
+        entry=placed[0][0]["method"],
         control=card.control or card.slug in suite.controls,
         status=_status(records, chosen),
         seeds=seeds,
@@ -289,14 +354,44 @@ def _row(key: str, records: list[Record], suite: SuiteCard, trials: Counter[tupl
         cost={m: _mean([r.cost.get("total", {}).get(m) for r in chosen]) for m in METERS},
         trials=trials[records[0].track, card.slug],
         commits=tuple(sorted({str(c) for r in chosen if (c := r.environment.get("commit"))})),
+        machines=tuple(sorted({f"{_device(r)}, torch {_torch(r)}" for r in chosen})),
+        digests=tuple(sorted({str(d) for r in chosen if (d := r.code.get("digest"))})),
+        sources={str(name): str(text) for name, text in sorted(records[-1].sources.items())},
         created=max(r.created for r in records),
         picture=next((r.picture for r in chosen if r.picture), None),
-        marks=tuple(
-            f"{m.below[1]} ({m.name} {intervals[m.name].estimate:.3g})"
-            for m in suite.metrics
-            if m.below and m.name in intervals and intervals[m.name].estimate < m.below[0]
+        marks=(
+            *(
+                f"{m.below[1]} ({m.name} {intervals[m.name].estimate:.3g})"
+                for m in suite.metrics
+                if m.below and m.name in intervals and intervals[m.name].estimate < m.below[0]
+            ),
+            *_mixed(chosen),
         ),
     )
+
+
+def _weights(record: Record) -> str | None:
+    return (record.student or {}).get("sha256")
+
+
+def _contradiction(records: list[Record], metric: str) -> str:
+    shown = ", ".join(f"{r.value(metric):.6g} on {_device(r)} ({r.created[:10]})" for r in records)
+    return f"{len(records)} records of one identity have different students: {shown}"
+
+
+def _device(record: Record) -> str:
+    return str(record.environment.get("device", "a machine it does not name"))
+
+
+def _torch(record: Record) -> str:
+    return str(record.environment.get("packages", {}).get("torch", "unknown"))
+
+
+def _mixed(records: list[Record]) -> tuple[str, ...]:
+    """What differed between the machines of a row's seeds, of what may change the last digits: devices, minor versions of torch."""
+    torch = {".".join(_torch(r).split(".")[:2]) for r in records}
+    named = (("devices", {_device(r) for r in records}), ("versions of torch", torch))
+    return tuple(f"mixed {what}: {', '.join(sorted(values))}" for what, values in named if len(values) > 1)
 
 
 def _status(records: list[Record], scored: list[Record]) -> Status:
@@ -320,7 +415,8 @@ def _named(rows: list[Row]) -> list[Row]:
 
     labels = [", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.changed.items()) for r in rows]
     named = [dataclasses.replace(r, name=f"{r.name} ({text})") if text else r for r, text in zip(rows, labels, strict=True)]
-    return unique(unique(named, "source"), "key")
+    aged = [dataclasses.replace(r, name=f"{r.name} v{r.card.version}") if r.older else r for r in named]
+    return unique(unique(aged, "loose"), "key")
 
 
 # --- judging ------------------------------------------------------------------------------------------------------
@@ -340,7 +436,9 @@ def _comparable(scores: dict[str, dict[int, float]], metric: Metric) -> dict[str
 def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     """Ranks and gaps of ``rows`` in ``metric``, best first."""
     name = metric.name
-    entrants = {r.key: r for r in rows if not r.control and r.status == "ok" and len(r.scores.get(name, {})) >= 2}
+    if metric.better is None:
+        return tuple(dataclasses.replace(r, rank=None, gap=None, gap_reason=f"neither more nor less {name} is better") for r in rows)
+    entrants = {r.key: r for r in rows if not r.control and not r.older and r.status == "ok" and len(r.scores.get(name, {})) >= 2}
     steps = [r.steps[name] for r in entrants.values()]
     place = ranks(
         _comparable({k: r.scores[name] for k, r in entrants.items()}, metric),
@@ -355,7 +453,7 @@ def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
 
     def order(row: Row) -> tuple[float, ...]:
         score = row.intervals[name].estimate if name in row.intervals else 0.0
-        group = 0 if row.rank else 3 if name not in row.intervals else 1 if row.control else 2
+        group = 4 if row.older else 0 if row.rank else 3 if name not in row.intervals else 1 if row.control else 2
         return (group, row.rank or 0, -score if metric.better == "higher" else score)
 
     return tuple(sorted(judged, key=lambda r: (*order(r), r.name)))
@@ -388,8 +486,7 @@ def _differences(newest: Board, other: Board) -> tuple[str, ...]:
     for path in sorted(here.keys() | there.keys()):
         a, b = here.get(path), there.get(path)
         if a != b:
-            label = path.removeprefix(f"suite.card.settings.{other.setting_name}.").removeprefix("suite.card.")
-            lines.append(f"{label.replace('suite.source', 'suite source')} {_short(a)} (newest: {_short(b)})")
+            lines.append(f"{path.removeprefix('setting.')} {_short(a)} (newest: {_short(b)})")
     return tuple(lines)
 
 

@@ -21,6 +21,7 @@ BOARD_MAY = {
     "distillbench.errors",
     "distillbench.files",
     "distillbench.identity",
+    "distillbench.runs.identities",
     "distillbench.runs.record",
     "distillbench.runs.study",
     "distillbench.stats",

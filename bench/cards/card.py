@@ -18,6 +18,8 @@ from distillbench.errors import unknown
 
 LATER = {"later": True}  # a field added after records were made: see :func:`reading.to_data`
 
+LARGEST = 2**53
+
 SLUG = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
@@ -37,7 +39,7 @@ class Real:
 
     def parse(self, text: Any) -> float:
         """The value ``text`` (a string or a number) stands for. Raises ValueError where it is no finite number."""
-        if isinstance(text, bool):
+        if isinstance(text, bool) or (isinstance(text, str) and not text.isascii()):  # float() also reads the digits of other scripts
             raise ValueError("not a number")
         value = float(text)
         if value != value or value in (float("inf"), float("-inf")):
@@ -58,10 +60,14 @@ class Integer:
     note: str = ""
 
     def parse(self, text: Any) -> int:
-        """The integer ``text`` stands for. Raises ValueError otherwise."""
-        if isinstance(text, bool) or (isinstance(text, float) and text != int(text)):
+        """The integer ``text`` stands for. Raises ValueError otherwise, and past 2^53, where not every reader of JSON agrees."""
+        if isinstance(text, bool) or (isinstance(text, float) and not text.is_integer()):
             raise ValueError("not an integer")
+        if isinstance(text, str) and not (text.isascii() and len(text) <= 40):
+            raise ValueError("not an integer" if len(text) <= 40 else "too long for an integer")
         value = int(text)
+        if abs(value) > LARGEST:
+            raise ValueError(f"must be within {LARGEST} of 0")
         _in_bounds(value, self)
         return value
 
@@ -219,12 +225,14 @@ class Card:
 class Metric:
     """A number a suite measures. ``range`` is inclusive; ``better`` is 'higher' or 'lower', never guessed from the name.
 
+    ``better`` None is for raw values of which neither more nor less is better, or which must rank nothing: they are measured where the
+    suite has them and shown, never ranked, and decide no claim.
     ``below`` is a level and what boards say of a row whose mean lies under it: ``(1.0, "slower than its target")``.
     """
 
     name: str
     unit: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower"] | None
     range: tuple[float, float | None] | None = None
     meaning: str = ""
     below: tuple[float, str] | None = field(default=None, metadata=LATER)
@@ -300,19 +308,22 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A setting that differs from another one of the same suite in a few ``options`` and fields of ``training``, or its ``metrics``."""
+    """A setting that differs from another one of the same suite in a few ``options``, ``others``, fields of ``training`` or ``metrics``."""
 
     of: str
     summary: str
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[str, ...] | list[str] = ()
+    others: dict[str, Asset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteCard:
     """What a suite says about itself. ``controls`` are slugs that every board of the suite carries.
 
+    Metrics without a direction are written among ``metrics``; on reading they stand apart in ``shown``, so that nothing that judges
+    meets them. No setting names them: a suite measures them wherever they make sense, and a run without one is whole.
     ``variants`` are written short; on reading each becomes a whole setting, so that nobody else has to know of them.
     """
 
@@ -326,29 +337,47 @@ class SuiteCard:
     settings: dict[str, Setting]
     variants: dict[str, Variant] = field(default_factory=dict)
     summary: str = ""
+    shown: tuple[Metric, ...] | list[Metric] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
+        written = (*self.metrics, *self.shown)
+        if shown := tuple(m for m in written if isinstance(m, Metric) and m.better is None):
+            object.__setattr__(self, "metrics", tuple(m for m in written if m not in shown))
+            object.__setattr__(self, "shown", shown)
         whole = dict(self.settings)
         for name, variant in self.variants.items():
             base = whole[variant.of]
             training = dataclasses.replace(base.training, **variant.training)
             options = {**base.options, **variant.options}
             whole[name] = dataclasses.replace(
-                base, summary=variant.summary, options=options, training=training, metrics=variant.metrics or base.metrics
+                base,
+                summary=variant.summary,
+                options=options,
+                training=training,
+                metrics=variant.metrics or base.metrics,
+                others={**base.others, **variant.others},
             )
         object.__setattr__(self, "settings", whole)
         object.__setattr__(self, "variants", {})
+        raw = {m.name for m in shown}
+        for name in (self.primary, *(m for setting in whole.values() for m in setting.metrics)) if raw else ():
+            if name in raw:
+                raise ValueError(f"metric {name} has no direction (better=None): it is shown, and nothing is judged by it")
 
     def metric(self, name: str | None = None) -> Metric:
         """The metric called ``name`` (the primary one by default). Raises UserError for an unknown name."""
         wanted = name or self.primary
-        for metric in self.metrics:
+        measured: tuple[Metric, ...] = (*self.metrics, *self.shown)
+        for metric in measured:
             if metric.name == wanted:
                 return metric
-        raise unknown("metric", wanted, [m.name for m in self.metrics])
+        raise unknown("metric", wanted, [m.name for m in measured])
 
     def at(self, name: str) -> SuiteCard:
-        """The card as it is for setting ``name``: that setting alone, with the metrics and the primary one that it names."""
+        """The card as it is for setting ``name``: that setting alone, with the metrics and the primary one that it names.
+
+        What is :attr:`shown` stays: it is no part of what a setting judges.
+        """
         setting = self.settings[name]
         judged = [self.metric(m) for m in setting.metrics] or self.metrics
         return dataclasses.replace(self, settings={name: setting}, metrics=judged, primary=(*setting.metrics, self.primary)[0])

@@ -27,7 +27,7 @@ from distillbench.cards.card import (
     Training,
     Variant,
 )
-from distillbench.errors import UserError, unknown
+from distillbench.errors import UserError, brief, unknown
 
 CONSTRUCTORS = {
     c.__name__: c
@@ -151,5 +151,5 @@ def resolve(card: Card, given: dict[str, Any]) -> dict[str, Any]:
         try:
             values[name] = card.hyperparameters[name].parse(text)
         except (ValueError, TypeError, OverflowError) as error:
-            raise UserError(f"{card.slug}.{name}={text}: {error}; default {values[name]}") from error
+            raise UserError(f"{card.slug}.{name}={brief(str(text))}: {brief(str(error), 200)}; default {values[name]}") from error
     return values

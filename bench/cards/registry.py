@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,19 +19,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from distillbench import code
 from distillbench.cards.card import Card, SuiteCard
 from distillbench.cards.reading import read_card
 from distillbench.errors import UserError, unknown
-from distillbench.identity import canonical, sha256
+from distillbench.identity import sha256
 
 Kind = Literal["method", "suite"]
-
-
-def _imported(file: Path, root: Path) -> list[Path]:
-    """The modules of the package at ``root`` (``suites``) that ``file`` imports with ``from <root>.a.b import ...``."""
-    names = re.findall(rf"^\s*from (?:distillbench\.)?{root.name}\.([\w.]+) import", file.read_text(encoding="utf-8"), re.MULTILINE)
-    places = [root.joinpath(*name.split(".")).with_suffix(".py") for name in sorted(set(names))]
-    return [p for p in places if p.is_file()]
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,7 @@ class Entry:
 
     Attributes:
         module: the importable name, or None for a loose file.
+        distribution: the installed package that brings it, or None for a loose file.
         error: why the card cannot be read; such an entry is listed, and everything else still works.
     """
 
@@ -50,6 +44,7 @@ class Entry:
     module: str | None
     card: Card | SuiteCard | None = None
     error: str | None = None
+    distribution: str | None = None
 
     @property
     def key(self) -> str:
@@ -58,25 +53,13 @@ class Entry:
             return self.slug
         return f"{self.card.problem if self.card else self.path.parent.name.replace('_', '-')}/{self.slug}"
 
-    def sources(self) -> list[Path]:
-        """The files that define it: the method's file; of a suite every module, what suites share, and what it imports from others."""
-        if self.path.name != "__init__.py":
-            return [self.path]
-        own = sorted(self.path.parent.rglob("*.py"))
-        shared = sorted((self.path.parent.parent / "metrics").glob("*.py"))
-        found = [*own, *shared]
-        for file in found:  # grows while it is read: what is imported may import more
-            found += [p for p in _imported(file, self.path.parent.parent) if p not in found]
-        return found
-
-    def source_digest(self) -> str:
-        """SHA-256 over the names and bytes of :meth:`sources` (line ends normalised)."""
-        root = self.path.parent
-        listing = {}
-        for file in self.sources():
-            name = file.relative_to(root).as_posix() if file.is_relative_to(root) else f"../{file.parent.name}/{file.name}"
-            listing[name] = sha256(file.read_bytes().replace(b"\r\n", b"\n"))
-        return sha256(canonical(listing))
+    def modules(self) -> dict[str, Path]:
+        """The modules that define it, by name: the method's; of a suite every module of its package. A loose file goes by its stem."""
+        if self.kind == "method" or self.module is None:
+            return {self.module or self.path.stem: self.path}
+        folder = self.path.parent
+        named = ((p, ".".join([self.module, *p.relative_to(folder).with_suffix("").parts])) for p in folder.rglob("*.py"))
+        return {name.removesuffix(".__init__"): path for path, name in sorted(named)}
 
     def load(self) -> ModuleType:
         """The imported module. Raises UserError with the reason where the import fails."""
@@ -111,7 +94,7 @@ def _folder(point: EntryPoint) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def _read(kind: Kind, path: Path, slug: str, module: str | None) -> Entry:
+def _read(kind: Kind, path: Path, slug: str, module: str | None, distribution: str | None = None) -> Entry:
     try:
         card = read_card(path)
         wanted = Card if kind == "method" else SuiteCard
@@ -119,7 +102,7 @@ def _read(kind: Kind, path: Path, slug: str, module: str | None) -> Entry:
             raise UserError(f"{path}: expected a {wanted.__name__}")
         if card.slug != slug:
             raise UserError(f"{path}: the card says slug {card.slug!r}, the file's name says {slug!r}")
-        return Entry(kind, slug, path, module, card)
+        return Entry(kind, slug, path, module, card, distribution=distribution)
     except UserError as error:
         return Entry(kind, slug, path, module, None, str(error))
 
@@ -144,7 +127,7 @@ def _found(kind: Kind) -> dict[str, Entry]:
             found[point.name] = Entry(kind, point.name, Path(point.value), None, error=f"the package {point.value!r} is not there")
             continue
         for path, slug, tail in _candidates(kind, folder):
-            entry = _read(kind, path, slug, f"{point.value}.{tail}")
+            entry = _read(kind, path, slug, f"{point.value}.{tail}", point.dist.name if point.dist else None)
             key, other = entry.key, found.get(entry.key)
             if other is not None and other.path != path:
                 entry = Entry(kind, slug, path, None, error=f"two {kind}s are called {key!r}: {other.path} and {path}; rename one")
@@ -165,6 +148,7 @@ def suites() -> dict[str, Entry]:
 def refresh() -> None:
     """Forget what was found (tests that drop files in call this)."""
     _found.cache_clear()
+    code.forget()
 
 
 def find(kind: Kind, name: str, problem: str | None = None) -> Entry:

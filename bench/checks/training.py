@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.cards import registry
-from distillbench.cards.card import Budget, Setting
-from distillbench.cards.reading import from_data
+from distillbench.cards.card import Budget
 from distillbench.checks.core import Failed, Skipped, Subject, check
 from distillbench.problems.classification.problem import Classification
 from distillbench.problems.image_generation.oracle import DenoiserOracle
@@ -85,14 +84,14 @@ def train(
     """
     spec = subject.spec
     suite = registry.find("suite", spec.suite).load()
-    setting: Setting = from_data(spec.resolved["suite"]["card"]["settings"][spec.setting])
+    setting = spec.setting_card
     rows = min(setting.training.batch_size, ROWS)
     setting = dataclasses.replace(
         setting,
         budget=Budget(student_examples=batches * rows),
         training=dataclasses.replace(setting.training, batch_size=rows, **training),
     )
-    roles = dict(seeds or spec.resolved["seeds"])
+    roles = dict(seeds or spec.seeds)
     torch.set_num_threads(1)
     kept = answers() / "cache" if subject.card.problem == "language-modeling" else None
     problem = suite.problem(spec.setting, setting, roles, cache=kept)
@@ -106,7 +105,7 @@ def train(
     if change is not None:
         _change_batches(run, change)
     starts, ends = _note_weights(run)
-    student = subject.module.distill(problem, run, **copy.deepcopy(spec.resolved["method"]["hyperparameters"]))
+    student = subject.module.distill(problem, run, **copy.deepcopy(spec.hyperparameters))
     if not isinstance(student, Student):
         raise Failed(f"distill returned {type(student).__name__}; return run.fit(...) or run.export(...)")
     digest = tensor_digest(dict(problem.oracle._module.state_dict()))
@@ -249,7 +248,7 @@ def seeds(subject: Subject) -> str:
         raise Failed("two trainings with the same seeds differ: draw randomness from run.generator(...) or torch's global generator only")
     if not trains:
         return "the same student twice (nothing is trained)"
-    base = subject.spec.resolved["seeds"]
+    base = subject.spec.seeds
     for role in ("init", "order"):
         if _digest(train(subject, batches=FEW, seeds={**base, role: base[role] + 1}, **PLAIN)) == _digest(first):
             raise Failed(f"another seed for {role!r} gives the same student: use problem.student (or new_student) and problem.batches")

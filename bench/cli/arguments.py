@@ -9,6 +9,7 @@ from typing import Any
 
 from distillbench import __version__
 from distillbench.cli import commands as do
+from distillbench.cli import numbers
 from distillbench.errors import UserError, unknown
 
 EXIT_CODES = "exit codes: 0 done, 1 a run failed or went over budget, 2 bad input, 3 a check failed, 4 could not be saved, 130 interrupted"
@@ -34,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     top.add_argument("--version", action="version", version=f"distillbench {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    top.set_defaults(call=lambda _: print(top.format_help(), end="") or 0)  # the name alone asks what there is
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     lists = commands.add_parser("list", help="the methods, the suites or the studies that are installed")
     lists.add_argument("kind", choices=["methods", "suites", "studies"])
@@ -59,10 +61,18 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--split", choices=["test", "tune"], default="test", help="tune: for choosing hyper-parameters; shown as trials, never ranked"
     )
-    run.add_argument("--budget", type=_positive, metavar="EXAMPLES", help="another number of student examples; makes another board")
+    run.add_argument(
+        "--budget", type=numbers.count(numbers.EXAMPLES), metavar="EXAMPLES", help="another number of student examples; makes another board"
+    )
     run.add_argument("--no-controls", action="store_true", help="leave out scratch, teacher and the other yardsticks")
-    run.add_argument("--workers", type=_positive, metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
-    run.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, metavar="S", help="the most work a kill can lose (default 30)")
+    run.add_argument("--workers", type=numbers.count(numbers.WORKERS), metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
+    run.add_argument(
+        "--checkpoint-seconds",
+        type=numbers.amount(numbers.SECONDS, "a number of seconds"),
+        default=30.0,
+        metavar="S",
+        help="the most work a kill can lose (default 30)",
+    )
     run.add_argument("--json", action="store_true", help="JSON on stdout")
     run.set_defaults(call=do.run)
 
@@ -71,8 +81,14 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--seeds", default="3", metavar="N", help="how many seeds, or a range as 5-9 (default 3)")
     study.add_argument("--out", default="runs", metavar="DIR", help="the store (default runs)")
     study.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
-    study.add_argument("--workers", type=_positive, metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
-    study.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, metavar="S", help="the most work a kill can lose (default 30)")
+    study.add_argument("--workers", type=numbers.count(numbers.WORKERS), metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
+    study.add_argument(
+        "--checkpoint-seconds",
+        type=numbers.amount(numbers.SECONDS, "a number of seconds"),
+        default=30.0,
+        metavar="S",
+        help="the most work a kill can lose (default 30)",
+    )
     study.add_argument("--json", action="store_true", help="JSON on stdout")
     study.set_defaults(call=do.study)
 
@@ -83,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(call=do.check)
 
     show = commands.add_parser("show", help="one record, for people")
-    show.add_argument("record", metavar="FILE|ID")
+    show.add_argument("record", metavar="FILE|ID", help="a file, or the beginning of an id: of a record in the store or of a published one")
     show.add_argument("--out", default="runs", metavar="DIR", help="the store an id is looked up in (default runs)")
     show.add_argument("--json", action="store_true", help="the record as it is")
     show.set_defaults(call=do.show)
@@ -91,11 +107,24 @@ def parser() -> argparse.ArgumentParser:
     guard = commands.add_parser("guard", help="judge a student's weights again: exit 3 if they are worse than a record")
     guard.add_argument("student", metavar="STUDENT.safetensors")
     guard.add_argument("--record", required=True, metavar="FILE", help="what the student must live up to")
-    guard.add_argument("--margin", type=float, default=0.02, metavar="X", help="loss tolerated, in the metric's unit (default 0.02)")
+    guard.add_argument(
+        "--margin",
+        type=numbers.amount(numbers.MARGIN, "a loss that is tolerated"),
+        default=0.02,
+        metavar="X",
+        help="loss tolerated, in the metric's unit (default 0.02)",
+    )
     guard.add_argument("--metric", action="append", metavar="M", help="what must hold (default: the suite's primary metric)")
     guard.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
     guard.add_argument("--json", action="store_true", help="JSON on stdout")
     guard.set_defaults(call=do.guard)
+
+    records = commands.add_parser("records", help="bring records of an earlier version up to date")
+    kinds = records.add_subparsers(dest="records_command", metavar="COMMAND", required=True, parser_class=_Parser)
+    migrate = kinds.add_parser("migrate", help="records of schema 1 become records of schema 2; nothing is run, nothing is lost")
+    migrate.add_argument("folder", metavar="DIR", help="a store, or a folder of records")
+    migrate.add_argument("--json", action="store_true", help="JSON on stdout")
+    migrate.set_defaults(call=do.migrate)
 
     doctor = commands.add_parser("doctor", help="what this machine can run, and what each missing thing would need")
     doctor.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
@@ -115,19 +144,3 @@ def parser() -> argparse.ArgumentParser:
         except Exception as error:  # another package's command must not take ours down
             print(f"distillbench: command {point.name!r} is left out: {type(error).__name__}: {error}", file=sys.stderr)
     return top
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value

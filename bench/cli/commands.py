@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillbench.errors import UserError
+from distillbench.cli.numbers import seeds
+from distillbench.errors import UserError, brief
 
 if TYPE_CHECKING:
     from distillbench.runs.plan import RunSpec
@@ -73,24 +76,13 @@ def _list_studies(args: argparse.Namespace) -> int:
     return 0
 
 
-def _seeds(text: str) -> list[int]:
-    first, dash, last = text.partition("-")
-    try:
-        low, high = (int(first), int(last)) if dash else (0, int(first) - 1)
-    except ValueError:
-        raise UserError(f"--seeds {text}: give a number of seeds (5) or a range (5-9)") from None
-    if low < 0 or high < low:
-        raise UserError(f"--seeds {text}: at least one seed, counted from 0")
-    return list(range(low, high + 1))
-
-
 def _overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         method, dot, parameter = name.rpartition(".")
         if not (equals and dot and method and parameter):
-            raise UserError(f"--set {text}: write METHOD.NAME=VALUE, for example kd.temperature=2")
+            raise UserError(f"--set {brief(text, 80)}: write METHOD.NAME=VALUE, for example kd.temperature=2")
         found.setdefault(method, {})[parameter] = value
     return found
 
@@ -104,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     specs = plan(
         args.track,
         args.method or ["all"],
-        _seeds(args.seeds),
+        seeds(args.seeds),
         overrides=_overrides(args.overrides),
         controls=not args.no_controls,
         split=args.split,
@@ -169,21 +161,21 @@ def study(args: argparse.Namespace) -> int:
     from distillbench.runs.store import Store
     from distillbench.runs.study import Done, find, planned, summary, write
 
-    found, seeds, store = find(args.study), _seeds(args.seeds), Store(args.out)
-    grid = planned(found.study, seeds, args.data)
+    found, chosen, store = find(args.study), seeds(args.seeds), Store(args.out)
+    grid = planned(found.study, chosen, args.data)
     results = _do([s for _, specs in grid for s in specs], store, found.study.slug, args)
-    for cell, specs in grid:
+    for _, specs in grid:
         for spec in specs:
             outcome = results[spec.id]
             if isinstance(outcome, Record) and outcome.status != "ok":
-                print(f"{cell.arm} at {cell.at:g}, {spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
+                print(f"{spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
     failed = _failures(results.values())
     if failed:
         print(f"distillbench: {found.study.slug}: no verdict without all of its runs", file=sys.stderr)
         return failed
     done = [Done(c, {s.seed: r for s in specs if isinstance(r := results[s.id], Record)}) for c, specs in grid]
     finding = found.analyse(done)
-    told = summary(found.study, finding, seeds)
+    told = summary(found.study, finding, chosen)
     paths = write(told, finding.picture, store.root / "studies")
     if args.json:
         _print_json({**told, "files": [str(p) for p in paths]})
@@ -280,32 +272,22 @@ def show(args: argparse.Namespace) -> int:
     """One record, for people or as JSON."""
     from distillbench.runs.record import Record
 
-    path = Path(args.record)
-    if not path.is_file():
-        # File names hold the first 16 digits of an id; anybody may give all 64.
-        matches = sorted(Path(args.out).glob(f"records/*/*/*/{args.record[:16]}*.json")) if args.record.isalnum() else []
-        matches = [m for m in matches if len(args.record) <= 16 or Record.read(m).id.startswith(args.record)]
-        if not matches:
-            raise UserError(f"{args.record}: neither a file nor the beginning of a record's id in {args.out}")
-        if len({m.name[:16] for m in matches}) > 1:
-            raise UserError(f"{args.record}: several records in {args.out} begin so; give more digits of the id")
-        path = matches[-1]
-    record = Record.read(path)
+    record = Record.read(_record(args.record, Path(args.out)))
     if args.json:
         print(record.to_json(), end="")
         return 0
-    hyper = ", ".join(f"{k}={v}" for k, v in record.spec["method"]["hyperparameters"].items()) or "none"
+    hyper = ", ".join(f"{k}={v}" for k, v in record.hyperparameters.items()) or "none"
     env = record.environment
     rows: list[list[Any]] = [
         ["id", record.id],
-        ["track", f"{record.track} ({record.spec['split']} split)"],
+        ["track", f"{record.track} ({record.split} split)"],
         ["method", f"{record.slug} v{record.method.version}, hyper-parameters: {hyper}"],
         ["seed", record.seed],
         ["status", record.status + (f": {record.reason}" if record.reason else "")],
         *([m.metric, f"{m.value:.6g}{_bounds(m.per_example)} over {m.n}"] for m in record.measurements),
         *([k, f"{v:.6g}" if isinstance(v, float) else v] for k, v in record.cost["total"].items()),
         ["phases", ", ".join(f"{n} {c['wall_seconds']:.2f} s" for n, c in record.cost["phases"].items())],
-        ["student", f"{record.student['architecture']} sha256 {record.student['sha256']}" if record.student else "none"],
+        ["student", _student(record.student) if record.student else "none"],
         [
             "made",
             f"{record.created} on {env.get('device')}, commit {env.get('commit')}{' with uncommitted changes' if env.get('dirty') else ''}",
@@ -313,6 +295,31 @@ def show(args: argparse.Namespace) -> int:
     ]
     table(rows, ["field", "value"])
     return 0
+
+
+def _record(name: str, store: Path) -> Path:
+    """The file of the record that ``name`` is or begins the id of, in ``store`` or among the published ones; the store's comes first."""
+    from distillbench.runs.published import folders
+    from distillbench.runs.record import SUFFIX, Record
+
+    with contextlib.suppress(OSError):  # a name too long for a file is none
+        if Path(name).is_file():
+            return Path(name)
+    matches: list[Path] = []
+    if re.fullmatch("[0-9a-f]{1,64}", name):
+        # File names hold the first 16 digits of an id; anybody may give all 64.
+        found = [p for folder in (*folders(), store / "records") for p in sorted(folder.glob(f"*/*/*/{name[:16]}*{SUFFIX}"))]
+        matches = [p for p in found if len(name) <= 16 or Record.read(p).id.startswith(name)]
+    if not matches:
+        raise UserError(f"{brief(name, 80)}: neither a file nor the beginning of a record's id in {store} or of a published record")
+    if len({m.name[:16] for m in matches}) > 1:
+        raise UserError(f"{name}: several records in {store} and among the published ones begin so; give more digits of the id")
+    return matches[-1]
+
+
+def _student(about: dict[str, Any]) -> str:
+    average = f", {about['average']}" if about.get("average") else ""
+    return f"{about['architecture']} sha256 {about['sha256']}{average}"
 
 
 def _bounds(values: Sequence[float] | None) -> str:
@@ -361,4 +368,17 @@ def new(args: argparse.Namespace) -> int:
 
     path = write_method(args.slug, args.problem, Path(args.into)) if args.kind == "method" else write_suite(args.slug, Path(args.into))
     print(path)
+    return 0
+
+
+def migrate(args: argparse.Namespace) -> int:
+    """Bring a folder of records to today's schema; a line a record, old id and new, where ``--json`` or a pipe asks."""
+    from distillbench.runs.migrate import migrate
+
+    done = migrate(Path(args.folder))
+    if args.json:
+        _print_json([{"file": str(path), "before": old, "id": new} for path, old, new in done])
+    else:
+        table([[old, new, path] for path, old, new in done], ["before", "id", "file"])
+        print(f"{len(done)} records of schema 1 migrated", file=sys.stderr)
     return 0

@@ -90,7 +90,7 @@ def _pool(
                     continue
                 if kind == "full":
                     raise SaveError(payload)
-                yield spec, Record.from_json(payload) if kind == "record" else UserError(payload)
+                yield spec, Record.from_bytes(payload) if kind == "record" else UserError(payload)
     finally:
         # The workers' own state is on disk: whether we are done or interrupted, they can be stopped at once.
         processes = list((pool._processes or {}).values())
@@ -139,8 +139,8 @@ def _prepare(messages: Any) -> None:
     _messages = messages
 
 
-def _work(spec: RunSpec, root: str, checkpoint_seconds: float) -> tuple[str, str]:
-    """In a worker: the record's text, or what kept it from being made."""
+def _work(spec: RunSpec, root: str, checkpoint_seconds: float) -> tuple[str, str | bytes]:
+    """In a worker: the record's bytes, or what kept it from being made."""
     from distillbench.runs.runner import execute
 
     def tell(phase: str, done: int, total: int) -> None:
@@ -152,4 +152,4 @@ def _work(spec: RunSpec, root: str, checkpoint_seconds: float) -> tuple[str, str
         return "full", str(error)
     except UserError as error:
         return "error", str(error)
-    return "record", record.to_json()
+    return "record", record.to_bytes()

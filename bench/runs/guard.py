@@ -51,7 +51,9 @@ def guard(weights: Path, record: Record, *, margin: float, metrics: list[str] | 
         raise UserError(f"{weights}: cannot be read ({error.strerror})") from error
     card, suite = record.suite, registry.find("suite", record.suite.slug).load()
     wanted = [card.metric(m).name for m in metrics] if metrics else [card.primary]
-    measured = suite.evaluate(student, record.spec["setting"], record.setting, record.spec["seeds"], split=record.spec["split"], data=data)
+    for raw in {m.name for m in card.shown}.intersection(wanted):
+        raise UserError(f"{raw}: neither more nor less of it is better, so no student can fall short; name another --metric")
+    measured = suite.evaluate(student, record.setting_name, record.setting, record.identity["seeds"], split=record.split, data=data)
     judged = {m.name for m in card.metrics}
     then = {m.metric: m for m in record.measurements if m.metric in judged}
     return [

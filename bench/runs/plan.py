@@ -1,4 +1,4 @@
-"""From what a user asks for to resolved specs. Torch is not imported here, so a cached grid re-plans in milliseconds."""
+"""From what a user asks for to runs with an identity. Torch is not imported here, so a cached grid re-plans in milliseconds."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distillbench.assets import Asset
 from distillbench.cards import registry
-from distillbench.cards.card import Card, Setting, SuiteCard
-from distillbench.cards.reading import resolve, to_data
+from distillbench.cards.card import Card, Setting, SuiteCard, Training
+from distillbench.cards.reading import from_data, resolve, to_data
 from distillbench.errors import UserError, unknown
 from distillbench.files import digest_tree
-from distillbench.identity import ENGINE, ROLES, derive_seed, identity
-from distillbench.runs.record import SCHEMA
+from distillbench.identity import canonical, sha256
+from distillbench.runs import identities
+from distillbench.runs.code_of import CodeOf, code_of
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run to do: a method on a track with one seed. ``resolved`` is what its identity is computed from.
+    """One run to do: a method on a track with one seed.
 
     Attributes:
         method: a slug or the path of a file.  data: the user's folder of data sets, or None.
-        resolved: plain data: cards, source digests, hyper-parameters, budget, seeds, digests of data and teacher.
+        identity: plain data that the run's id is computed from; see :mod:`.identities`.
+        cards: ``method`` and ``suite`` (at the setting), as plain data.
+        code: what the run's code says today.
+        label: what tells it apart, for people, from runs of the same method and seed: its cell of a study.
     """
 
     suite: str
@@ -33,22 +38,51 @@ class RunSpec:
     seed: int
     split: str
     data: str | None
-    resolved: dict[str, Any] = field(repr=False)
+    identity: dict[str, Any] = field(repr=False)
+    cards: dict[str, Any] = field(repr=False)
+    code: CodeOf = field(repr=False)
+    label: str = field(default="", repr=False, compare=False)
 
     @property
     def id(self) -> str:
-        """The identity that the record of this run will have."""
-        return identity(self.resolved)
+        """The id that the record of this run will have."""
+        return sha256(canonical(self.identity))
 
     @property
     def name(self) -> str:
-        """A short name for people: method and seed."""
-        return f"{Path(self.method).stem if self.method.endswith('.py') else self.method} seed {self.seed}"
+        """A short name for people: method and seed, after the label."""
+        return f"{self.label}{', ' if self.label else ''}{self.slug} seed {self.seed}"
 
+    @property
+    def slug(self) -> str:
+        """The method's slug."""
+        return str(self.identity["method"]["slug"])
 
-def seeds_by_role(seed: int) -> dict[str, int]:
-    """The seed of every role. The teacher's never follows the run's seed: a track has one teacher."""
-    return {role: derive_seed(role, 0 if role == "teacher" else seed) for role in ROLES}
+    @property
+    def track(self) -> str:
+        """``suite/setting``."""
+        return f"{self.suite}/{self.setting}"
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """All of the method's hyper-parameters."""
+        return dict(self.identity["method"]["hyperparameters"])
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Role -> seed."""
+        return dict(self.identity["seeds"])
+
+    @property
+    def suite_card(self) -> SuiteCard:
+        """The suite's card at the setting, as it is run."""
+        card: SuiteCard = from_data(self.cards["suite"])
+        return card
+
+    @property
+    def setting_card(self) -> Setting:
+        """The setting as it is run."""
+        return self.suite_card.settings[self.setting]
 
 
 def track(name: str) -> tuple[registry.Entry, SuiteCard, Setting, str]:
@@ -105,9 +139,10 @@ def plan(
         if over not in {e.slug for e in chosen.values()}:
             raise unknown("method in --set", over, [e.slug for e in chosen.values()])
     setting = _changed(name, setting, budget or {}, training or {}, options or {})
-    frame = _frame(entry, card, setting, setting_name, split, data)
+    shown = dataclasses.replace(card, settings={setting_name: setting}).at(setting_name)
     specs = []
-    resolved_methods = {}
+    planned: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], CodeOf]] = {}
+    digests = _digests(setting, data)
     for w, found in chosen.items():
         method = registry.method_card(found)
         if method.problem != card.problem:
@@ -116,13 +151,37 @@ def plan(
                 f"method {method.slug} solves {method.problem}, suite {card.slug} asks for {card.problem}; "
                 f"it runs on: {', '.join(fitting) or 'no installed suite'}"
             )
-        resolved_methods[w] = _method(found, method, overrides.get(method.slug, {}))
+        about = code_of(found, entry, setting_name)
+        arena = identities.arena(
+            shown,
+            digests=digests,
+            precision=precision(setting.training),
+            split=split,
+            distribution=entry.distribution,
+            kind=identities.kind_version(card.problem),
+            loose=about.suite_loose,
+        )
+        hyperparameters = resolve(method, dict(overrides.get(method.slug, {})))
+        part = identities.method_part(method, hyperparameters, distribution=found.distribution, loose=about.method_loose)
+        planned[w] = (arena, part, {"method": to_data(method), "suite": to_data(shown)}, about)
     for seed in seeds:
-        roles = seeds_by_role(seed)
         for w in wanted:
-            resolved = {**frame, "method": resolved_methods[w], "seed": seed, "seeds": roles}
-            specs.append(RunSpec(card.slug, setting_name, w, seed, split, data, resolved))
+            arena, part, cards, about = planned[w]
+            identity = identities.whole(arena, part, seed)
+            specs.append(RunSpec(card.slug, setting_name, w, seed, split, data, identity, cards, about))
     return specs
+
+
+def precision(training: Training) -> str:
+    """What a run of today computes in here: bfloat16 where the track asks for it and the device has it, float32 elsewhere."""
+    if training.precision == "float32" or not os.path.exists("/dev/nvidia0"):
+        return training.precision  # every CPU build of torch has bfloat16
+    import torch
+
+    from distillbench.training.run import has_bfloat16
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def _changed(name: str, setting: Setting, budget: Mapping[str, Any], training: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
@@ -151,31 +210,16 @@ def _expand(name: str, problem: str) -> list[str]:
     return [s for s, c in cards.items() if c.paper and c.paper.catalogue == name] or [name]
 
 
-def _method(entry: registry.Entry, card: Card, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {"card": to_data(card), "source": entry.source_digest(), "hyperparameters": resolve(card, dict(given))}
+def _digests(setting: Setting, data: str | None) -> dict[str, str]:
+    """Role -> digest of every asset that the setting rests on."""
+    roles = {"data": setting.data, "teacher": setting.teacher, **setting.others}
+    return {role: _digest(asset, setting, data, role) for role, asset in roles.items() if asset is not None}
 
 
-def _frame(entry: registry.Entry, card: SuiteCard, setting: Setting, name: str, split: str, data: str | None) -> dict[str, Any]:
-    """What every run of a track shares: two records are on one board exactly when this is the same."""
-    shown = dataclasses.replace(card, settings={name: setting}).at(name)
-    return {
-        "schema": SCHEMA,
-        "engine": ENGINE,
-        "suite": {"card": to_data(shown), "source": entry.source_digest()},
-        "setting": name,
-        "split": split,
-        "digests": {
-            "data": _digest(setting.data, setting, data, "data"),
-            "teacher": _digest(setting.teacher, setting, data, "teacher"),
-            **{role: _digest(asset, setting, data, role) for role, asset in setting.others.items()},
-        },
-    }
-
-
-def _digest(asset: Any, setting: Setting, data: str | None, role: str) -> str | None:
+def _digest(asset: Asset, setting: Setting, data: str | None, role: str) -> str:
     """The pinned digest of an asset, or that of the bytes in the user's folder where the setting pins none."""
-    if asset is None or asset.sha256 is not None:
-        return None if asset is None else str(asset.sha256)
+    if asset.sha256 is not None:
+        return asset.sha256
     places: list[str] = list(setting.options[f"{role}_path"])
     if data is None:
         raise UserError(

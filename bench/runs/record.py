@@ -1,7 +1,8 @@
-"""The record: what one run leaves behind, and how it is identified.
+"""The record: what one run leaves behind.
 
-``id`` is the SHA-256 of the canonical JSON of the resolved spec: one function computes it for planned and for
-finished work. ``digest`` is the SHA-256 of everything else in the record, so an edited or truncated file is noticed.
+``id`` is the SHA-256 of its identity (:mod:`.identities`); ``digest`` that of everything in the record but the two, so an edited or
+truncated file is noticed. A file ``*.record`` is the record's JSON, compressed; the JSON itself, with every value spelled out, is what
+``distillbench show --json`` prints. :meth:`Record.read` takes both.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import base64
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from distillbench.cards.card import Card, Setting, SuiteCard
 from distillbench.cards.reading import from_data
 from distillbench.errors import UserError
-from distillbench.identity import canonical, identity, sha256
+from distillbench.identity import canonical, sha256
+from distillbench.runs.identities import fits
+from distillbench.runs.packing import MAGIC, is_binary, open_up, pack, squeeze, unpack
 
-SCHEMA = 1
+SCHEMA = 2
+SUFFIX = ".record"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 Status = Literal["ok", "failed", "skipped", "over_budget"]
@@ -27,33 +31,64 @@ Status = Literal["ok", "failed", "skipped", "over_budget"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric of one student. ``per_example`` are the values whose mean is ``value``, in the test split's order."""
+    """One metric of one student.
+
+    Attributes:
+        examples: the values whose mean is ``value``, in the test split's order, packed; :attr:`per_example` reads them.
+    """
 
     metric: str
     value: float
     n: int
-    per_example: tuple[float, ...] | None = None
+    examples: str | None = None
+
+    @property
+    def per_example(self) -> tuple[float, ...] | None:
+        """The values of the examples (or draws), or None where there are none to keep."""
+        return None if self.examples is None else unpack(self.examples)
+
+    @property
+    def binary(self) -> bool:
+        """Whether every example's value is 0 or 1."""
+        return self.examples is not None and is_binary(self.examples)
+
+    @staticmethod
+    def of(metric: str, value: float, values: Sequence[float]) -> Measurement:
+        """A value that stands for ``values`` (kept at seven significant digits) in another way than as their mean."""
+        return Measurement(metric, value, len(values), pack([float(f"{v:.7g}") for v in values]))
 
     @staticmethod
     def mean(metric: str, values: Sequence[float]) -> Measurement:
         """The mean of per-example ``values``. Raises ValueError for no values: unscored is not zero."""
         if not len(values):
             raise ValueError(f"{metric}: nothing was scored")
-        listed = tuple(float(f"{v:.7g}") for v in values)
-        return Measurement(metric, math.fsum(listed) / len(listed), len(listed), listed)
+        listed = [float(f"{v:.7g}") for v in values]
+        return Measurement(metric, math.fsum(listed) / len(listed), len(listed), pack(listed))
 
 
 @dataclass(frozen=True)
 class Record:
     """What one run left. Immutable; a correction is a new record.
 
-    ``cost`` has ``total`` and ``phases`` (name -> the same meters): student_examples, student_steps,
-    teacher_examples (asked), teacher_forwards (computed, less what a cache held), training_flops, wall_seconds,
-    peak_memory_bytes, parameters. ``student`` says how to rebuild it: architecture, arguments, sha256 of its weights.
-    ``picture`` is a sheet of a generator's samples, a PNG in base64; records without one do not have the field.
+    Attributes:
+        identity: what determines the result; see :mod:`.identities`.
+        setting_name: what the suite calls the setting.
+        cards: ``method`` and ``suite`` (at that setting) as they were, as plain data: the prose.
+        code: ``digest`` of the abstract syntax of method, suite and all they import; ``fingerprint`` of those that held it to its
+            versions, or None; ``loose``: module -> SHA-256 of the bytes of those whose versions are nobody's word.
+        sources: the text of the loose modules among them: module -> text.
+        cost: ``total`` and ``phases`` (name -> the same meters): student_examples, student_steps, teacher_examples (asked),
+            teacher_forwards (computed, less what a cache held), training_flops, wall_seconds, peak_memory_bytes, parameters.
+        student: how to rebuild it: architecture, arguments, sha256 of its weights.
+        before: of a record that was migrated: its ``schema`` and ``id`` before, and ``sources``, the digests it had then.
+        picture: a sheet of a generator's samples, a PNG in base64.
+        digest: that of the file it was read from, or None.
     """
 
-    spec: dict[str, Any]
+    identity: dict[str, Any]
+    setting_name: str
+    cards: dict[str, Any]
+    code: dict[str, Any]
     status: Status
     reason: str | None
     measurements: tuple[Measurement, ...]
@@ -62,45 +97,57 @@ class Record:
     environment: dict[str, Any]
     created: str
     trace: dict[str, list[float]] = field(default_factory=dict)
-    schema: int = SCHEMA
+    sources: dict[str, str] = field(default_factory=dict)
+    before: dict[str, Any] | None = None
     picture: str | None = None
+    digest: str | None = field(default=None, compare=False)
 
     @property
     def id(self) -> str:
-        """The identity of the spec."""
-        return identity(self.spec)
+        """The SHA-256 of the identity (64 hexadecimal digits)."""
+        return sha256(canonical(self.identity))
 
     @property
     def method(self) -> Card:
         """The method's card as it was when the run was made."""
-        card: Card = from_data(self.spec["method"]["card"])
+        card: Card = from_data(self.cards["method"])
         return card
 
     @property
     def suite(self) -> SuiteCard:
         """The suite's card as it was, with the one setting that was run."""
-        card: SuiteCard = from_data(self.spec["suite"]["card"])
+        card: SuiteCard = from_data(self.cards["suite"])
         return card
 
     @property
     def setting(self) -> Setting:
         """The setting's card as it was."""
-        return self.suite.settings[self.spec["setting"]]
+        return self.suite.settings[self.setting_name]
 
     @property
     def track(self) -> str:
         """``suite/setting``."""
-        return f"{self.spec['suite']['card']['slug']}/{self.spec['setting']}"
+        return f"{self.identity['suite']['slug']}/{self.setting_name}"
 
     @property
     def slug(self) -> str:
         """The method's slug."""
-        return str(self.spec["method"]["card"]["slug"])
+        return str(self.identity["method"]["slug"])
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The method's hyper-parameters, all of them."""
+        return dict(self.identity["method"]["hyperparameters"])
+
+    @property
+    def split(self) -> str:
+        """``test``, or ``tune`` for a trial."""
+        return str(self.identity["split"])
 
     @property
     def seed(self) -> int:
         """The run's seed; the seeds by role follow from it."""
-        return int(self.spec["seed"])
+        return int(self.identity["seed"])
 
     @property
     def finished(self) -> bool:
@@ -111,56 +158,90 @@ class Record:
         """The measured value, or None where the metric was not scored."""
         return next((m.value for m in self.measurements if m.metric == metric), None)
 
-    def to_json(self) -> str:
-        """The record's text: JSON with ``id`` and ``digest`` first and a line for each field, short because examples are many."""
-        body = {k: v for k, v in asdict(self).items() if k != "picture" or v is not None}
+    # --- in and out of files ------------------------------------------------------------------------------------------
+
+    def _body(self) -> dict[str, Any]:
+        """The fields of the file, those left out that a record does without."""
+        left_out = dict.fromkeys(("before", "picture")) | {"sources": {}}
+        shown = {k: v for k, v in vars(self).items() if k != "digest" and not (k in left_out and v == left_out[k])}
+        return {"schema": SCHEMA, **shown, "measurements": [_plain(m) for m in self.measurements]}
+
+    def to_bytes(self) -> bytes:
+        """The bytes of its file."""
+        body = self._body()
         whole = {"id": self.id, "digest": sha256(canonical(body)), **body}
+        return squeeze(json.dumps(whole, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode())
+
+    def to_json(self) -> str:
+        """The record for people and other programs: JSON, a line for each field, per-example values spelled out."""
+        body = self._body()
+        spelled = [{**_plain(m), "examples": m.per_example} if m.examples is not None else _plain(m) for m in self.measurements]
+        whole = {"id": self.id, "digest": sha256(canonical(body)), **body, "measurements": spelled}
         lines = (f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'), allow_nan=False)}" for k, v in whole.items())
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @staticmethod
-    def from_json(text: str | bytes, where: str = "record") -> Record:
-        """The record in ``text``.
+    def from_bytes(content: bytes | str, where: str = "record") -> Record:
+        """The record in the content of a file, compressed or JSON.
 
         Raises:
-            UserError: truncated, edited, of a newer schema, or not a record; ``where`` is named in the message.
+            UserError: truncated, edited, of another schema, or not a record; ``where`` is named in the message.
         """
         try:
-            data = json.loads(text)
+            raw = content.encode() if isinstance(content, str) else content
+            data = json.loads(open_up(raw) if raw.startswith(MAGIC) else raw)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: corrupt or truncated record ({error}); delete it and run again") from error
         if not isinstance(data, dict) or "schema" not in data:
             raise UserError(f"{where}: not a distillbench record")
         if data["schema"] != SCHEMA:
-            raise UserError(f"{where}: record of schema {data['schema']}, this version reads {SCHEMA}; upgrade distillbench")
+            old = isinstance(data["schema"], int) and data["schema"] < SCHEMA
+            how = "'distillbench records migrate' brings its folder up to date" if old else "upgrade distillbench"
+            raise UserError(f"{where}: record of schema {data['schema']}, this version reads {SCHEMA}; {how}")
         try:
             stated, digest = data.pop("id"), data.pop("digest")
-            same = sha256(canonical(data)) == digest and identity(data["spec"]) == stated
-            data["measurements"] = tuple(
-                Measurement(m["metric"], m["value"], m["n"], None if m["per_example"] is None else tuple(m["per_example"]))
-                for m in data["measurements"]
-            )
-            record = Record(**data)
+            for m in data["measurements"]:
+                if isinstance(m.get("examples"), list):
+                    m["examples"] = pack(m["examples"])
+            same = sha256(canonical(data)) == digest
+            del data["schema"]
+            measured = tuple(Measurement(m["metric"], m["value"], m["n"], m.get("examples")) for m in data.pop("measurements"))
+            record = Record(**data, measurements=measured, digest=digest)
             if record.picture is not None and not base64.b64decode(record.picture, validate=True).startswith(PNG):
                 raise ValueError("picture")
-            _ = (record.track, record.slug, record.seed)  # a spec without its parts is damage too, met here and not in a table
-        except (KeyError, TypeError, ValueError) as error:
+            same = same and record.id == stated
+            whole = same and fits(record.identity, record.method, record.suite, record.setting_name)
+            _ = (record.track, record.slug, record.seed)  # an identity without its parts is damage too, met here and not in a table
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: not a whole record (missing or odd {error}); delete it and run again") from error
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         if not same:
             raise UserError(f"{where}: its content does not match its digest: it was edited or damaged; restore it or run again")
+        if not whole:
+            raise UserError(f"{where}: its cards are not those of its identity: it was put together from two records; run it again")
         return record
 
     @staticmethod
     def read(path: Path) -> Record:
-        """The record in the file at ``path``. Raises UserError as :meth:`from_json`, or where the file cannot be read."""
+        """The record in the file at ``path``. Raises UserError as :meth:`from_bytes`, or where the file cannot be read."""
         try:
-            return Record.from_json(path.read_bytes(), str(path))
+            return Record.from_bytes(path.read_bytes(), str(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def _plain(m: Measurement) -> dict[str, Any]:
+    return {k: v for k, v in vars(m).items() if v is not None}
+
+
+def is_record_file(path: Path) -> bool:
+    """Whether a file of this name may be a record: ``*.record``, or JSON that is no marker and no half-written file."""
+    return path.suffix in (SUFFIX, ".json") and path.name != "store.json" and not path.name.startswith(".tmp-")
+
+
 def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
-    """Every record below ``folders``, sorted by id, and a line for each file that is not one.
+    """Every record below ``folders``, sorted by track, method and seed, and a line for each file that is not one.
 
     Raises:
         UserError: a folder is missing.
@@ -170,14 +251,11 @@ def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of records; 'distillbench run' makes one with --out")
-        for path in sorted(folder.rglob("*.json")):
-            if path.name == "store.json" or path.name.startswith(".tmp-"):
-                continue
+        for path in sorted(p for p in folder.rglob("*") if is_record_file(p)):
             try:
                 record = Record.read(path)
             except UserError as error:
                 bad.append(str(error))
                 continue
-            whole = {**vars(record), "measurements": [vars(m) for m in record.measurements]}
-            records[sha256(canonical(whole))] = record  # its digest; to_json is ten times slower and this is every board's loop
+            records[str(record.digest)] = record
     return sorted(records.values(), key=lambda r: (r.track, r.slug, r.seed, r.id, r.created)), bad

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,10 +22,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
+from distillbench import code
 from distillbench.cards import registry
 from distillbench.cards.card import Setting
-from distillbench.cards.reading import from_data, to_data
+from distillbench.cards.reading import to_data
 from distillbench.errors import Diverged, SaveError, UserError
+from distillbench.runs.code_of import code_of
 from distillbench.runs.plan import RunSpec
 from distillbench.runs.record import Measurement, Record, Status
 from distillbench.runs.store import Store
@@ -88,11 +91,14 @@ def _found(spec: RunSpec, store: Store) -> Record:
 
 
 def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seconds: float, accelerator: Accelerator) -> Record:
-    suite = _module(spec, registry.find("suite", spec.suite), "suite")
-    found = registry.find("method", spec.method, suite.CARD.problem)
-    method = _module(spec, found, "method")
-    setting: Setting = from_data(spec.resolved["suite"]["card"]["settings"][spec.setting])
-    seeds = spec.resolved["seeds"]
+    judge = registry.find("suite", spec.suite)
+    found = registry.find("method", spec.method, registry.suite_card(judge).problem)
+    if code_of(found, judge, spec.setting) != spec.code:
+        raise UserError(f"{found.path}: it, or what it imports, changed since its runs were planned; run the same command again")
+    imported = frozenset(sys.modules)
+    suite: Any = judge.load()
+    method: Any = found.load()
+    setting, seeds = spec.setting_card, spec.seeds
     data = Path(spec.data) if spec.data else None
     missing = [name for name in setting.requires if importlib.util.find_spec(name) is None]
     if missing:
@@ -116,6 +122,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         checkpoint_seconds=checkpoint_seconds,
         accelerator=accelerator,
         progress=progress,
+        code=spec.code.digest,
     )
     status: Status = "ok"
     reason: str | None = None
@@ -123,7 +130,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     about: dict[str, Any] | None = None
     sheet: str | None = None
     try:
-        student = method.distill(problem, run, **spec.resolved["method"]["hyperparameters"])
+        student = method.distill(problem, run, **spec.hyperparameters)
         if not isinstance(student, Student):
             raise UserError(
                 f"{spec.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)"
@@ -134,6 +141,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         if hasattr(suite, "picture"):
             sheet = png(suite.picture(student, setting, seeds, split=spec.split, data=data))
         _complete(measurements, spec)
+        _nothing_else(imported, spec)
         over = run.over_budget()
         if over is None and hasattr(suite, "exceeds") and not registry.method_card(found).control:
             over = suite.exceeds(student, setting)  # a yardstick may cost more than a student
@@ -150,7 +158,11 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     cost["total"]["peak_memory_bytes"] = memory.peak()
     cost["total"]["parameters"] = about["parameters"] if about else parameters(problem.student)
     return Record(
-        spec=spec.resolved,
+        identity=spec.identity,
+        setting_name=spec.setting,
+        cards=spec.cards,
+        code=spec.code.kept(),
+        sources=spec.code.sources(),
         status=status,
         reason=reason,
         measurements=tuple(measurements),
@@ -172,11 +184,17 @@ def png(values: torch.Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _module(spec: RunSpec, entry: registry.Entry, kind: registry.Kind) -> Any:
-    """The code of the suite or of the method, which must still be the code that the run's identity states."""
-    if entry.source_digest() != spec.resolved[kind]["source"]:
-        raise UserError(f"{entry.path}: changed while runs of it were planned or under way; run the same command again")
-    return entry.load()
+def _nothing_else(imported: frozenset[str], spec: RunSpec) -> None:
+    """Raise UserError where a module was imported that the identity does not cover; the next run will import it, and see it, again."""
+    strangers = code.unplanned(imported, spec.code.planned)
+    for name in strangers:
+        del sys.modules[name]
+    if strangers:
+        named = ", ".join(f"{name} ({path})" for name, path in sorted(strangers.items()))
+        raise UserError(
+            f"{spec.slug} imported {named}, which no import statement of it or of what it imports names, so its identity does not cover "
+            "that code; write the import as a statement"
+        )
 
 
 def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator) -> dict[str, Any]:
@@ -188,7 +206,8 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
         "architecture": student.architecture.name,
         "arguments": to_data(student.architecture.arguments),  # as JSON has them: a record read is the record made
         "recipe": to_data(student.recipe),
-        "averaged": student.averaged,
+        "averaged": bool(student.averaged),
+        **({"average": student.averaged} if student.averaged else {}),  # which one
         "parameters": parameters(suite.rebuild(student)),
     }
 
@@ -196,16 +215,17 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
 def _complete(measurements: list[Measurement], spec: RunSpec) -> None:
     """Every metric on the card was scored, is finite and in its range: anything else is a defect of the suite, not a score.
 
+    A metric that is only shown may be missing, and has its range where it is there.
     On the split for tuning the primary metric is enough: what is held out of training need not resemble every test set.
     """
-    card = from_data(spec.resolved["suite"]["card"])
+    card = spec.suite_card
     scored = {m.metric: m for m in measurements}
     for name, m in scored.items():
         if not all(map(math.isfinite, (m.value, *(m.per_example or ())))):
             raise ValueError(f"{name} = {m.value} is not finite, or one of its examples is not")
-    for metric in card.metrics:
+    for metric in (*card.metrics, *card.shown):
         if metric.name not in scored:
-            if spec.split == "tune" and metric.name != card.primary:
+            if metric.better is None or (spec.split == "tune" and metric.name != card.primary):
                 continue
             raise ValueError(f"the suite did not score {metric.name}")
         value = scored[metric.name].value

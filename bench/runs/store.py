@@ -1,9 +1,10 @@
 """Where records and artifacts live. Every write is atomic, several processes may share a store, nothing is overwritten.
 
 <store>/store.json                                  schema of the store
-<store>/records/<suite>/<setting>/<method>/<id>-<digest>.json
+<store>/records/<suite>/<setting>/<method>/<id>-<digest>.record
 <store>/students/<sha256>.safetensors               exported weights
 <store>/runs/<id>/                                  lock and checkpoints of a run in progress
+<store>/passed/<code>-<fingerprint>                 code that has passed the fingerprints of a cell
 <store>/cache/                                      teacher outputs, keyed by bytes
 """
 
@@ -21,9 +22,14 @@ from distillbench.errors import SaveError, UserError
 from distillbench.files import write_atomic
 from distillbench.identity import sha256
 from distillbench.runs.plan import RunSpec
-from distillbench.runs.record import Record
+from distillbench.runs.record import SUFFIX, Record
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+def file_name(record: Record) -> Path:
+    """Where a record lies below a folder of records: its track, its method, then its id and its content."""
+    return Path(record.track) / record.slug / f"{record.id[:16]}-{sha256(record.to_bytes())[:8]}{SUFFIX}"
 
 
 class Store:
@@ -56,12 +62,33 @@ class Store:
         return self.root / "runs" / spec.id[:32]
 
     def _records_of(self, spec: RunSpec) -> Path:
-        return self.root / "records" / spec.suite / spec.setting / str(spec.resolved["method"]["card"]["slug"])
+        return self.root / "records" / spec.suite / spec.setting / spec.slug
 
     def find(self, spec: RunSpec) -> Record | None:
-        """The newest finished record of ``spec``, or None. A damaged file is moved aside, and never counted as done."""
+        """The newest finished record of ``spec`` that today's code would make again, or None; see :meth:`stands`."""
+        return max((r for r in self.made(spec) if self.stands(r, spec)), key=lambda r: r.created, default=None)
+
+    def stands(self, record: Record, spec: RunSpec) -> bool:
+        """Whether a record of the same id holds for the code that ``spec`` would run.
+
+        It does where the code is the same, prose apart, or where today's code has passed the very fingerprints that the record's code
+        was held to (:meth:`passed`).
+        """
+        if record.code.get("digest") == spec.code.digest:
+            return True
+        return record.code.get("fingerprint") == spec.code.fingerprint is not None and self._passed(spec).exists()
+
+    def passed(self, spec: RunSpec) -> None:
+        """Note that the code of ``spec`` has passed the fingerprints of its method and setting."""
+        write_atomic(self._passed(spec), b"")
+
+    def _passed(self, spec: RunSpec) -> Path:
+        return self.root / "passed" / f"{spec.code.digest[:32]}-{str(spec.code.fingerprint)[:32]}"
+
+    def made(self, spec: RunSpec) -> list[Record]:
+        """The finished records with the id of ``spec``, whatever code made them. A damaged file is moved aside, and counts for nothing."""
         found = []
-        for path in self._records_of(spec).glob(f"{spec.id[:16]}-*.json"):
+        for path in self._records_of(spec).glob(f"{spec.id[:16]}-*{SUFFIX}"):
             try:
                 record = Record.read(path)
             except UserError:
@@ -70,15 +97,13 @@ class Store:
                 continue
             if record.finished and record.id == spec.id:
                 found.append(record)
-        return max(found, key=lambda r: r.created) if found else None
+        return found
 
     def save(self, record: Record) -> Path:
         """Write a record and return its path; the name holds id and content, so nothing is ever replaced."""
         self._mark()
-        text = record.to_json().encode()
-        folder = self.root / "records" / record.track / record.slug
-        path = folder / f"{record.id[:16]}-{sha256(text)[:8]}.json"
-        write_atomic(path, text)
+        path = self.root / "records" / file_name(record)
+        write_atomic(path, record.to_bytes())
         return path
 
     def save_student(self, blob: bytes) -> str:

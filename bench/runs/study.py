@@ -124,7 +124,8 @@ def planned(study: Study, seeds: Sequence[int], data: str | None = None) -> list
     def runs(c: Cell) -> list[RunSpec]:
         over = {c.method: c.hyperparameters} if c.hyperparameters else {}
         changes: dict[str, Any] = {"budget": c.budget, "training": c.training, "options": c.options}
-        return plan(c.track, [c.method], seeds, overrides=over, controls=False, data=data, **changes)
+        specs = plan(c.track, [c.method], seeds, overrides=over, controls=False, data=data, **changes)
+        return [dataclasses.replace(s, label=f"{c.arm} at {c.at:g}") for s in specs]
 
     return [(c, runs(c)) for c in study.cells]
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.cards.card import Training
+from distillbench.training import averages
+from distillbench.training.averages import Decay
 
 Losses = Mapping[str, Tensor]
 Backward = Callable[[dict[str, Tensor], list[nn.Parameter]], None]
@@ -25,7 +27,8 @@ class Learner:
         loss: ``loss(batch)`` returns ``run.loss(...)``.
         extra: networks trained along and thrown away (regressors, auxiliary heads).
         updates: optimizer steps of this learner per iteration of the loop.
-        ema: decay of an exponential moving average of the weights, kept as :attr:`average` (what is exported), or None.
+        ema: decay of an exponential moving average of the weights, kept as :attr:`average` (what is exported), or None. A number, or
+            a function from the updates made before in this loop to one (see :mod:`averages`).
         target: decay of a second average, kept as :attr:`target`, that the loss itself looks at (consistency models), or None.
         counts: what one example of an update is metered as; None for an auxiliary network such as a fake score.
         backward: replaces the sum-and-backward: gets the reduced terms and the parameters, and leaves ``.grad`` set.
@@ -40,8 +43,8 @@ class Learner:
         *,
         extra: Sequence[nn.Module] = (),
         updates: int = 1,
-        ema: float | None = None,
-        target: float | None = None,
+        ema: Decay | None = None,
+        target: Decay | None = None,
         counts: Literal["student_examples", "teacher_examples"] | None = "student_examples",
         backward: Backward | None = None,
         after: Callable[[dict[str, Tensor]], None] | None = None,
@@ -54,6 +57,11 @@ class Learner:
         self.average = copy.deepcopy(module).requires_grad_(False) if ema is not None else None
         self.target = copy.deepcopy(module).requires_grad_(False) if target is not None else None
         self._followers = [(m, d) for m, d in ((self.average, ema), (self.target, target)) if m is not None and d is not None]
+        for _, decay in self._followers:
+            averages.at(decay, 0)  # what is no decay is said now, and not after the first step
+        # With their names, such as ``ema 0.999``: what is exported says which it is.
+        roles = ((self.average, "ema", ema), (self.target, "target", target))
+        self.averages = [(m, averages.name(role, d)) for m, role, d in roles if m is not None and d is not None]
         self.counts = counts
         self.backward = backward
         self.after = after
@@ -69,11 +77,12 @@ class Learner:
         self.training = dataclasses.replace(training, **self.options)
         self.optimizer = make_optimizer(self.parameters, self.training)
 
-    def follow(self) -> None:
-        """Move the averages towards the weights; buffers are copied."""
+    def follow(self, update: int) -> None:
+        """Move the averages towards the weights after an update, counted from 0 in its loop; buffers are copied."""
         with torch.no_grad():
             for follower, decay in self._followers:
-                torch._foreach_lerp_(list(follower.parameters()), list(self.module.parameters()), 1 - decay)
+                share = 1 - averages.at(decay, update)
+                torch._foreach_lerp_(list(follower.parameters()), list(self.module.parameters()), share)
                 for mean, now in zip(follower.buffers(), self.module.buffers(), strict=True):
                     mean.copy_(now)
 

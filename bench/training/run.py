@@ -23,11 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from distillbench.cards.card import Budget, Training
 from distillbench.errors import Diverged, UserError
 from distillbench.identity import derive_seed
+from distillbench.training.averages import Decay
 from distillbench.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from distillbench.training.data import Batches
 from distillbench.training.learner import Backward, Learner, Losses, rate
 from distillbench.training.oracle import Meter
-from distillbench.training.student import Student
+from distillbench.training.student import AVERAGE, Student
 
 __all__ = ["Learner", "Losses", "Run", "has_bfloat16"]
 
@@ -46,6 +47,7 @@ class Run:
         checkpoint_seconds: the most that a ``kill -9`` can lose.
         micro_batches: parts a batch is split into before its gradients are summed.
         progress: called with (phase, steps done, steps in all), at most ten times a second.
+        code: digest of the code that trains; a checkpoint of other code is refused.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Run:
         micro_batches: int = 1,
         accelerator: Accelerator | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        code: str | None = None,
     ) -> None:
         self.seeds = dict(seeds)
         self.budget = budget
@@ -73,8 +76,10 @@ class Run:
         # What the checks compare with: the network that was exported last, and those that loops have trained.
         self.trained: nn.Module | None = None
         self.seen: list[nn.Module] = []
+        self._averages: list[tuple[nn.Module, str]] = []
         self._folder = folder
         self._every = checkpoint_seconds
+        self._code = code
         self._micro = micro_batches
         self._accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         # Read at every step, and slow to ask the accelerator for.
@@ -165,7 +170,7 @@ class Run:
         extra: Sequence[nn.Module] = (),
         steps: int | None = None,
         share: float = 1.0,
-        ema: float | None = None,
+        ema: Decay | None = None,
         backward: Backward | None = None,
         after: Callable[[dict[str, Tensor]], None] | None = None,
         recipe: dict[str, Any] | None = None,
@@ -184,12 +189,24 @@ class Run:
         self.loop([learner], batches, steps=steps, share=share)
         return self.export(student if learner.average is None else learner.average, recipe=recipe, averaged=ema is not None)
 
-    def export(self, module: nn.Module, *, recipe: dict[str, Any] | None = None, averaged: bool = False) -> Student:
-        """``module`` as the student that leaves the method."""
+    def export(self, module: nn.Module, *, recipe: dict[str, Any] | None = None, averaged: bool | str = False) -> Student:
+        """``module`` as the student that leaves the method.
+
+        Args:
+            averaged: whether these are averaged weights. True takes the name of the learner's average that ``module`` is; a method
+                that averages by itself says what it does.
+
+        Raises:
+            UserError: the problem did not build it, or it is declared as an average and is the network that was trained.
+        """
         if not hasattr(module, "architecture"):
             raise UserError("only a network the problem built can be exported: problem.student or problem.new_student(...)")
+        if averaged and any(m is module for m in self.seen):
+            raise UserError("declared as an average, but this network was trained itself: export learner.average, or leave averaged out")
+        if averaged is True:
+            averaged = next((name for m, name in self._averages if m is module), AVERAGE)
         self.trained = module
-        return Student.of(module, recipe, averaged)
+        return Student.of(module, recipe, averaged or "")
 
     def loop(self, learners: Sequence[Learner], batches: Batches, *, steps: int | None = None, share: float = 1.0) -> None:
         """Iterate: each learner in turn makes its updates, every update on the next batch of the stream.
@@ -209,6 +226,7 @@ class Run:
         for learner in learners:
             learner.prepare(self.training, self.device)
             self.seen.append(learner.module)
+            self._averages += learner.averages
         torch.manual_seed(derive_seed(f"loop {self._unit}", self.seeds["noise"]))
         self._tick()
         state = self._resume(learners)
@@ -238,8 +256,8 @@ class Run:
                         group["lr"] = lr
                     # Asking a GPU at every step would make it wait; what the trace shows has been looked at.
                     watched = self._on_cpu or step % 16 == 0 or step % every == 0
-                    for _ in range(learner.updates):
-                        terms = self._update(learner, next(stream).to(device), step, watched)
+                    for again in range(learner.updates):
+                        terms = self._update(learner, next(stream).to(device), step, watched, again)
                     if step % every == 0:
                         for name, value in terms.items():
                             self.trace.setdefault(f"{self._phase}/{name}", []).append(float(f"{float(value):.5g}"))
@@ -269,8 +287,8 @@ class Run:
 
     # --- the engine -------------------------------------------------------------------------------------------
 
-    def _update(self, learner: Learner, batch: Any, step: int, watched: bool) -> dict[str, Tensor]:
-        """One optimizer step of one learner on one global batch; this process takes its share of it."""
+    def _update(self, learner: Learner, batch: Any, step: int, watched: bool, again: int) -> dict[str, Tensor]:
+        """One optimizer step of one learner on one global batch, its ``again``-th of this step; this process takes its share of it."""
         size, ranks, rank = len(batch), self._ranks, self._rank
         if size < ranks:
             raise UserError(f"a batch of {size} cannot be shared by {ranks} processes")
@@ -319,7 +337,7 @@ class Run:
         if learner.training.clip is not None:
             self._accelerator.clip_grad_norm_(learner.parameters, learner.training.clip)
         learner.optimizer.step()
-        learner.follow()
+        learner.follow(step * learner.updates + again)
         if learner.after is not None:
             learner.after(total)
         if learner.counts is not None:
@@ -369,6 +387,7 @@ class Run:
         if not self._accelerator.is_main_process:
             return
         state = {
+            "code": self._code,
             "step": step,
             "flops": flops,
             "learners": [x.state() for x in learners],
@@ -397,6 +416,9 @@ class Run:
                 state = load_checkpoint(path)
             except UserError as error:
                 warnings.warn(f"{path.name} is not usable, going back to the one before: {error}", stacklevel=2)
+                continue
+            if state.get("code") != self._code:
+                warnings.warn(f"{path.name} was written by other code than today's, so it is not used; this loop begins anew", stacklevel=2)
                 continue
             for learner, saved in zip(learners, state["learners"], strict=True):
                 learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start

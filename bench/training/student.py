@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +16,11 @@ from torch import Tensor, nn
 from distillbench.errors import UserError
 from distillbench.identity import sha256
 from distillbench.training.nets import Architecture
+
+Network = TypeVar("Network", bound=nn.Module)
+
+AVERAGE = "average"  # the name of an average that says no more
+FIXED = re.compile(r"average|ema [0-9.e+-]+")  # averages that a file marks with ``true``: their bytes stand in published records
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:
@@ -29,16 +36,17 @@ class Student:
         weights: the state dict, on the CPU.
         architecture: a name and arguments that the suite can build.
         recipe: how a generator is to be sampled (noise levels, step rule, guidance); empty elsewhere.
-        averaged: True where these are exponential moving averages of the trained weights.
+        averaged: what average of the trained weights these are (``ema 0.999``), or empty where they are the weights themselves. A file
+            says of an average with a fixed decay only that it is one, which reads as ``average``.
     """
 
     weights: dict[str, Tensor]
     architecture: Architecture
     recipe: dict[str, Any] = field(default_factory=dict)
-    averaged: bool = False
+    averaged: str = ""
 
     @staticmethod
-    def of(module: nn.Module, recipe: dict[str, Any] | None = None, averaged: bool = False) -> Student:
+    def of(module: nn.Module, recipe: dict[str, Any] | None = None, averaged: str = "") -> Student:
         """The student that ``module`` is now.
 
         Raises:
@@ -58,7 +66,9 @@ class Student:
 
     def to_bytes(self) -> bytes:
         """safetensors, with architecture and recipe in its metadata."""
-        about = {"name": self.architecture.name, "arguments": self.architecture.arguments, "recipe": self.recipe, "averaged": self.averaged}
+        scheduled = self.averaged and not FIXED.fullmatch(self.averaged)
+        averaged = self.averaged if scheduled else bool(self.averaged)
+        about = {"name": self.architecture.name, "arguments": self.architecture.arguments, "recipe": self.recipe, "averaged": averaged}
         return save(self.weights, metadata={"distillbench": json.dumps(about, sort_keys=True)})
 
     @staticmethod
@@ -67,6 +77,32 @@ class Student:
         try:
             size = int.from_bytes(blob[:8], "little")
             about = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["distillbench"])
-            return Student(load(blob), Architecture(about["name"], about["arguments"]), about["recipe"], about["averaged"])
+            said = about["averaged"]
+            if not isinstance(said, bool | str):
+                raise TypeError("averaged")
+            averaged = said if isinstance(said, str) else AVERAGE if said else ""
+            return Student(load(blob), Architecture(about["name"], about["arguments"]), about["recipe"], averaged)
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{where}: not a distillbench student (safetensors with its metadata)") from error
+
+
+def rebuild(student: Student, build: Callable[[Architecture, int], Network]) -> Network:
+    """The network of an exported student, in evaluation mode.
+
+    Args:
+        build: the suite's ``build(architecture, seed)``, which gives a network with fresh weights.
+
+    Raises:
+        UserError: the architecture cannot be built, or the weights do not fit it.
+    """
+    about = student.architecture
+    try:
+        net = build(about, 0)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # arguments come from files, and may be anything
+        why = " ".join(str(error).split())
+        raise UserError(f"architecture {about.name} cannot be built from {about.arguments}: {type(error).__name__}: {why}") from error
+    try:
+        net.load_state_dict(student.weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights do not fit architecture {about.name}: {str(error).splitlines()[-1].strip()}") from error
+    return net.eval()

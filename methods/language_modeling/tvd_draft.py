@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distillbench.cards.card import Beats, Card, Choice, Gains, Paper, Real
 from distillbench.problems.language_modeling.generation import pick
 from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import real_logits
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.problems.language_modeling.token_losses import TopK, token_losses
@@ -129,8 +129,9 @@ def exact_loss(draft: LanguageModel, target: LanguageModel, states: Tensor, thei
     reward = states.new_zeros(len(states), dtype=torch.float32)
 
     def law(rows: slice) -> Tensor:
-        target_logits = _logits(target, theirs[rows], vocab)
-        reward[rows] = reward_mean(_logits(draft, states[rows], vocab), target_logits)
+        with torch.no_grad():
+            target_logits = real_logits(target, theirs[rows], vocab)
+            reward[rows] = reward_mean(real_logits(draft, states[rows], vocab), target_logits)
         return target_logits
 
     weight, bias = draft.head
@@ -143,7 +144,8 @@ def sampled_loss(
     """-(r(v) - mu) log q(v) at one v ~ q of each token (N,), drawn by ``uniforms`` (N,), and r(v) (N,)."""
     tokens, rewards = [], []
     for mine, other, uniform in zip(*(x.split(CHUNK) for x in (states, theirs, uniforms)), strict=True):
-        q, p = _logits(draft, mine, vocab), _logits(target, other, vocab)
+        with torch.no_grad():
+            q, p = real_logits(draft, mine, vocab), real_logits(target, other, vocab)
         token = pick(q, uniform)[:, None]
         tokens.append(token)
         rewards.append((p.log_softmax(-1).gather(1, token) > q.log_softmax(-1).gather(1, token)).squeeze(1))
@@ -151,11 +153,3 @@ def sampled_loss(
     point = TopK(chosen, torch.zeros_like(reward)[:, None], torch.zeros_like(reward))  # all mass on v: its forward KL is -log q(v)
     weight, bias = draft.head
     return (reward - mean) * token_losses(states, weight, point, "forward_kl", bias=bias, vocab=vocab, chunk=CHUNK), reward
-
-
-@torch.no_grad()
-def _logits(model: LanguageModel, states: Tensor, vocab: int) -> Tensor:
-    """Logits (n, vocab) of states (n, D) in float32, without a graph, under mixed precision too."""
-    weight, bias = model.head
-    with torch.autocast(states.device.type, enabled=False):
-        return F.linear(states.float(), weight[:vocab].float(), None if bias is None else bias[:vocab].float())

@@ -356,22 +356,10 @@ def _teacher(setting: Setting, data: Path | None) -> nn.Module:
 
 def rebuild(student: Student) -> nn.Module:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from distillbench.errors import UserError
     from distillbench.suites.image_classification.nets import build
+    from distillbench.training import student as students
 
-    about = student.architecture
-    try:
-        net = build(about, 0)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # arguments come from files, and may be anything
-        why = " ".join(str(error).split())
-        raise UserError(f"architecture {about.name} cannot be built from {about.arguments}: {type(error).__name__}: {why}") from error
-    try:
-        net.load_state_dict(student.weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights do not fit architecture {student.architecture.name}: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    return net.eval()
+    return students.rebuild(student, build)
 
 
 def evaluate(

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from distillbench.assets import Asset
 from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training, Variant
+from distillbench.cards.worlds import Worlds
 
 if TYPE_CHECKING:
     from distillbench.problems.image_generation.problem import ImageGeneration
     from distillbench.runs.record import Measurement
     from distillbench.training.student import Student
 
-WORLDS = ("gaussians", "digits", "published")
+WORLDS = Worlds(__name__, ("gaussians", "digits", "published"))
 SHEET = 2000  # samples drawn for a picture, at most
 
 CARD = SuiteCard(
@@ -42,7 +43,7 @@ CARD = SuiteCard(
             unit="nats",
             better="lower",
             range=(0, None),
-            meaning="|ln| of the standard deviation within a mode over the true one; 0 is right. The raw ratio is measured as spread_ratio",
+            meaning="|ln| of the standard deviation within a mode over the true one; 0 is right. The raw ratio is shown as spread_ratio",
         ),
         Metric(
             name="between_modes",
@@ -97,7 +98,55 @@ CARD = SuiteCard(
         ),
         Metric(name="kid", unit="squared kernel distance", better="lower", meaning="unbiased kernel distance in the same features"),
         Metric(name="inception_score", unit="score", better="higher", range=(1, None), meaning="exp of the mean KL of p(y|x) to p(y)"),
+        Metric(
+            name="fd_inception_fidelity",
+            unit="squared feature distance",
+            better="lower",
+            range=(0, None),
+            meaning="Frechet distance of 50,000 samples to statistics in the features of torch-fidelity's Inception: close to FID, not it",
+        ),
+        Metric(
+            name="kid_inception_fidelity",
+            unit="squared kernel distance",
+            better="lower",
+            meaning="unbiased kernel distance in the features of torch-fidelity's Inception",
+        ),
+        Metric(
+            name="inception_score_inception_fidelity",
+            unit="score",
+            better="higher",
+            range=(1, None),
+            meaning="exp of the mean KL of p(y|x) to p(y), by the classes of torch-fidelity's Inception",
+        ),
         Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample, counted"),
+        Metric(
+            name="spread_ratio",
+            unit="ratio",
+            better=None,
+            range=(0, None),
+            meaning="standard deviation within a mode over the true one; 1 is right",
+        ),
+        Metric(
+            name="diversity",
+            unit="ratio",
+            better=None,
+            range=(0, None),
+            meaning="mean distance of two samples of a class over that of two real images; 1 is right",
+        ),
+        Metric(
+            name="class_accuracy",
+            unit="fraction",
+            better=None,
+            range=(0, 1),
+            meaning="share of samples that the shipped digit classifier puts into their class: a blurred mean of a class always is",
+        ),
+        Metric(
+            name="closer_to_training",
+            unit="fraction",
+            better=None,
+            range=(0, 1),
+            meaning="chance that a sample lies nearer to the training images than a real image of the split does; 0.5 is fair",
+        ),
     ],
     primary="mmd2",
     controls=["scratch", "teacher", "teacher_one_step"],
@@ -296,6 +345,32 @@ CARD = SuiteCard(
             },
         ),
         "digits-few": Variant(of="digits", summary="The digits, with up to two evaluations a sample.", options={"steps": 2}),
+        "cifar10-fidelity": Variant(
+            of="cifar10",
+            summary="CIFAR-10 by class, judged in the features of torch-fidelity's Inception, which every number there has in its name.",
+            metrics=[
+                "fd_inception_fidelity",
+                "kid_inception_fidelity",
+                "inception_score_inception_fidelity",
+                "precision",
+                "recall",
+                "nfe",
+            ],
+            others={
+                "inception": Asset(
+                    name="Inception as pytorch-fid and torch-fidelity have it",
+                    source="weights-inception-2015-12-05-6726825d.pth of toshas/torch-fidelity",
+                    licence="Apache-2.0",
+                    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+                ),
+            },
+            options={
+                "extractor": "inception_fidelity",
+                "resize": "tensorflow",
+                "inception_path": ["weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"],
+                "reference_path": ["cifar10/reference-fidelity.npz"],
+            },
+        ),
         "cifar10-uncond": Variant(
             of="cifar10",
             summary="CIFAR-10 without classes; the teacher is EDM's unconditional DDPM++ (VP).",
@@ -340,7 +415,7 @@ def problem(
     from distillbench.suites.image_generation.nets import build
     from distillbench.training.nets import Architecture
 
-    options, world = setting.options, _world(setting)
+    options, world = setting.options, WORLDS.of(setting)
     about = options["student"]
     levels = {k: float(options[k]) for k in ("sigma_min", "sigma_max", "sigma_data")}
     arguments = {"sigma_data": levels["sigma_data"], "sigma_min": levels["sigma_min"], **about["arguments"]}
@@ -359,34 +434,12 @@ def problem(
     )
 
 
-def _world(setting: Setting) -> Any:
-    """The module that knows a setting's data, teacher and metrics."""
-    import importlib
-
-    from distillbench.errors import unknown
-
-    name = str(setting.options["world"])
-    if name not in WORLDS:  # a setting may come from somebody's record
-        raise unknown("world", name, WORLDS)
-    return importlib.import_module(f"distillbench.suites.image_generation.{name}")
-
-
 def rebuild(student: Student) -> Any:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from distillbench.errors import UserError
     from distillbench.suites.image_generation.nets import build
+    from distillbench.training import student as students
 
-    about = student.architecture
-    try:
-        net = build(about, 0)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # arguments come from files, and may be anything
-        why = " ".join(str(error).split())
-        raise UserError(f"architecture {about.name} cannot be built from {about.arguments}: {type(error).__name__}: {why}") from error
-    try:
-        net.load_state_dict(student.weights)
-    except RuntimeError as error:
-        raise UserError(f"the weights do not fit architecture {about.name}: {str(error).splitlines()[-1].strip()}") from error
-    return net.eval()
+    return students.rebuild(student, build)
 
 
 def generate(
@@ -408,32 +461,12 @@ def generate(
         UserError: the student cannot be rebuilt, its recipe is none or takes more steps than the setting allows, a sample is
             not finite, or all samples (of one class) are the same.
     """
-    import torch
-
-    from distillbench.errors import UserError
-    from distillbench.identity import derive_seed
     from distillbench.suites.image_generation import sampling
-    from distillbench.training.student import tensor_digest
 
-    options, net = setting.options, rebuild(student)
-    used = sampling.evaluations(student.recipe, sigma_max=float(options["sigma_max"]))
-    if used > int(options["steps"]):  # only the teacher itself, the yardstick, may take more
-        teacher = _world(setting).teacher(setting, data)
-        if tensor_digest(student.weights) != tensor_digest(dict(teacher.state_dict())):
-            raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
-    if setting.tier == "paper" and torch.cuda.is_available():
-        net.to("cuda")
-    classes = int(options["classes"])
-    made, spent = [], 0.0
-    for i in range(draws or int(options["draws"])):
-        generator = torch.Generator().manual_seed(derive_seed(f"{split} noise {i}", seeds["evaluation"]))
-        noise = torch.randn(samples or int(options["samples"]), *net.shape, generator=generator)
-        labels = torch.arange(len(noise)) % max(1, classes)
-        given = labels if classes else None
-        found, spent = sampling.sample(net, student.recipe, noise, given, generator, sigma_min=float(options["sigma_min"]))
-        sampling.sound(found, given)
-        made.append((found, labels))
-    return made, spent
+    world = WORLDS.of(setting)
+    return sampling.drawn(
+        rebuild(student), student, setting, seeds, split, teacher=lambda: world.teacher(setting, data), draws=draws, samples=samples
+    )
 
 
 def exceeds(student: Student, setting: Setting) -> str | None:
@@ -449,9 +482,8 @@ def evaluate(
 ) -> list[Measurement]:
     """Judge plain weights on a split: samples from its evaluation noise, against real samples of that split.
 
-    Every metric is the mean over independent draws, whose values the measurement keeps. Some are measured beside the card's
-    because neither more nor less is better, or because they must rank nothing: ``spread_ratio``, ``diversity``,
-    ``class_accuracy`` (a blurred mean of a class is recognised every time) and ``closer_to_training`` (0.5 is fair).
+    Every metric is the mean over independent draws, whose values the measurement keeps. Those without a direction on the card are
+    measured wherever they make sense.
 
     Raises:
         UserError: as :func:`generate`.
@@ -459,10 +491,10 @@ def evaluate(
     from distillbench.runs.record import Measurement
 
     draws, spent = generate(student, setting, seeds, split=split, data=data)
-    return [*_world(setting).measure(draws, setting, seeds, split, data), Measurement("nfe", spent, len(draws))]
+    return [*WORLDS.of(setting).measure(draws, setting, seeds, split, data), Measurement("nfe", spent, len(draws))]
 
 
 def picture(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None) -> Any:
     """A sheet of samples of the first draw, in [0, 1], (H, W) grey or (H, W, 3) colour, from the noise that all methods share."""
     draws, _ = generate(student, setting, seeds, split=split, data=data, draws=1, samples=min(int(setting.options["samples"]), SHEET))
-    return _world(setting).pixels(draws, setting.options)
+    return WORLDS.of(setting).pixels(draws, setting.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.cards.card import Setting
-from distillbench.errors import UserError
+from distillbench.errors import UserError, unknown
 from distillbench.runs.record import Measurement
 from distillbench.suites.image_generation.image_folders import EDMImages, FolderBatches
 from distillbench.suites.image_generation.nets import build
-from distillbench.suites.metrics.images.extractors import Extractor, frechet_name, nvidia_inception
+from distillbench.suites.metrics.images.extractors import (
+    PUBLISHED,
+    Extractor,
+    feature_name,
+    fidelity_inception,
+    frechet_name,
+    nvidia_inception,
+)
 from distillbench.suites.metrics.images.frechet import Moments, frechet_distance, load_reference, require_samples
 from distillbench.suites.metrics.images.inception_score import inception_score
 from distillbench.suites.metrics.images.kid import kid
@@ -42,11 +49,12 @@ def batches(setting: Setting, seeds: Mapping[str, int], data: Path | None) -> tu
     _judge(setting, data)
     options = setting.options
     return FolderBatches(
-        _images(setting, data), setting.training.batch_size, seeds["order"], flip=bool(options["flip"]), workers=int(options["workers"])
+        images_of(setting, data), setting.training.batch_size, seeds["order"], flip=bool(options["flip"]), workers=int(options["workers"])
     ), None
 
 
-def _images(setting: Setting, data: Path | None) -> EDMImages:
+def images_of(setting: Setting, data: Path | None) -> EDMImages:
+    """The user's data set. Raises UserError where it is missing or not in EDM's format."""
     options = setting.options
     return EDMImages(place(setting, data, "data"), int(options["resolution"]), int(options["classes"]), int(options["channels"]))
 
@@ -63,43 +71,62 @@ def teacher(setting: Setting, data: Path | None) -> nn.Module:
     return net.eval()
 
 
+def extractor(setting: Setting, data: Path | None) -> Extractor:
+    """The feature network that the setting's options name as ``extractor``, with their rule ``resize``.
+
+    A number in its features is identified by what the record states: this name and rule, the digests of the network's file
+    (``inception``) and of the statistics (``reference``), the number of ``samples``; images are rounded to uint8.
+
+    Raises:
+        UserError: an unknown network or rule, a file that is missing or not the published one, or a setting that pins another one.
+    """
+    name, resize = str(setting.options.get("extractor", "inception_nvidia")), str(setting.options.get("resize", "tensorflow"))
+    if name not in PUBLISHED:  # a setting may come from somebody's record
+        raise unknown("extractor", name, PUBLISHED)
+    asset = setting.others.get("inception")
+    if asset is None or asset.sha256 != PUBLISHED[name]:
+        stated = asset.sha256 if asset and asset.sha256 else "none"
+        raise UserError(f"the setting pins SHA-256 {stated[:16]} for its feature network, where {name} has {PUBLISHED[name][:16]}")
+    make = {"inception_nvidia": nvidia_inception, "inception_fidelity": fidelity_inception}[name]
+    # The published hash and no other: TorchScript is code.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return make(place(setting, data, "inception"), resize=resize, sha256=PUBLISHED[name], device=device)
+
+
 def _judge(setting: Setting, data: Path | None) -> tuple[Extractor, Moments]:
     """The feature network and the reference statistics. Raises UserError where either is missing or not what it should be."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    # The published hash and no other: a setting may come from somebody's record, and TorchScript is code.
-    extractor = nvidia_inception(place(setting, data, "inception"), resize="tensorflow", device=device)
-    reference = load_reference(place(setting, data, "reference"))
-    return extractor, reference
+    return extractor(setting, data), load_reference(place(setting, data, "reference"))
 
 
 def measure(
     draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None
 ) -> list[Measurement]:
-    """Judge the draws: FID against the published statistics, and the others against the first real images of the data set.
+    """Judge the draws: a Frechet distance to the reference statistics, and the others against real images of the data set.
+
+    In other features than those of NVIDIA's Inception every name but precision's and recall's says in which (:func:`feature_name`).
 
     The statistics are those of the training set, as the protocol has it, for either split.
 
     Raises:
         UserError: fewer samples than the protocol asks for, or features of another dimension than the statistics.
     """
-    extractor, reference = _judge(setting, data)
+    network, reference = _judge(setting, data)
     options = setting.options
-    images = _images(setting, data)
+    images = images_of(setting, data)
     count = min(int(options["compared"]), len(images), len(draws[0][0]))
     # A stride over the sorted names, which are ordered by class in some archives.
     rows = [i * len(images) // count for i in range(count)]
-    real = torch.cat([extractor.features(torch.stack([images.image(r) for r in part])) for part in _parts(rows)])
+    real = torch.cat([network.features(part) for part in stacked(images, rows)])
+    identity = network.identity
     found: dict[str, list[float]] = {}
     for samples, _ in draws:
-        seen = extractor.features(samples)
+        seen = network.features(samples)
         require_samples(len(seen), seen.shape[1], minimum=int(options["samples"]))
         precision, recall = precision_recall(seen[:count], real)
-        name = frechet_name(extractor.identity)
         scores = {
-            # Another network than Inception is measured under its own name and leaves the card's fid unscored.
-            name: frechet_distance(Moments.of(seen), reference),
-            "inception_score": inception_score(extractor.probabilities(samples)),
-            "kid": kid(seen, real, subset_size=min(1000, count)),
+            frechet_name(identity): frechet_distance(Moments.of(seen), reference),
+            feature_name("inception_score", identity): inception_score(network.probabilities(samples)),
+            feature_name("kid", identity): kid(seen, real, subset_size=min(1000, count)),
             "precision": precision,
             "recall": recall,
         }
@@ -108,9 +135,11 @@ def measure(
     return [Measurement.mean(metric, values) for metric, values in found.items()]
 
 
-def _parts(rows: list[int], size: int = 256) -> list[list[int]]:
+def stacked(images: EDMImages, rows: Sequence[int], size: int = 256) -> Iterator[Tensor]:
+    """The images of ``rows`` in stacks of at most ``size``, (n, C, S, S) each."""
     stream = iter(rows)
-    return list(iter(lambda: list(itertools.islice(stream, size)), []))
+    while part := list(itertools.islice(stream, size)):
+        yield torch.stack([images.image(r) for r in part])
 
 
 def pixels(draws: Sequence[tuple[Tensor, Tensor]], options: Mapping[str, Any]) -> Tensor:

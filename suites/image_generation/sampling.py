@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distillbench.cards.card import Setting
 from distillbench.errors import UserError, unknown
+from distillbench.identity import derive_seed
 from distillbench.problems.image_generation.edm import euler_solve, guided, heun_solve, renoise
 from distillbench.problems.image_generation.sde import SDES, sde_solve
+from distillbench.training.student import Student, tensor_digest
 
 RULES = {"denoise": (1, 0), "euler": (1, 0), "heun": (2, -1)}  # evaluations for n levels: a n + b
 SDE_RULES = {"reverse_diffusion": (1, 0), "ancestral": (1, 0), "predictor_corrector": (2, 0), "probability_flow": (2, -1)}
@@ -124,3 +128,42 @@ def sound(samples: Tensor, labels: Tensor | None = None) -> None:
         if len(own) > 1 and spread <= 1e-6 * max(1.0, math.fabs(float(own.abs().max()))):
             whose = "" if label is None else f" of class {label}"
             raise UserError(f"the generator ignores its noise: all {len(own)} samples{whose} are the same")
+
+
+def drawn(
+    net: Any,
+    student: Student,
+    setting: Setting,
+    seeds: Mapping[str, int],
+    split: str,
+    *,
+    teacher: Callable[[], nn.Module],
+    draws: int | None = None,
+    samples: int | None = None,
+) -> tuple[list[tuple[Tensor, Tensor]], float]:
+    """Independent draws of (samples (N, ...), labels (N,)) of a student, and the network evaluations that a sample took.
+
+    Args:
+        net: its network.  teacher: gives the setting's, whose very weights may take more evaluations than the setting allows.
+        draws, samples: fewer than the setting asks for.
+
+    Raises:
+        UserError: the recipe is none or takes too many evaluations; a sample is not finite; all samples (of a class) are the same.
+    """
+    options = setting.options
+    used = evaluations(student.recipe, sigma_max=float(options["sigma_max"]))
+    if used > int(options["steps"]) and tensor_digest(student.weights) != tensor_digest(dict(teacher().state_dict())):
+        raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
+    if setting.tier == "paper" and torch.cuda.is_available():
+        net.to("cuda")
+    classes = int(options["classes"])
+    made, spent = [], 0.0
+    for i in range(draws or int(options["draws"])):
+        generator = torch.Generator().manual_seed(derive_seed(f"{split} noise {i}", seeds["evaluation"]))
+        noise = torch.randn(samples or int(options["samples"]), *net.shape, generator=generator)
+        labels = torch.arange(len(noise)) % max(1, classes)
+        given = labels if classes else None
+        found, spent = sample(net, student.recipe, noise, given, generator, sigma_min=float(options["sigma_min"]))
+        sound(found, given)
+        made.append((found, labels))
+    return made, spent

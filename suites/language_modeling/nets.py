@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling import models as language_models
 from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.training import student as students
 from distillbench.training.nets import Architecture
 from distillbench.training.student import Student
 
@@ -110,19 +111,5 @@ def build(architecture: Architecture, seed: int) -> LanguageModel:
 
 
 def rebuild(student: Student) -> LanguageModel:
-    """The network of an exported student, in evaluation mode.
-
-    Raises:
-        UserError: the architecture cannot be built, or the weights do not fit it.
-    """
-    about = student.architecture
-    try:
-        net = build(about, 0)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # arguments come from files, and may be anything
-        why = " ".join(str(error).split())
-        raise UserError(f"architecture {about.name} cannot be built from {about.arguments}: {type(error).__name__}: {why}") from error
-    try:
-        net.load_state_dict(student.weights)
-    except RuntimeError as error:
-        raise UserError(f"the weights do not fit architecture {about.name}: {str(error).splitlines()[-1].strip()}") from error
-    return net.eval()
+    """As :func:`distillbench.training.student.rebuild`."""
+    return students.rebuild(student, build)

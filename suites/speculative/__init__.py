@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 from distillbench.assets import Asset
 from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training
-
-if TYPE_CHECKING:
-    from distillbench.problems.language_modeling.problem import LanguageModeling
-    from distillbench.runs.record import Measurement
-    from distillbench.training.student import Student
-
-WORLDS = ("markov", "smollm2", "spec_bench")
+from distillbench.cards.worlds import Worlds
+from distillbench.problems.language_modeling.suite import LanguageSuite
+from distillbench.suites.language_modeling import rebuild
 
 CARD = SuiteCard(
     slug="speculative",
@@ -350,45 +342,6 @@ CARD = SuiteCard(
 )
 
 
-def problem(
-    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None, cache: Path | None = None
-) -> LanguageModeling:
-    """The problem of one setting for one set of seeds: the target is the teacher, the draft the student.
-
-    Args:
-        split: where the draft will be judged.  data: the user's folder of data sets and models.
-        cache: for the target's responses and laws, keyed by the bytes they come from.
-    """
-    found: LanguageModeling = _world(setting).problem(name, setting, seeds, split=split, data=data, cache=cache)
-    return found
-
-
-def _world(setting: Setting) -> Any:
-    """The module that knows a setting's data, target and metrics."""
-    import importlib
-
-    from distillbench.errors import unknown
-
-    name = str(setting.options["world"])
-    if name not in WORLDS:  # a setting may come from somebody's record
-        raise unknown("world", name, WORLDS)
-    return importlib.import_module(f"distillbench.suites.speculative.{name}")
-
-
-def rebuild(student: Student) -> Any:
-    """The network of an exported draft, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from distillbench.suites.language_modeling.nets import rebuild as network
-
-    return network(student)
-
-
-def evaluate(
-    student: Student, name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None
-) -> list[Measurement]:
-    """Judge plain weights on a split.
-
-    Raises:
-        UserError: the draft cannot be rebuilt, looks at more than the setting's exact metrics allow, or changes the target's output.
-    """
-    found: list[Measurement] = _world(setting).measure(rebuild(student), setting, seeds, split, data)
-    return found
+# The target is the teacher, the draft the student.
+SUITE = LanguageSuite(Worlds(__name__, ("markov", "smollm2", "spec_bench")), rebuild)
+problem, evaluate = SUITE.problem, SUITE.evaluate

@@ -83,11 +83,11 @@ def pooled(metric: str, of: Tensor, per: Tensor) -> Measurement:
     of, per = of.double(), per.double()
     ratio = of.sum() / per.sum()
     values = ratio + (of - ratio * per) / per.mean()
-    return Measurement(metric, float(ratio), len(of), tuple(float(f"{v:.7g}") for v in values.tolist()))
+    return Measurement.of(metric, float(ratio), values.tolist())
 
 
 def _scaled(metric: str, found: Measurement, by: float) -> Measurement:
-    return Measurement(metric, found.value * by, found.n, tuple(float(f"{v * by:.7g}") for v in found.per_example or ()))
+    return Measurement.of(metric, found.value * by, [v * by for v in found.per_example or ()])
 
 
 @torch.no_grad()

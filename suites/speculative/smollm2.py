@@ -13,6 +13,7 @@ import torch
 
 from distillbench.assets import cache_folder, locate, made
 from distillbench.cards.card import Setting
+from distillbench.code import digest_of
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed
 from distillbench.problems.language_modeling import models as language_models
@@ -35,7 +36,8 @@ def model_folder(setting: Setting, data: Path | None) -> Path:
     """
     assert setting.teacher is not None
     gguf = locate(setting.teacher, setting.options, "teacher", data)
-    return made(cache_folder() / "models" / str(setting.teacher.sha256), lambda place: _convert(gguf, place))
+    name = f"{setting.teacher.sha256}-{digest_of(language_models.__name__)[:16]}"  # the bytes it comes from, and the code that converts
+    return made(cache_folder() / "models" / name, lambda place: _convert(gguf, place))
 
 
 def _convert(gguf: Path, place: Path) -> None:

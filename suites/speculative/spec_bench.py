@@ -210,6 +210,6 @@ def measure(net: TransformersLM, setting: Setting, seeds: Mapping[str, int], spl
         timed += rows[: int(options["timed"])].tolist()
         if not tuning:
             of_subset = judge(target, draft, texts.some(rows), vocab=vocabulary.size, temperature=temperature, gammas=[1])
-            found += [Measurement(f"acceptance_{name}", m.value, m.n, m.per_example) for m in of_subset if m.metric == "acceptance"]
+            found += [Measurement(f"acceptance_{name}", m.value, m.n, m.examples) for m in of_subset if m.metric == "acceptance"]
     clock = prompts.take(torch.tensor(timed))
     return [*found, *measured_speedup(target, draft, clock, length=length, gamma=int(options["gamma"]), eos=vocabulary.eos)]

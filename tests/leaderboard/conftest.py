@@ -14,8 +14,9 @@ import pytest
 from distillbench.assets import Asset
 from distillbench.cards.card import Beats, Budget, Card, Metric, Paper, Real, Reported, Setting, SuiteCard, Training
 from distillbench.cards.reading import to_data
-from distillbench.identity import ENGINE, ROLES, derive_seed, sha256
-from distillbench.runs.record import SCHEMA, Measurement, Record
+from distillbench.identity import ENGINE, sha256
+from distillbench.runs import identities
+from distillbench.runs.record import Measurement, Record
 
 METRICS = (
     Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="share of test images whose first class is right"),
@@ -23,11 +24,11 @@ METRICS = (
 )
 
 
-def suite(slug: str = "image-classification", settings: Sequence[str] = ("digits",), **fields: Any) -> SuiteCard:
+def suite(slug: str = "image-classification", settings: Sequence[str] = ("digits",), examples: int = 10_000, **fields: Any) -> SuiteCard:
     one = Setting(
         tier="embedded",
         summary="handwritten digits, 8x8",
-        budget=Budget(student_examples=10_000),
+        budget=Budget(student_examples=examples),
         training=Training(batch_size=64, optimizer="adamw", learning_rate=3e-3),
         data=Asset(name="digits", source="https://example.org/digits", licence="CC BY 4.0", sha256="ab" * 32),
     )
@@ -65,7 +66,10 @@ def record(
     status: str = "ok",
     reason: str | None = None,
     split: str = "test",
-    source: str | None = None,
+    loose: str | None = None,
+    kind: int = 1,
+    engine: int = ENGINE,
+    student: str | None = None,
     created: str = "2026-01-01T00:00:00Z",
     n: int | None = None,
     wall: float = 10.0,
@@ -90,27 +94,22 @@ def record(
         "peak_memory_bytes": 3 * 2**26,
         "parameters": 62_500 if method.slug == "teacher" else 3_700,
     }
+    arena = identities.arena(
+        shown, digests={"data": data_digest}, precision="float32", split=split, distribution="distillbench", kind=kind, loose=None
+    )
+    chosen = {k: h.default for k, h in method.hyperparameters.items()} | hyperparameters
+    part = identities.method_part(method, chosen, distribution=None if loose else "distillbench", loose=loose)
+    identity = {**identities.whole(arena, part, seed), "engine": engine}
     return Record(
-        spec={
-            "schema": SCHEMA,
-            "engine": ENGINE,
-            "suite": {"card": to_data(shown), "source": sha256(b"suite")},
-            "setting": setting,
-            "split": split,
-            "digests": {"data": data_digest, "teacher": None},
-            "method": {
-                "card": to_data(method),
-                "source": source or sha256(method.slug.encode()),
-                "hyperparameters": {k: h.default for k, h in method.hyperparameters.items()} | hyperparameters,
-            },
-            "seed": seed,
-            "seeds": {role: derive_seed(role, seed) for role in ROLES},
-        },
+        identity=identity,
+        setting_name=setting,
+        cards={"method": to_data(method), "suite": to_data(shown)},
+        code={"digest": sha256(method.slug.encode()), "fingerprint": None, "loose": {}},
         status=status,  # type: ignore[arg-type]
         reason=reason,
         measurements=tuple(measured),
         cost={"total": total, "phases": {}},
-        student=None,
+        student={"sha256": student} if student else None,
         environment={"commit": "0123456789abcdef0123", "dirty": False},
         created=created,
     )
@@ -177,7 +176,7 @@ def write(folder: Path, records: Sequence[Record]) -> Path:
     """The records as files; the names are of no account."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, item in enumerate(records):
-        (folder / f"{i:05}.json").write_text(item.to_json())
+        (folder / f"{i:05}.record").write_bytes(item.to_bytes())
     return folder
 
 

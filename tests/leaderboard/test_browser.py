@@ -52,7 +52,7 @@ def seen(make, tmp_path_factory):
     """(page, width) -> what its probe saw; one start of the browser for all of them."""
     folder = tmp_path_factory.mktemp("site")
     judge = make.suite(settings=("digits", "blobs"))
-    build(boards(make.full_board(judge) + make.full_board(judge, "blobs") + make.full_board(make.suite(summary="as it was")))[0], folder)
+    build(boards(make.full_board(judge) + make.full_board(judge, "blobs") + make.full_board(make.suite(examples=9_000)))[0], folder)
     frames = []
     for page in sorted(folder.rglob("*.html")):
         for width in (400, 1200):

@@ -37,7 +37,7 @@ class Links(html.parser.HTMLParser):
 def site(make, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     judge = make.suite(settings=("digits", "blobs"))
-    older = make.full_board(make.suite(summary="as it was"))
+    older = make.full_board(make.suite(examples=9_000))
     found, bad = boards(make.full_board(judge) + make.full_board(judge, "blobs") + older)
     assert bad == []
     build(found, folder)
@@ -87,7 +87,7 @@ def test_pages_say_what_they_must(site):
         "loss is not finite",
         "How to read this",
         "Earlier boards",
-        "newest: as it was",
+        "budget.student_examples 10000 (newest: 9000)",
         "<svg",
     ):
         assert text in track
@@ -131,7 +131,7 @@ def test_a_setting_cannot_leave_its_folder(make):
 
 
 def test_two_builds_are_equal_byte_for_byte(make, tmp_path):
-    records = make.full_board() + make.full_board(make.suite(summary="as it was"))
+    records = make.full_board() + make.full_board(make.suite(examples=9_000))
     for name, seed in (("a", 1), ("b", 2)):
         mixed = random.Random(seed).sample(records, len(records))
         read, bad = read_records(make.write(tmp_path / f"{name}-records", mixed))

@@ -18,7 +18,7 @@ from distillbench.stats import Interval
 
 def record(**values):
     measured = tuple(Measurement(k, v, 1) for k, v in values.items())
-    return Record({}, "ok", None, measured, {}, None, {}, "2026-01-01T00:00:00Z")
+    return Record({}, "", {}, {}, "ok", None, measured, {}, None, {}, "2026-01-01T00:00:00Z")
 
 
 def done(study, curve, seeds=3, noise=0.0, seed=0):

@@ -12,11 +12,12 @@ import pytest
 
 from distillbench.cards.card import Beats, Budget, Gains, Integer, Metric, Real, Reported
 from distillbench.errors import UserError
-from distillbench.identity import canonical, identity, sha256
+from distillbench.identity import canonical, sha256
 from distillbench.leaderboard import export
 from distillbench.leaderboard.claims import verdicts
 from distillbench.leaderboard.site import pages
 from distillbench.leaderboard.table import boards, by_metric
+from distillbench.runs.packing import open_up
 from distillbench.runs.record import read_records
 from distillbench.stats import mean_interval
 
@@ -126,12 +127,10 @@ def test_gap_closed_and_its_refusals(make, full):
     assert rows_of(one(same))["kd"].gap_reason == "scratch and teacher are not separated"
 
 
-def test_two_hyperparameter_rows_and_two_sources_are_told_apart(make, full):
+def test_two_hyperparameter_rows_and_two_files_are_told_apart(make, full):
     assert {"kd", "kd (temperature=1)"} <= set(rows_of(full))
     judge, kd = make.suite(), make.card("kd")
-    names = {
-        r.name for r in one(make.runs(kd, judge, [0.8, 0.9], source="a" * 64) + make.runs(kd, judge, [0.8, 0.9], source="b" * 64)).rows
-    }
+    names = {r.name for r in one(make.runs(kd, judge, [0.8, 0.9], loose="a" * 64) + make.runs(kd, judge, [0.8, 0.9], loose="b" * 64)).rows}
     assert names == {"kd @aaaaaaaa", "kd @bbbbbbbb"}
 
 
@@ -231,9 +230,9 @@ def test_a_board_in_another_metric(full):
 def test_a_record_that_fits_no_board_is_a_line_and_the_rest_stands(make):
     good = make.runs(make.card("kd"), make.suite(), [0.8, 0.9])
     spoiled = make.record(make.card("odd"), make.suite(), 0)
-    spoiled.spec["method"]["card"]["slug"] = "../../outside"
+    spoiled.cards["method"]["slug"] = "../../outside"
     newer = make.record(make.card("newer"), make.suite(), 0)
-    newer.spec["method"]["card"]["unheard_of"] = 1
+    newer.cards["method"]["unheard_of"] = 1
     strange = make.record(make.card("kd"), make.suite(), 0, split="validation")
     found, bad = boards([*good, spoiled, newer, strange])
     assert [r.name for r in found[0].rows] == ["kd"]
@@ -242,9 +241,9 @@ def test_a_record_that_fits_no_board_is_a_line_and_the_rest_stands(make):
 
 def test_a_record_with_a_true_digest_and_an_empty_spec_is_a_line(make, tmp_path):
     make.write(tmp_path, make.runs(make.card("kd"), make.suite(), [0.8, 0.9]))
-    body = json.loads((tmp_path / "00000.json").read_text()) | {"spec": {}}
+    body = json.loads(open_up((tmp_path / "00000.record").read_bytes())) | {"identity": {}}
     del body["id"], body["digest"]
-    (tmp_path / "empty.json").write_text(json.dumps({"id": identity({}), "digest": sha256(canonical(body)), **body}))
+    (tmp_path / "empty.json").write_text(json.dumps({"id": sha256(canonical({})), "digest": sha256(canonical(body)), **body}))
     records, bad = read_records(tmp_path)
     assert len(records) == 2
     assert len(bad) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distillbench.code import digest_of
 from distillbench.errors import UserError
 from distillbench.identity import sha256
 from distillbench.training.checkpoint import load_checkpoint, save_checkpoint
@@ -79,7 +80,8 @@ class ClassifierOracle(Oracle):
         assert self._data is not None
         device = next(iter(self._module.state_dict().values())).device
         # Equal weights do not make equal networks (strides, activations): the architecture is part of the key.
-        model = f"{self.digest}/{type(self._module).__qualname__}/{getattr(self._module, 'architecture', None)}"
+        written = digest_of(type(self._module).__module__, __name__)  # nor does equal code of yesterday make today's
+        model = f"{self.digest}/{type(self._module).__qualname__}/{getattr(self._module, 'architecture', None)}/{written}"
         answers = f"{','.join(fields)}/{self._data.inputs.dtype}/{device.type}/{CHUNK}"
         path = None if self._cache is None else self._cache / f"{sha256(f'{model}/{self._data.digest}/{answers}'.encode())}.table"
         table: dict[str, Tensor] = {}

@@ -18,7 +18,12 @@ class LanguageModel(nn.Module):
     """A causal language model: logits at t are a linear map (:attr:`head`) of the state at t, which has seen tokens 0 to t.
 
     A subclass gives ``forward``, :attr:`head` and :meth:`decode`. Positions whose ``attention`` is false are never seen by others.
+
+    Attributes:
+        libraries: packages besides torch that compute its states; their versions are part of the key of what is cached about it.
     """
+
+    libraries: tuple[str, ...] = ()
 
     def forward(self, ids: Tensor, attention: Tensor) -> Tensor:
         """States before the projection.   ids: (B, T) int64, attention: (B, T) bool -> (B, T, D)."""
@@ -53,6 +58,8 @@ class TransformersLM(LanguageModel):
         UserError: the configuration is not one of a causal language model, its states see later tokens, or its logits are not a linear
             map of its last states.
     """
+
+    libraries = ("transformers",)
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -171,10 +178,10 @@ def build(architecture: Architecture, seed: int) -> TransformersLM:
 
 def adopt(model: Any) -> TransformersLM:
     """A transformers model that was loaded, as a :class:`LanguageModel` in float32 that can be exported."""
-    # to_diff_dict leaves out what transformers' defaults say, which keeps records short
-    config = {
-        k: v for k, v in model.config.to_diff_dict().items() if k not in ("quantization_config", "_name_or_path", "torch_dtype", "dtype")
-    }
+    # to_diff_dict leaves out what transformers' defaults say, which keeps records short; where the weights came from and which version of
+    # the library read them is no part of the architecture: equal students must have equal bytes
+    provenance = ("quantization_config", "_name_or_path", "_model_name_or_path", "torch_dtype", "dtype", "transformers_version")
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in provenance}
     net = build(Architecture("transformers", {"config": config}), 0)
     net.body.load_state_dict(model.base_model.state_dict())
     if net.output is not None:

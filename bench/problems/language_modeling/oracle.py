@@ -10,6 +10,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from distillbench.code import digest_of
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed, sha256
 from distillbench.problems.language_modeling.generation import respond
@@ -59,8 +60,10 @@ class LanguageOracle(Oracle):
 
     @property
     def _identity(self) -> str:
-        """Part of every key: equal weights do not make equal networks (rotary bases, activations), nor every device equal sums."""
-        model = f"{self.digest}/{type(self._module).__qualname__}/{getattr(self._module, 'architecture', None)}"
+        """Part of every key: equal weights do not make equal networks (rotary bases, activations), nor every device equal sums, nor does
+        the text that yesterday's code made stand for today's."""
+        written = digest_of(type(self._module).__module__, __name__, *self._module.libraries)
+        model = f"{self.digest}/{type(self._module).__qualname__}/{getattr(self._module, 'architecture', None)}/{written}"
         return sha256(f"{model}/{self._module.head[0].device.type}/{self.tokenizer}/{self.vocab}".encode())
 
     def law(self, batch: TokenBatch, *, exact: bool = False) -> Teacher:

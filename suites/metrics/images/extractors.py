@@ -1,4 +1,4 @@
-"""Feature extractors with an identity, and the rule that only Inception's published weights make a Frechet distance an FID.
+"""Feature extractors with an identity, and the rule that only NVIDIA's file of Inception makes a Frechet distance an FID.
 
 Nothing is downloaded: the user names the weights file. Its bytes are hashed first and refused unless the hash is the published one
 (or one that the caller states), and what is loaded are the bytes that were hashed.
@@ -10,6 +10,8 @@ inception_nvidia    inception-2015-12-05.pt          clean (clean-fid), tensorfl
 inception_fidelity  pt_ or weights-inception-        tensorflow (torch-fidelity), antialias (torchmetrics)
                     2015-12-05-6726825d.pth
 ==================  ===============================  ==========================================================
+
+The second is the first one's network, carried over by other hands: its numbers are close and not the same, so they have other names.
 """
 
 from __future__ import annotations
@@ -109,13 +111,18 @@ class Extractor:
 
 
 def is_inception(identity: Mapping[str, str]) -> bool:
-    """Whether the features are those of Inception with its published weights."""
-    return PUBLISHED.get(identity["extractor"]) == identity["weights_sha256"]
+    """Whether the features are those of NVIDIA's file of Inception, with its published weights."""
+    return identity["extractor"] == "inception_nvidia" and identity["weights_sha256"] == NVIDIA_SHA256
 
 
 def frechet_name(identity: Mapping[str, str]) -> str:
-    """``fid`` for Inception's published weights, ``fd_<extractor>`` for every other feature space."""
-    return "fid" if is_inception(identity) else f"fd_{identity['extractor']}"
+    """``fid`` for NVIDIA's file of Inception, ``fd_<extractor>`` for every other feature space."""
+    return "fid" if is_inception(identity) else feature_name("fd", identity)
+
+
+def feature_name(metric: str, identity: Mapping[str, str]) -> str:
+    """``metric`` itself for NVIDIA's file of Inception, ``<metric>_<extractor>`` for every other feature space."""
+    return metric if is_inception(identity) else f"{metric}_{identity['extractor']}"
 
 
 def _verified(path: Path, expected: str) -> io.BytesIO:
@@ -205,7 +212,7 @@ def fidelity_inception(
         path: ``pt_inception-2015-12-05-6726825d.pth`` or ``weights-inception-2015-12-05-6726825d.pth``.
         resize: ``tensorflow``, as torch-fidelity; ``antialias``, as torchmetrics does by default: it gives other values.
         uint8: rule of :func:`quantise`.
-        sha256: hash that the file has to have; under another than the published one features are not called FID.
+        sha256: hash that the file has to have; another than the published one is for tests.
         device: where to run it.
 
     Raises:

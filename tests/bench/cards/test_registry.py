@@ -87,7 +87,7 @@ def test_a_plan_resolves_with_the_problem_of_its_suite(folder):
     folder("painting", "kd")
     folder("painting", "scratch", control=True)
     specs = plan("image-classification/blobs", ["kd"], [0])
-    assert {s.resolved["method"]["card"]["problem"] for s in specs} == {"classification"}
+    assert {s.cards["method"]["problem"] for s in specs} == {"classification"}
     assert [s.method for s in specs] == ["scratch", "pseudo_label", "teacher", "shuffled_teacher", "kd"]
     assert [s.id for s in plan("image-classification/blobs", ["classification/kd"], [0])] == [s.id for s in specs]
     assert not {"only-here", "scratch"} & {s.method for s in plan("image-classification/blobs", ["all"], [0], controls=False)}
@@ -97,26 +97,3 @@ def test_a_method_of_another_problem_is_named_as_such(folder):
     folder("painting", "only-here")
     with pytest.raises(UserError, match="only-here solves painting"):
         plan("image-classification/blobs", ["only-here"], [0])
-
-
-def test_a_suites_digest_covers_what_it_imports_from_other_suites(tmp_path):
-    for name, text in {
-        "alpha/__init__.py": "from suites.beta.data import load\n",
-        "beta/__init__.py": "",
-        "beta/data.py": "    from suites.metrics.deep.far import f\n",
-        "beta/unused.py": "",
-        "metrics/near.py": "",
-        "metrics/deep/far.py": "",
-        "metrics/deep/unused.py": "",
-    }.items():
-        path = tmp_path / "suites" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    entry = registry.Entry("suite", "alpha", tmp_path / "suites/alpha/__init__.py", None)
-    named = {p.relative_to(tmp_path / "suites").as_posix() for p in entry.sources()}
-    assert named == {"alpha/__init__.py", "beta/data.py", "metrics/near.py", "metrics/deep/far.py"}
-    before = entry.source_digest()
-    (tmp_path / "suites/metrics/deep/unused.py").write_text("x = 1\n")
-    assert entry.source_digest() == before
-    (tmp_path / "suites/metrics/deep/far.py").write_text("x = 1\n")
-    assert entry.source_digest() != before

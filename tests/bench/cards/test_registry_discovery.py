@@ -127,29 +127,29 @@ def test_a_package_that_is_not_there_does_not_take_the_rest_down(package, value,
     assert registry.find("method", "kd").error is None
 
 
-def test_suites_are_found_by_their_card_and_identified_by_all_their_modules(package):
+def test_suites_are_found_by_their_card_and_defined_by_all_modules_of_their_package(package):
     text = 'CARD = SuiteCard(slug="new-suite", version=1, problem="p", title="t", metrics=[], primary="m", controls=[], settings={})\n'
-    folder = package("suite_pkg", {"new_suite/__init__.py": text, "new_suite/part.py": "x = 1\n", "metrics/__init__.py": ""}, suites=True)
+    files = {"new_suite/__init__.py": text, "new_suite/part.py": "x = 1\n", "new_suite/deeper/more.py": "", "metrics/__init__.py": ""}
+    folder = package("suite_pkg", files, suites=True)
     entry = registry.find("suite", "new-suite")
-    assert entry.card.slug == "new-suite"
+    assert entry.card.slug == "new-suite" and entry.distribution is not None
     assert "metrics" not in registry.suites()
-    first = entry.source_digest()
-    for place in ("new_suite/part.py", "new_suite/deeper/more.py", "metrics/shared.py"):
-        (folder / place).parent.mkdir(exist_ok=True)
-        (folder / place).write_text("x = 2\n")
-        second = entry.source_digest()
-        assert second != first, place
-        first = second
+    assert entry.modules() == {
+        "suite_pkg.new_suite": folder / "new_suite/__init__.py",
+        "suite_pkg.new_suite.deeper.more": folder / "new_suite/deeper/more.py",
+        "suite_pkg.new_suite.part": folder / "new_suite/part.py",
+    }
 
 
-def test_the_digest_of_a_method_is_that_of_its_file(package):
-    folder = package("digest_pkg", {"classification/a_method.py": CARD.format(slug="a_method")})
-    entry = registry.find("method", "a_method")
-    before = entry.source_digest()
-    (folder / "classification" / "neighbour.py").write_text(CARD.format(slug="neighbour"))
-    assert entry.source_digest() == before
-    entry.path.write_text(entry.path.read_text() + "# changed\n")
-    assert entry.source_digest() != before
+def test_a_method_is_defined_by_its_file(package):
+    folder = package("one_pkg", {"classification/a_method.py": CARD.format(slug="a_method")})
+    path = folder / "classification" / "a_method.py"
+    assert registry.find("method", "a_method").modules() == {"one_pkg.classification.a_method": path}
+    loose = path.with_name("_loose.py")
+    loose.write_text(CARD.format(slug="loose"))
+    loose = loose.rename(folder / "loose.py")
+    found = registry.find("method", str(loose))
+    assert found.modules() == {"loose": loose} and found.distribution is None
 
 
 def test_unknown_names_suggest_the_nearest():

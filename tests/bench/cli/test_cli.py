@@ -34,7 +34,6 @@ def bad(result, code, *words):
     ("command", "words"),
     [
         ("rum", ["unknown command 'rum'; did you mean 'run'", "distillbench --help"]),
-        ("", ["required: COMMAND"]),
         ("list method", ["unknown kind 'method'; did you mean 'methods'"]),
         ("list methods --jsn", ["unrecognized arguments: --jsn"]),
         ("run", ["required: SUITE/SETTING"]),
@@ -61,8 +60,9 @@ def bad(result, code, *words):
         (f"run {TRACK} --method nowhere.py", ["nowhere.py: no such file"]),
         ("run image-classification/cifar100 --method kd", ["needs CIFAR-100", "--data DIR", "DISTILLBENCH_DATA"]),
         ("run image-classification/cifar100 --method kd --data /nowhere", ["/nowhere/cifar100: not found; put CIFAR-100 there"]),
-        ("show nothing", ["nothing: neither a file nor the beginning of a record's id in runs"]),
+        ("show nothing", ["nothing: neither a file nor the beginning of a record's id in runs or of a published record"]),
         ("show ../../x", ["neither a file nor"]),
+        (f"show {'0' * 5000}", ["neither a file nor", "(5,000 characters)"]),
         ("check nosuchmethod", ["unknown method 'nosuchmethod'"]),
         ("check nowhere.py", ["nowhere.py: no such file"]),
         ("new method Bad-Slug", ["the slug 'Bad-Slug' must be lower-case"]),
@@ -111,8 +111,8 @@ def test_showing_what_is_no_record(cli, tmp_path, content, words):
 
 
 def test_a_newer_store_and_a_file_for_a_store(cli, tmp_path):
-    (tmp_path / "store.json").write_text('{"schema": 2}')
-    bad(cli("run", TRACK, "--method", "kd", *QUICK, "--out", tmp_path), 2, "a store of schema 2", "upgrade")
+    (tmp_path / "store.json").write_text('{"schema": 3}')
+    bad(cli("run", TRACK, "--method", "kd", *QUICK, "--out", tmp_path), 2, "a store of schema 3", "upgrade")
     bad(cli("run", TRACK, "--method", "kd", *QUICK, "--out", tmp_path / "store.json"), 2, "is a file, not a store", "--out")
 
 
@@ -167,7 +167,7 @@ def test_run_as_json_show_and_done_before(cli, tmp_path):
     assert run["cost"]["student_examples"] == 640 and run["cost"]["peak_memory_bytes"] > 0
     assert Path(run["student"]).is_file()
     [record] = read_records(tmp_path / "store" / "records")[0]
-    assert record.id == run["id"] and record.spec["method"]["hyperparameters"]["temperature"] == 2.0
+    assert record.id == run["id"] and record.hyperparameters["temperature"] == 2.0
 
     code, again, err = cli(*command, "--json")
     assert (code, again, err) == (0, out, "")  # nothing left to say about
@@ -178,7 +178,7 @@ def test_run_as_json_show_and_done_before(cli, tmp_path):
     assert shown["id"] == record.id and shown["status"] == "ok" and "temperature=2.0" in shown["method"] and shown["seed"] == "0"
     assert " [" in shown["top1"] and shown["top1"].endswith("] over 4000")  # with its interval over test images
     code, out, _ = cli("show", record.id, "--json", "--out", tmp_path / "store")
-    assert code == 0 and Record.from_json(out) == record
+    assert code == 0 and Record.from_bytes(out) == record
     bad(cli("show", record.id[:-1] + "z", "--out", tmp_path / "store"), 2, "neither a file nor")
     assert cli(*command, "--seeds", "1-16")[0] == 0  # 17 ids, and 16 digits to begin with
     ids = [r.id for r in read_records(tmp_path / "store" / "records")[0]]
@@ -202,6 +202,39 @@ def test_an_over_budget_run_is_exit_code_one(cli, tmp_path, write_method):
     code, out, _ = cli("run", TRACK, "-m", greedy, *QUICK, "--out", tmp_path / "store", "--json")
     [run] = json.loads(out)
     assert code == 1 and run["status"] == "over_budget" and run["reason"] == "student_examples 6336 of 640"
+
+
+def test_the_name_alone_shows_the_whole_help(cli, capsys):
+    code, out, err = cli()
+    assert (code, err) == (0, "")
+    with pytest.raises(SystemExit):
+        cli("--help")
+    assert out == capsys.readouterr().out
+    assert "usage: distillbench" in out and "exit codes: 0 done" in out
+    assert all(f"\n    {command} " in out for command in ("list", "run", "study", "check", "show", "guard", "doctor", "new"))
+
+
+def test_a_published_record_is_shown_by_the_beginning_of_its_id(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no store here
+    [record, *_] = read_records(ROOT / "leaderboard" / "records" / TRACK / "kd")[0]
+    code, out, err = cli("show", record.id[:20])
+    assert (code, err) == (0, "") and f"id\t{record.id}" in out and "method\tkd v1" in out
+    bad(cli("show", record.id[0]), 2, "several records in runs and among the published ones", "give more digits")
+    bad(cli("show", "²²²"), 2, "neither a file nor")  # digits to Python, not to us
+    code, out, _ = cli("show", record.id, "--json")
+    assert code == 0 and Record.from_bytes(out) == record
+
+
+def test_records_of_a_package_that_is_gone_are_none(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    import distillbench.runs.published as published
+
+    real = published.folders()
+    assert real == [ROOT / "leaderboard" / "records"]
+    more = [EntryPoint(n, v, "distillbench.records") for n, v in (("a", "no_such.package"), ("b", "no_such"), ("c", "json"))]
+    monkeypatch.setattr(published, "entry_points", lambda group: more)
+    assert published.folders() == []  # json is there, and holds no records
 
 
 def test_lists_as_json(cli):
@@ -315,7 +348,7 @@ def test_ctrl_c_stops_a_pool_within_seconds_and_the_same_command_finishes(child,
         assert err.splitlines()[-1] == "distillbench: interrupted; the same command goes on where it stopped"
         _, alive = psutil.wait_procs(below, timeout=5)
         assert not alive
-        assert not list(store.glob("records/**/*.json"))
+        assert not list(store.glob("records/**/*.record"))
 
     (tmp_path / "flag").unlink()
     code, out, err = cli(*command, "--workers", "1", "--json")

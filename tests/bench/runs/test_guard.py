@@ -22,7 +22,7 @@ def runs(tmp_path_factory):
     """(store, records by method) of kd and scratch on blobs."""
     store = Store(tmp_path_factory.mktemp("guard"))
     specs = plan("image-classification/blobs", ["kd", "scratch"], [0], controls=False, budget={"student_examples": 6400})
-    return store, {s.method: (execute(s, store), next(store.root.glob(f"records/*/*/{s.method}/*.json"))) for s in specs}
+    return store, {s.method: (execute(s, store), next(store.root.glob(f"records/*/*/{s.method}/*.record"))) for s in specs}
 
 
 def weights(store, record):

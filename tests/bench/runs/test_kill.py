@@ -58,7 +58,7 @@ def kill_in_the_middle(child, method, out, rng, kills):
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert not list(out.glob("records/**/*.json")), "it had finished before it was killed: nothing was tested"
+        assert not list(out.glob("records/**/*.record")), "it had finished before it was killed: nothing was tested"
         progress.append(newest(out))
     return progress
 

@@ -9,8 +9,8 @@ from distillbench.cards.card import Card, Paper
 from distillbench.errors import UserError
 from distillbench.files import digest_tree
 from distillbench.identity import derive_seed
-from distillbench.runs import plan as plan_module
-from distillbench.runs.plan import plan, seeds_by_role, track
+from distillbench.runs.identities import arena_of, seeds_by_role
+from distillbench.runs.plan import plan, track
 from distillbench.runs.record import Measurement, Record
 from distillbench.runs.store import Store
 
@@ -82,7 +82,7 @@ def test_other_options_or_training_are_another_board_and_the_same_ones_are_not()
     assert one(["kd"], [0], options={name: value + 1}).id != base
     other = one(["kd"], [0], training={"learning_rate": 0.5})
     assert other.id != base
-    assert other.resolved["suite"]["card"]["settings"]["blobs"]["training"]["learning_rate"] == 0.5
+    assert other.setting_card.training.learning_rate == other.identity["setting"]["training"]["learning_rate"] == 0.5
 
 
 def test_a_method_of_another_problem_says_where_it_runs(write_method):
@@ -93,7 +93,7 @@ def test_a_method_of_another_problem_says_where_it_runs(write_method):
 def test_overrides_change_the_identity_and_only_their_method():
     base = {s.method: s.id for s in plan(TRACK, ["kd"], [0])}
     hot = {s.method: s for s in plan(TRACK, ["kd"], [0], overrides={"kd": {"temperature": "2"}})}
-    assert hot["kd"].resolved["method"]["hyperparameters"]["temperature"] == 2.0
+    assert hot["kd"].hyperparameters["temperature"] == 2.0
     assert {m for m in base if base[m] != hot[m].id} == {"kd"}
     assert {s.method: s.id for s in plan(TRACK, ["kd"], [0], overrides={"kd": {"temperature": 4}})} == base  # the default, said aloud
 
@@ -108,8 +108,7 @@ def test_budget_split_and_seed_change_the_identity_and_controls_do_not():
     ]
     assert len(set(ids)) == 5
     assert one(["kd"], [0]).id == ids[0] == next(s.id for s in plan(TRACK, ["kd"], [0]) if s.method == "kd")
-    short = one(["kd"], [0], budget={"student_examples": 640}).resolved["suite"]["card"]["settings"]["blobs"]
-    assert short["budget"]["student_examples"] == 640
+    assert one(["kd"], [0], budget={"student_examples": 640}).setting_card.budget.student_examples == 640
 
 
 def test_a_method_file_by_path_is_identified_by_its_bytes_not_by_its_place(write_method, tmp_path):
@@ -174,7 +173,7 @@ def test_data_that_the_card_does_not_pin_must_be_there_and_is_hashed(tmp_path, m
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).write_bytes(b"first")
     first = plan(paper, ["kd"], [0], data=str(tmp_path), controls=False)[0]
-    assert first.resolved["digests"]["teacher"] == digest_tree(tmp_path / "teachers" / "resnet32x4.safetensors")
+    assert first.identity["setting"]["digests"]["teacher"] == digest_tree(tmp_path / "teachers" / "resnet32x4.safetensors")
     monkeypatch.setenv("DISTILLBENCH_DATA", str(tmp_path))
     assert plan(paper, ["kd"], [0], controls=False)[0].id == first.id
     (tmp_path / "teachers" / "resnet32x4.safetensors").write_bytes(b"second")
@@ -186,13 +185,16 @@ def test_seeds_follow_the_run_but_for_the_teacher():
     assert {r for r in zero if zero[r] == one_[r]} == {"teacher"}
     assert zero["init"] == derive_seed("init", 0)
     specs = plan(TRACK, ["kd"], [3])
-    assert len({json.dumps(s.resolved["seeds"], sort_keys=True) for s in specs}) == 1  # shared by all methods: comparisons are paired
+    assert len({json.dumps(s.seeds, sort_keys=True) for s in specs}) == 1  # shared by all methods: comparisons are paired
 
 
 def finished(spec):
     """A record as the runner would leave it, made without running anything."""
     return Record(
-        spec=spec.resolved,
+        identity=spec.identity,
+        setting_name=spec.setting,
+        cards=spec.cards,
+        code=spec.code.kept(),
         status="ok",
         reason=None,
         measurements=(Measurement.mean("top1", [1.0, 0.0]),),
@@ -215,8 +217,8 @@ def test_a_finished_record_has_the_planned_identity_and_is_found(tmp_path):
 def test_a_hundred_cached_runs_are_planned_again_in_a_second_without_torch(tmp_path, python):
     store = Store(tmp_path / "store")
     for spec in plan(TRACK, ["kd"], range(20)):
-        per_example = tuple(float(i % 2) for i in range(4000))
-        store.save(dataclasses.replace(finished(spec), measurements=(Measurement("top1", 0.5, 4000, per_example),) * 3))
+        measured = Measurement.mean("top1", [float(i % 2) for i in range(4000)])
+        store.save(dataclasses.replace(finished(spec), measurements=(measured,) * 3))
     code = (
         "import sys, time; from distillbench.cli import main; start = time.perf_counter()\n"
         "code = main(['run', sys.argv[1], '--method', 'kd', '--seeds', '20', '--out', sys.argv[2], '--json'])\n"
@@ -228,10 +230,7 @@ def test_a_hundred_cached_runs_are_planned_again_in_a_second_without_torch(tmp_p
     assert min(float(s) for s in seconds.split()) < 1.0  # of this process: whoever else is busy on the machine does not count
 
 
-def test_the_frame_of_a_track_is_what_its_runs_share():
-    frames = {
-        json.dumps({k: v for k, v in s.resolved.items() if k not in ("method", "seed", "seeds")}) for s in plan(TRACK, ["kd"], [0, 1])
-    }
-    assert len(frames) == 1
-    assert list(json.loads(frames.pop())["suite"]["card"]["settings"]) == ["blobs"]
-    assert plan_module.SCHEMA == 1
+def test_the_arena_of_a_track_is_what_its_runs_share():
+    arenas = {json.dumps(arena_of(s.identity)) for s in plan(TRACK, ["kd"], [0, 1])}
+    assert len(arenas) == 1
+    assert set(json.loads(arenas.pop())) == {"engine", "kind", "suite", "setting", "split"}

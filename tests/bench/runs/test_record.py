@@ -1,36 +1,57 @@
+"""The record and its file: whole or refused in one line, compressed or spelled out, the same either way."""
+
+from __future__ import annotations
+
 import base64
+import copy
 import dataclasses
 import json
 import math
 
 import pytest
 
+from distillbench.cards.card import Beats, Budget, Card, Metric, Real, Setting, SuiteCard, Training
+from distillbench.cards.reading import to_data
 from distillbench.errors import UserError
-from distillbench.identity import ROLES, canonical, derive_seed, identity, sha256
+from distillbench.identity import ROLES, canonical, derive_seed, sha256
+from distillbench.runs import identities
+from distillbench.runs.packing import MAGIC, open_up, squeeze
 from distillbench.runs.record import Measurement, Record, read_records
 
-SPEC = {
-    "schema": 1,
-    "engine": 1,
-    "suite": {"card": {"_": "SuiteCard", "slug": "s", "version": 1}, "source": "ab"},
-    "setting": "tiny",
-    "split": "test",
-    "digests": {"data": None, "teacher": None},
-    "method": {
-        "card": {"_": "Card", "slug": "m", "version": 1},
-        "source": "cd",
-        "hyperparameters": {"temperature": 0.1, "n": 3, "on": True},
+METHOD = Card(slug="m", version=1, problem="classification", title="M", hyperparameters={"temperature": Real(0.1)}, claims=(Beats("kd"),))
+SUITE = SuiteCard(
+    slug="s",
+    version=1,
+    problem="classification",
+    title="S",
+    metrics=(Metric(name="top1", unit="fraction", better="higher"),),
+    primary="top1",
+    controls=(),
+    settings={
+        "tiny": Setting(
+            tier="analytic",
+            summary="prose",
+            budget=Budget(student_examples=64),
+            training=Training(batch_size=4, optimizer="sgd", learning_rate=0.25),
+            options={"on": True, "n": 3},
+        )
     },
-    "seed": 0,
-    "seeds": {"init": 5},
-}
-# Frozen identities: sha256 of the text printf'd by hand below, never recomputed by the code under test.
-TEXT = (
-    '{"digests":{"data":null,"teacher":null},"engine":1,"method":{"card":{"_":"Card","slug":"m","version":1},"hyperparameters":'
-    '{"n":3,"on":true,"temperature":0.1},"source":"cd"},"schema":1,"seed":0,"seeds":{"init":5},"setting":"tiny","split":"test",'
-    '"suite":{"card":{"_":"SuiteCard","slug":"s","version":1},"source":"ab"}}'
 )
-GOLDEN = "d271f91f800da7b2f9bea3061326811de8bf2a9b53152d8b8e908373017392f7"
+ARENA = identities.arena(SUITE, digests={}, precision="float32", split="test", distribution="d", kind=1, loose=None)
+IDENTITY = identities.whole(ARENA, identities.method_part(METHOD, {"temperature": 0.1}, distribution="d", loose=None), 0)
+# Frozen: the text was written by hand and put through sha256sum, never recomputed by the code under test.
+TEXT = (
+    '{"engine":1,"kind":{"slug":"classification","version":1},'
+    '"method":{"distribution":"d","hyperparameters":{"temperature":0.1},"slug":"m","version":1},"seed":0,'
+    '"seeds":{"data":75490049762945,"evaluation":245875428146576,"init":190042824161675,"noise":125276318774122,'
+    '"order":160800256903213,"teacher":239334655204521},'
+    '"setting":{"budget":{"student_examples":64,"teacher_examples":null,"training_flops":null,"wall_seconds":null},"digests":{},'
+    '"metrics":["top1"],"options":{"n":3,"on":true},"tier":"analytic","training":{"batch_size":4,"betas":[0.9,0.999],"clip":null,'
+    '"gamma":0.1,"learning_rate":0.25,"milestones":[],"momentum":0.0,"nesterov":false,"optimizer":"sgd","precision":"float32",'
+    '"schedule":"constant","warmup":0.0,"weight_decay":0.0}},"split":"test",'
+    '"suite":{"distribution":"d","slug":"s","version":1}}'
+)
+GOLDEN = "2ac10e4c49e44016f9915e2b77d36919dc84a81da88150d218d168b46990c2b4"
 SEEDS = {  # printf '<role>/0' | sha256sum, first 12 hexadecimal digits
     "teacher": 0xD9AC711B1CA9,
     "data": 0x44A86599A681,
@@ -43,93 +64,113 @@ SEEDS = {  # printf '<role>/0' | sha256sum, first 12 hexadecimal digits
 
 def record(**changes):
     fields = {
-        "spec": SPEC,
+        "identity": IDENTITY,
+        "setting_name": "tiny",
+        "cards": {"method": to_data(METHOD), "suite": to_data(SUITE)},
+        "code": {"digest": "c0de", "fingerprint": None, "loose": {}},
         "status": "ok",
         "reason": None,
-        "measurements": (Measurement.mean("top1", [1.0, 0.0, 1.0]),),
-        "cost": {"total": {"wall_seconds": 0.25}, "phases": {}},
+        "measurements": (
+            Measurement.mean("top1", [1.0, 0.0, 1.0]),
+            Measurement.mean("nll", [0.5, -1.25e-7, 3.0]),
+            Measurement("ece", 0.1, 3),
+        ),
+        "cost": {"total": {"wall_seconds": 0.375}, "phases": {}},
         "student": None,
-        "environment": {},
+        "environment": {"device": "cpu"},
         "created": "2026-01-01T00:00:00+00:00",
-        "trace": {"fit/kd": [1.0, 0.5]},
+        "trace": {"fit/kd": [1.0, 0.625]},
     }
     return Record(**{**fields, **changes})
 
 
 def test_the_identity_is_frozen():
-    assert canonical(SPEC).decode() == TEXT
-    assert identity(SPEC) == GOLDEN
-    assert record().id == GOLDEN
+    assert canonical(IDENTITY).decode() == TEXT
+    assert sha256(TEXT.encode()) == GOLDEN == record().id
 
 
 def test_the_identity_does_not_depend_on_order_or_on_how_a_number_is_written():
-    turned = json.loads(json.dumps(SPEC, sort_keys=True), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
-    assert list(turned) != list(SPEC) and identity(turned) == GOLDEN
+    turned = json.loads(json.dumps(IDENTITY, sort_keys=True), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+    assert list(turned) != list(IDENTITY) and sha256(canonical(turned)) == GOLDEN
     for text in ("0.10", "1e-1", "0.1000000000000000055", "1.0E-1"):
         again = json.loads(TEXT.replace('"temperature":0.1', f'"temperature":{text}'))
-        assert identity(again) == GOLDEN
+        assert sha256(canonical(again)) == GOLDEN
 
 
-def leaves(node, path=()):
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from leaves(value, (*path, key))
-    else:
-        yield path
-
-
-@pytest.mark.parametrize("path", list(leaves(SPEC)), ids="/".join)
-def test_any_change_of_the_spec_changes_the_identity(path):
-    changed = json.loads(json.dumps(SPEC))
-    node = changed
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = "something else"
-    assert identity(changed) != GOLDEN
-    del node[path[-1]]
-    assert identity(changed) != GOLDEN
-
-
-def test_the_identity_does_not_depend_on_what_was_found():
-    assert record(status="failed", reason="x", measurements=(), created="later").id == GOLDEN
+def test_the_identity_does_not_depend_on_what_was_found_or_is_said():
+    told = dataclasses.replace(METHOD, title="Another title", results="It gains nothing.", claims=())
+    cards = {"method": to_data(told), "suite": to_data(SUITE)}
+    changed = record(status="failed", reason="x", measurements=(), created="later", cards=cards)
+    assert changed.id == GOLDEN
+    assert Record.from_bytes(changed.to_bytes()).method.title == "Another title"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_has_no_place_in_a_record(bad):
     with pytest.raises(ValueError):
-        identity({**SPEC, "seed": bad})
+        canonical({**IDENTITY, "seed": bad})
     with pytest.raises(ValueError):
-        record(measurements=(Measurement("top1", bad, 3),)).to_json()
+        record(measurements=(Measurement("top1", bad, 3),)).to_bytes()
 
 
-def test_a_record_survives_its_file(tmp_path):
-    path = tmp_path / "r.json"
-    path.write_text(record().to_json())
-    assert Record.read(path) == record()
-    assert json.loads(path.read_text())["id"] == GOLDEN
+def test_a_record_survives_its_file_compressed_or_spelled_out(tmp_path):
+    packed, spelled = tmp_path / "r.record", tmp_path / "r.json"
+    packed.write_bytes(record().to_bytes())
+    spelled.write_text(record().to_json())
+    assert Record.read(packed) == Record.read(spelled) == record()
+    assert Record.read(spelled).to_bytes() == packed.read_bytes()
+    shown = json.loads(spelled.read_text())
+    assert shown["id"] == GOLDEN and shown["digest"] == Record.read(packed).digest
+    assert shown["measurements"][1]["examples"] == [0.5, -1.25e-7, 3.0]
 
 
 def test_every_truncation_is_one_line():
-    text = record().to_json().encode()
-    for end in range(len(text) - 1):  # the last byte is the line's end
-        with pytest.raises(UserError) as caught:
-            Record.from_json(text[:end], "here")
-        assert "\n" not in str(caught.value) and str(caught.value).startswith("here: ")
+    for content in (record().to_json().encode(), record().to_bytes()):
+        for end in range(0, len(content) - 1, 7):  # the last byte of the text is the line's end
+            with pytest.raises(UserError) as caught:
+                Record.from_bytes(content[:end], "here")
+            assert "\n" not in str(caught.value) and str(caught.value).startswith("here: ")
+
+
+def test_every_flipped_byte_of_a_file_is_noticed():
+    content = record().to_bytes()
+    for place in range(0, len(content), 5):
+        with pytest.raises(UserError):
+            Record.from_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :], "here")
 
 
 def test_every_edit_of_a_number_or_word_is_noticed():
     text = record().to_json()
     for old, new in (
-        ("0.25", "0.26"),
+        ("0.375", "0.376"),
         ('"ok"', '"failed"'),
         ('"tiny"', '"tiny2"'),
         ('"seed":0', '"seed":1'),
         ('"n":3', '"n":4'),
-        ("0.5", "0.4"),
+        ("0.625", "0.626"),
+        ("[1.0,0.0,1.0]", "[1.0,1.0,1.0]"),
     ):
         assert old in text, old
-        with pytest.raises(UserError, match="edited or damaged"):
-            Record.from_json(text.replace(old, new), "here")
+        with pytest.raises(UserError, match=r"edited or damaged|not a whole record"):
+            Record.from_bytes(text.replace(old, new), "here")
+
+
+def test_cards_that_say_something_else_than_the_identity_are_refused():
+    """Else a record could be shown as one method and ranked as another."""
+    for name, card in (("method", dataclasses.replace(METHOD, version=2)), ("suite", dataclasses.replace(SUITE, version=2))):
+        forged = record(cards={**record().cards, name: to_data(card)})
+        with pytest.raises(UserError, match="its cards are not those of its identity"):
+            Record.from_bytes(forged.to_bytes(), "here")
+    easier = copy.deepcopy(record().cards)
+    easier["suite"]["settings"]["tiny"]["budget"]["student_examples"] = 65
+    with pytest.raises(UserError, match="its cards are not those of its identity"):
+        Record.from_bytes(record(cards=easier).to_bytes(), "here")
+
+
+def test_a_bomb_is_not_unpacked(monkeypatch):
+    monkeypatch.setattr("distillbench.runs.packing.LIMIT", 10_000)
+    with pytest.raises(UserError, match="corrupt or truncated"):
+        Record.from_bytes(squeeze(b'{"schema": 2, "x": "' + b"a" * 1_000_000 + b'"}'), "here")
 
 
 @pytest.mark.parametrize(
@@ -142,17 +183,21 @@ def test_every_edit_of_a_number_or_word_is_noticed():
         ("[]", "not a distillbench record"),
         ("3", "not a distillbench record"),
         ("{}", "not a distillbench record"),
-        ('{"schema": 2}', "schema 2, this version reads 1; upgrade"),
-        ('{"schema": 1}', "not a whole record"),
-        ('{"schema": 1, "id": "a", "digest": "b", "spec": 3}', "not a whole record"),
+        ('{"schema": 3}', "schema 3, this version reads 2; upgrade"),
+        ('{"schema": 1}', "schema 1, this version reads 2; 'distillbench records migrate' brings its folder up to date"),
+        ('{"schema": 2}', "not a whole record"),
+        ('{"schema": 2, "id": "a", "digest": "b", "measurements": [], "identity": 3}', "not a whole record"),
+        (MAGIC, "corrupt or truncated"),
+        (MAGIC + b"not zlib", "corrupt or truncated"),
+        (squeeze(b"[]"), "not a distillbench record"),
         (json.dumps({**json.loads(record().to_json()), "extra": 1}), "not a whole record"),
-        (record().to_json().replace("0.25", "NaN"), "not a whole record"),
+        (record().to_json().replace("0.375", "NaN"), "not a whole record"),
         (json.dumps({**json.loads(record().to_json()), "measurements": [3]}), "not a whole record"),
     ],
 )
 def test_what_is_no_record_is_one_line(text, says):
     with pytest.raises(UserError, match=says) as caught:
-        Record.from_json(text, "here")
+        Record.from_bytes(text, "here")
     assert "\n" not in str(caught.value)
 
 
@@ -186,10 +231,11 @@ def test_seeds_of_roles_are_frozen_and_independent():
 def test_records_are_read_from_folders_once_each(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "same.json").write_text(record().to_json())
+        (tmp_path / folder / "same.record").write_bytes(record().to_bytes())
+    (tmp_path / "b" / "same.json").write_text(record().to_json())
     (tmp_path / "a" / "other.json").write_text(dataclasses.replace(record(), created="2026-02-02").to_json())
     (tmp_path / "a" / "store.json").write_text('{"schema": 1}')
-    (tmp_path / "a" / ".tmp-half.json").write_text("{")
+    (tmp_path / "a" / ".tmp-half.record").write_text("{")
     (tmp_path / "b" / "bad.json").write_text("{")
     records, bad = read_records(tmp_path / "a", tmp_path / "b")
     assert [r.created[:10] for r in records] == ["2026-01-01", "2026-02-02"]
@@ -199,16 +245,20 @@ def test_records_are_read_from_folders_once_each(tmp_path):
 
 
 def test_the_digest_covers_everything_but_the_id():
-    data = json.loads(record().to_json())
+    data = json.loads(open_up(record().to_bytes()))
     stated = data.pop("digest"), data.pop("id")
     assert stated == (sha256(canonical(data)), GOLDEN)
 
 
 def test_a_picture_is_a_png_or_the_record_is_refused():
     png = base64.b64encode(b"\x89PNG\r\n\x1a\n and more").decode()
-    back = Record.from_json(record(picture=png).to_json())
-    assert back.picture == png
-    assert "picture" not in json.loads(record().to_json())  # records made before there were pictures keep their digest
+    assert Record.from_bytes(record(picture=png).to_bytes()).picture == png
+    assert not {"picture", "before", "sources"} & set(json.loads(record().to_json()))
     for bad in (base64.b64encode(b"<svg onload=alert(1)>").decode(), "not base64!", 3):
         with pytest.raises(UserError, match="not a whole record"):
-            Record.from_json(record(picture=bad).to_json())
+            Record.from_bytes(record(picture=bad).to_bytes())
+
+
+def test_sources_travel_along():
+    made = record(sources={"helper": "x = 1\n"}, before={"schema": 1, "id": "ab"})
+    assert Record.from_bytes(made.to_bytes()) == Record.from_bytes(made.to_json()) == made

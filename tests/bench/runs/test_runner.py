@@ -12,6 +12,7 @@ from distillbench.cards import registry
 from distillbench.cards.card import Budget
 from distillbench.errors import UserError
 from distillbench.runs import runner
+from distillbench.runs.packing import pack
 from distillbench.runs.plan import plan
 from distillbench.runs.record import Measurement, Record, read_records
 from distillbench.runs.runner import execute
@@ -121,7 +122,7 @@ def test_divergence_names_its_step(store, write_method):
     record = execute(spec_of(write_method("m", body)), store)
     assert record.status == "failed" and "not finite at step 7" in record.reason
     assert record.cost["total"]["student_steps"] == 7
-    assert Record.from_json(record.to_json()) == record
+    assert Record.from_bytes(record.to_json()) == record
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def swap(metric, **changes):
         (swap("top1", value=-0.1), r"top1 = -0\.1 is outside"),
         (swap("nll", value=math.inf), "nll = inf is not finite"),
         (swap("nll", value=math.nan), "nll = nan is not finite"),
-        (swap("nll", per_example=(1.0, math.inf)), "or one of its examples is not"),
+        (swap("nll", examples=pack([1.0, math.inf])), "or one of its examples is not"),
         (swap("nll", value=-1.0), "nll = .* is outside"),
         (lambda ms: ms[1:], "the suite did not score top1"),
         (lambda ms: [], "the suite did not score"),
@@ -189,7 +190,7 @@ def test_what_is_done_is_not_done_again(store, write_method, tmp_path):
 def test_a_damaged_record_is_run_again_with_the_same_result(store):
     spec = spec_of("kd")
     first = execute(spec, store)
-    [path] = (store.root / "records").rglob("*.json")
+    [path] = (store.root / "records").rglob("*.record")
     path.write_bytes(path.read_bytes()[:100])
     again = execute(spec, store)
     assert again.student == first.student and again.measurements == first.measurements
@@ -207,7 +208,7 @@ def test_ctrl_c_leaves_no_record_and_keeps_the_checkpoint(store, write_method, t
     flag.touch()
     with pytest.raises(KeyboardInterrupt):
         execute(spec, store, checkpoint_seconds=0.0)
-    assert not list(store.root.glob("records/**/*.json"))
+    assert not list(store.root.glob("records/**/*.record"))
     assert list(store.folder(spec).glob("*.checkpoint"))
     flag.unlink()
     record = execute(spec, store, checkpoint_seconds=0.0)
@@ -220,9 +221,9 @@ def test_code_that_changed_since_planning_is_refused(store, write_method):
     path = write_method("m")
     spec = spec_of(path)
     path.write_text(path.read_text().replace("temperature=2.0", "temperature=3.0"))
-    with pytest.raises(UserError, match=r"m\.py: changed while runs of it were planned or under way; run the same command again"):
+    with pytest.raises(UserError, match=r"m\.py: it, or what it imports, changed since its runs were planned; run the same command again"):
         execute(spec, store)
-    assert not list(store.root.glob("records/**/*.json"))
+    assert not list(store.root.glob("records/**/*.record"))
     assert execute(spec_of(path), store).status == "ok"
 
 
@@ -242,7 +243,7 @@ def test_results_do_not_depend_on_what_the_process_did_before(tmp_path, write_me
 
 def test_a_setting_that_needs_a_gpu_says_so(store, monkeypatch):
     spec = spec_of("scratch")
-    spec.resolved["suite"]["card"]["settings"]["blobs"]["device"] = "cuda"
+    spec.cards["suite"]["settings"]["blobs"]["device"] = "cuda"
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="needs a GPU and there is none here; 'distillbench doctor'"):
@@ -256,7 +257,7 @@ def test_a_full_disk_is_no_failed_record(store, monkeypatch):
     with pytest.raises(SaveError, match="disk is full"):
         execute(spec_of("kd"), store)
     monkeypatch.undo()
-    assert not list(store.root.glob("records/**/*.json"))
+    assert not list(store.root.glob("records/**/*.record"))
     assert execute(spec_of("kd"), store).status == "ok"
 
 
@@ -264,6 +265,6 @@ def test_controls_run_on_the_tune_split_too(store):
     specs = plan(TRACK, ["kd"], [0], split="tune", budget={"student_examples": 640})
     done = [execute(s, store) for s in specs]
     assert [r.status for r in done] == ["ok"] * len(specs)
-    assert {r.spec["split"] for r in done} == {"tune"}
+    assert {r.split for r in done} == {"tune"}
     assert all(r.measurements[0].n == 1000 for r in done)
     assert isinstance(done[0].setting.budget, Budget) and runner.PACKAGES

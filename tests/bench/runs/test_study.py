@@ -70,6 +70,7 @@ def test_a_study_is_done_once_and_leaves_picture_page_and_numbers(package, cli, 
     told = json.loads(out)
     assert told["verdict"] == "reproduced" and told["seeds"] == [0, 1]
     assert "4 runs, 0 done before" in err
+    assert "[4/4] a at 128, seqkd seed 1: kl " in err  # which cell, not only which method
     svg, page, numbers = (Path(p).read_text() for p in told.pop("files"))
     assert json.loads(numbers) == told
     assert set(told["numbers"]["kl"]) == {"64", "128"} and set(told["numbers"]["kl"]["64"]) == {"0", "1"}
@@ -141,13 +142,14 @@ def test_cells_are_the_runs_that_plan_gives(package):
         training={"schedule": "constant"},
         options={"prompts": 64, "references": 64},
     )
-    assert cell.at == 64 and spec.id == by_hand[0].id
+    assert cell.at == 64 and spec == by_hand[0] and spec.id == by_hand[0].id
+    assert (spec.name, by_hand[0].name) == ("a at 64, seqkd seed 3", "seqkd seed 3")
 
 
 def test_scores_are_in_the_axis_order_and_leave_out_what_has_none(package):
     package(two_lengths=tiny())
     cells = find("two_lengths").study.cells
-    record = Record({}, "ok", None, (Measurement("kl", 0.5, 1),), {}, None, {}, "")
+    record = Record({}, "", {}, {}, "ok", None, (Measurement("kl", 0.5, 1),), {}, None, {}, "")
     done = [distillbench.runs.study.Done(c, {0: record}) for c in reversed(cells)]
     assert scores(done, "a", "kl") == {64: {0: 0.5}, 128: {0: 0.5}} and list(scores(done, "a", "kl")) == [64, 128]
     assert scores(done, "a", "tv") == {64: {}, 128: {}} and scores(done, "b", "kl") == {}

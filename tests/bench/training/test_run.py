@@ -203,7 +203,7 @@ def test_the_average_is_a_known_number_and_is_what_leaves():
     student = fit(run, net, loss=loss, ema=0.9)
     for weight in [*seen[1:], net.weight.detach()]:
         mean = 0.9 * mean + 0.1 * weight
-    assert student.averaged and torch.allclose(student.weights["weight"], mean, atol=1e-6)
+    assert student.averaged == "ema 0.9" and torch.allclose(student.weights["weight"], mean, atol=1e-6)
     assert not torch.allclose(student.weights["weight"], net.weight, atol=1e-4)
 
 

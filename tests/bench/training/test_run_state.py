@@ -117,7 +117,7 @@ def plain(value):
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.bench.test_run_state import make, train
+from tests.bench.training.test_run_state import make, train
 phase, step = sys.argv[2:]
 train(make(folder=Path(sys.argv[1]), checkpoint_seconds=0.0), (phase, int(step)))
 """

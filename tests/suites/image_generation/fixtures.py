@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -27,7 +28,7 @@ from torch import nn
 
 from distillbench.suites.image_generation.edm_nets import ARCHITECTURE, EDMDenoiser
 from distillbench.training.nets import Architecture
-from distillbench.training.student import Student
+from distillbench.training.student import AVERAGE, Student
 
 CLASSES = 3
 
@@ -214,6 +215,26 @@ def write_data(root: Path, *, images: int = 24, features: int = 64) -> Path:
     for name, network in (("cifar10", "song"), ("imagenet64", "dhariwal")):
         write_zip(root / name / "train.zip", members(images))
         net = tiny_edm(network)
-        (root / name / "teacher.safetensors").write_bytes(Student.of(net, averaged=True).to_bytes())
+        (root / name / "teacher.safetensors").write_bytes(Student.of(net, averaged=AVERAGE).to_bytes())
         np.savez(root / name / "reference.npz", mu=np.zeros(features), sigma=np.eye(features))
     return root
+
+
+# --- torch-fidelity's Inception ---------------------------------------------------------------------------------
+
+
+def write_inception(path: Path) -> str:
+    """A state dict of torch-fidelity's Inception with random weights; its SHA-256. Needs torch-fidelity."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Untrained(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state: Any, **_: Any) -> None:
+            """Keep the random weights."""
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(Untrained("inception-v3-compat", ["2048"], nothing).state_dict(), path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -64,7 +64,7 @@ def test_round_trip(tmp_path: Path, network: str, protocol: int, capsys: pytest.
     assert capsys.readouterr().out == f"{hashlib.sha256(target.read_bytes()).hexdigest()}  {target}\n"
     assert not (tmp_path / "ran").exists()  # the embedded source
     student = Student.from_bytes(target.read_bytes())
-    assert (student.architecture.name, student.averaged, student.recipe) == ("edm-unet", True, {})
+    assert (student.architecture.name, student.averaged, student.recipe) == ("edm-unet", "average", {})
     again = EDMDenoiser(**student.architecture.arguments).eval()
     again.load_state_dict(student.weights)
     x, sigma, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 9.0]), torch.tensor([1, 0])

@@ -69,14 +69,14 @@ def test_a_run_goes_from_the_users_files_to_a_record(setting, data, tmp_path):
         assert set(values) == {"fid", "kid", "inception_score", "precision", "recall", "nfe"}
         assert values["nfe"] == (5 if spec.method == "teacher" else 1)
         assert record.picture
-        digests = record.spec["digests"]
+        digests = record.identity["setting"]["digests"]
         assert digests["inception"] == NVIDIA_SHA256 and len(digests["reference"]) == 64 and len(digests["teacher"]) == 64
 
 
 def test_other_statistics_are_another_track(data):
     def digests():
         spec = plan("image-generation/cifar10", [], [0], data=str(data))[0]
-        return spec.resolved["digests"], spec.id
+        return spec.identity["setting"]["digests"], spec.id
 
     first = digests()
     np.savez(data / "cifar10/reference.npz", mu=np.ones(FEATURES), sigma=np.eye(FEATURES))
@@ -103,7 +103,7 @@ def test_too_few_samples_are_an_error_and_not_a_number(data):
 
 
 def test_another_network_is_never_called_fid(data, monkeypatch, tmp_path):
-    monkeypatch.setattr(published, "nvidia_inception", lambda path, **k: stand_in(path, **k, sha256="0" * 64))
+    monkeypatch.setattr(published, "nvidia_inception", lambda path, **k: stand_in(path, **{**k, "sha256": "0" * 64}))
     spec = next(s for s in plan("image-generation/cifar10", [], [0], data=str(data)) if s.method == "teacher_one_step")
     record = execute(spec, Store(tmp_path / "runs"))
     assert record.status == "failed" and "did not score fid" in record.reason

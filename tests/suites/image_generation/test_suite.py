@@ -311,7 +311,7 @@ def test_a_bad_generator_becomes_a_failed_record_with_its_reason(tmp_path, body,
 def test_the_controls_of_this_problem_are_planned():
     specs = plan("image-generation/gaussians", ["dmd"], [0])
     assert [s.method for s in specs] == ["scratch", "teacher", "teacher_one_step", "dmd"]
-    assert {s.resolved["method"]["card"]["problem"] for s in specs} == {"image-generation"}
+    assert {s.cards["method"]["problem"] for s in specs} == {"image-generation"}
 
 
 def test_scratch_asks_the_teacher_nothing_and_the_teacher_trains_nothing(tmp_path):

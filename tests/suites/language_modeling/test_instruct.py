@@ -80,7 +80,7 @@ def test_a_run_goes_from_the_users_files_to_a_record(data, tmp_path):
         sets = [m for m in record.measurements if m.metric != "rougel"]
         assert all(m.n == 2 and len(m.per_example) == 2 for m in sets)
         assert values[spec.method]["rougel"] == pytest.approx(sum(m.value for m in sets) / 5)
-        assert set(record.spec["digests"]) == {"data", "teacher", "student", *instruct.SETS}
+        assert set(record.identity["setting"]["digests"]) == {"data", "teacher", "student", *instruct.SETS}
     assert record.cost["total"]["student_examples"] == 8
     assert values["undistilled"] != values["teacher"]
 

@@ -46,7 +46,7 @@ def test_a_run_goes_from_the_users_files_to_a_record(data, tmp_path):
         assert record.status == "ok", (spec.method, record.reason)
         values[spec.method] = {m.metric: m.value for m in record.measurements}
         assert {f"acceptance_{name}" for name in spec_bench.SUBSETS} < set(values[spec.method])
-        assert set(record.spec["digests"]) == {"data", "teacher", "student", "questions"}
+        assert set(record.identity["setting"]["digests"]) == {"data", "teacher", "student", "questions"}
     assert set(values) == {"scratch", "undistilled", "teacher", "seqkd"}
     # a target that proposes to itself is always accepted, on every subset
     assert all(values["teacher"][f"acceptance_{name}"] == pytest.approx(1, abs=1e-5) for name in spec_bench.SUBSETS)

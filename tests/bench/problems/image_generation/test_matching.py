@@ -262,7 +262,7 @@ def test_the_generator_or_its_average_leaves_with_the_recipe_of_its_levels(avera
     )
     assert student.recipe == {"rule": "denoise", "sigmas": problem.few_steps(2, START)}
     assert student.recipe["sigmas"][0] == START
-    assert student.averaged is (average > 0)
+    assert student.averaged == (f"ema {average:g}" if average else "")
     last = made.student.state_dict()
     same = all(torch.equal(student.weights[k], last[k]) for k in last)
     assert same is (average == 0)

@@ -244,7 +244,7 @@ def test_no_responses_are_refused():
 PROCESS = """
 import os, sys, time
 from pathlib import Path
-from tests.bench.test_language_oracle import model, oracle, prompts
+from tests.bench.problems.language_modeling.test_oracle import model, oracle, prompts
 net = model()
 def decode(ids, attention, state=None, decode=net.decode):
     if state is None:
@@ -262,7 +262,9 @@ def test_two_processes_share_the_work_and_one_goes_on_where_the_other_is_killed(
     cache, log = tmp_path / "cache", tmp_path / "log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROCESS, str(cache), str(log)]
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)
+    ]
 
     def working():
         return log.read_text().split() if log.exists() else []

@@ -240,12 +240,13 @@ def test_the_identity_says_what_decides_the_value(script):
     }
 
 
-def test_only_published_weights_make_it_an_fid(script):
+def test_only_nvidias_published_weights_make_it_an_fid(script):
     made = nvidia_inception(script, sha256=digest(script))
     assert frechet_name(made.identity) == "fd_inception_nvidia"
     for name, sha256 in extractors.PUBLISHED.items():
         assert re.fullmatch("[0-9a-f]{64}", sha256)
-        assert frechet_name({"extractor": name, "weights_sha256": sha256, "resize": "clean", "uint8": "round"}) == "fid"
+        named = frechet_name({"extractor": name, "weights_sha256": sha256, "resize": "clean", "uint8": "round"})
+        assert named == ("fid" if name == "inception_nvidia" else "fd_inception_fidelity")
     # a hash counts only for the network that it belongs to
     assert frechet_name({"extractor": "mine", "weights_sha256": extractors.NVIDIA_SHA256}) == "fd_mine"
     assert extractors.FIDELITY_SHA256.startswith("6726825d")  # as its file name says

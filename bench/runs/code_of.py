@@ -1,0 +1,76 @@
+"""The code of a run: what a record keeps of it, and when yesterday's result stands for today's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distillbench import code
+from distillbench.cards.registry import Entry
+from distillbench.identity import canonical, sha256
+
+
+@dataclass(frozen=True)
+class CodeOf:
+    """What a run's code says.
+
+    Attributes:
+        digest: of the abstract syntax of method, suite and all they import.
+        fingerprint: digest of the committed fingerprints of the method and the setting, or None where one is missing.
+        suite_loose, method_loose: digest of the bytes of the modules whose versions are nobody's word, or None where all are vouched
+            for; what suite and method share counts for the suite.
+        loose: those modules, name -> SHA-256 of the bytes.  files: of those whose text no package and no commit gives again.
+        planned: every file that may be imported.
+
+    Two are equal where a run of either gives the same: comments and docstrings of vouched modules may differ.
+    """
+
+    digest: str
+    fingerprint: str | None
+    suite_loose: str | None
+    method_loose: str | None
+    loose: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    planned: frozenset[Path] = frozenset()
+
+    def kept(self) -> dict[str, Any]:
+        """What a record keeps of it."""
+        return {"digest": self.digest, "fingerprint": self.fingerprint, "loose": self.loose}
+
+    def sources(self) -> dict[str, str]:
+        """The text of the loose modules."""
+        return {name: code.text(path).decode("utf-8", errors="replace") for name, path in self.files.items()}
+
+
+def code_of(method: Entry, suite: Entry, setting: str) -> CodeOf:
+    """The code of runs of ``method`` on a setting of ``suite``, as it is now."""
+    for_suite, for_method = code.closure(suite.modules()), code.closure(method.modules())
+    suite_loose = code.unvouched(for_suite)
+    method_loose = {name: digest for name, digest in code.unvouched(for_method).items() if name not in suite_loose}
+    both, loose = {**for_suite, **for_method}, {**suite_loose, **method_loose}
+    return CodeOf(
+        digest=code.syntax_digest(both),
+        fingerprint=_fingerprint(method, suite, setting),
+        suite_loose=sha256(canonical(suite_loose)) if suite_loose else None,
+        method_loose=sha256(canonical(method_loose)) if method_loose else None,
+        loose=loose,
+        files={name: both[name] for name in loose if not code.recoverable(name, both[name])},
+        planned=frozenset(both.values()),
+    )
+
+
+def fingerprint_file(entry: Entry) -> Path:
+    """Where the fingerprints of a method or a suite lie: beside it in its package, ``fingerprints/<problem>/<slug>.json`` or
+    ``fingerprints/<suite>.json``."""
+    if entry.kind == "method":
+        return entry.path.parent.parent / "fingerprints" / entry.path.parent.name / f"{entry.slug}.json"
+    return entry.path.parent.parent / "fingerprints" / f"{entry.path.parent.name}.json"
+
+
+def _fingerprint(method: Entry, suite: Entry, setting: str) -> str | None:
+    try:
+        held = [fingerprint_file(entry).read_bytes().replace(b"\r\n", b"\n") for entry in (method, suite)]
+    except OSError:
+        return None
+    return sha256(canonical([setting, *map(sha256, held)]))
