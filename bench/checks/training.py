@@ -28,7 +28,7 @@ from distillbench.training.student import Student, tensor_digest
 
 SHORT = 12  # batches of a short training: the fewest in which every phase of every method has its turn
 FEW = 6  # batches of a training whose every step counts alike
-ROWS = 64  # the most examples in a batch of either
+ROWS = 64  # the most examples in a batch of a short training
 WATCHED = 24  # batches of a training in which one example is followed
 DEATHS = (1, SHORT // 2 - 1, SHORT // 2 - 2)  # checkpoints that each process in a row lives to write: after 1, 6 and 10 batches in all
 PLAIN: dict[str, Any] = {
@@ -66,6 +66,7 @@ def train(
     subject: Subject,
     *,
     batches: int = SHORT,
+    rows: int | None = None,
     seeds: Mapping[str, int] | None = None,
     folder: Path | None = None,
     kill_at: int | None = None,
@@ -77,6 +78,7 @@ def train(
     """Distil once on the subject's track.
 
     Args:
+        rows: the most examples in a batch, where that is fewer than the track's.
         kill_at: die when this checkpoint (counted from 1) has been written.
         edit: the problem -> the problem that the method gets in its place.
         change: a batch -> the batch that every loss gets in its place.
@@ -85,7 +87,7 @@ def train(
     spec = subject.spec
     suite = registry.find("suite", spec.suite).load()
     setting = spec.setting_card
-    rows = min(setting.training.batch_size, ROWS)
+    rows = min(setting.training.batch_size, rows or setting.training.batch_size)
     setting = dataclasses.replace(
         setting,
         budget=Budget(student_examples=batches * rows),
@@ -131,7 +133,7 @@ def answers() -> Path:
 @functools.lru_cache(maxsize=1)
 def first_training(subject: Subject) -> Trial:
     """The training that several checks look at, made once. They read it and change nothing."""
-    return train(subject)
+    return train(subject, rows=ROWS)
 
 
 @functools.lru_cache(maxsize=1)
@@ -265,7 +267,7 @@ def resume(subject: Subject) -> str:
     with tempfile.TemporaryDirectory() as name:
         for life in (*DEATHS, None):
             try:
-                resumed = train(subject, folder=Path(name), kill_at=life)
+                resumed = train(subject, rows=ROWS, folder=Path(name), kill_at=life)
             except _Killed:
                 died += 1
             else:
