@@ -14,7 +14,7 @@ FEW := consistency_distillation dmd2 ict progressive_distillation
 # methods on the real target, where a run takes minutes
 DRAFTS := adaspec distillm distillspec first gkd seqkd taid tvd_draft
 
-.PHONY: demo test check bench board records clean
+.PHONY: demo test check bench board records fingerprints clean
 
 demo: $(VENV)/.train  ## set up, distil the digits with every method, print the board
 	$(BIN)/distillbench run image-classification/digits --method all --seeds 5 --out runs
@@ -53,7 +53,11 @@ records: $(VENV)/.dev  ## make the published records anew (some hours on 2 cores
 	rm -rf leaderboard/records/*/
 	cp -r runs/published/records/. leaderboard/records/
 
-.links: $(wildcard bench/*)  ## the import name as folders, for type checkers and editors, which do not follow an import hook
+fingerprints: $(VENV)/.dev  ## the numbers that hold versions to their word; NAMES="dkd image-classification/blobs" limits it
+	$(BIN)/python -m distillbench.checks.fingerprints $(NAMES)
+	$(if $(NAMES),,FINGERPRINTS=write $(BIN)/python -m pytest tests/suites/test_fingerprints_fixtures.py)
+
+.links: bench/.  ## the import name as folders, for type checkers and editors, which do not follow an import hook; anew where a file came or went
 	@rm -rf .links && mkdir -p .links/distillbench
 	@for part in bench/* methods suites leaderboard; do ln -s ../../$$part .links/distillbench/; done
 

@@ -11,7 +11,6 @@ import ast
 import base64
 import functools
 import hashlib
-import site
 import subprocess
 import sys
 import sysconfig
@@ -23,8 +22,9 @@ from pathlib import Path
 from distillbench.identity import canonical, sha256
 
 ROOT = "distillbench"
-PLACES = (*map(sysconfig.get_paths().get, ("stdlib", "platstdlib", "purelib", "platlib")), *site.getsitepackages())
-INSTALLED = tuple({Path(place).resolve() for place in PLACES if place})
+INSTALLED = tuple(
+    {Path(place).resolve() for place in map(sysconfig.get_paths().get, ("stdlib", "platstdlib", "purelib", "platlib")) if place}
+)
 
 
 # --- finding modules ------------------------------------------------------------------------------------------------
@@ -32,19 +32,17 @@ INSTALLED = tuple({Path(place).resolve() for place in PLACES if place})
 
 def _spec(name: str) -> ModuleSpec | None:
     """Where the import system would find a module; its parents are looked up, never imported."""
-    parent = name.rpartition(".")[0]
-    path = None
-    if parent:
-        above = _spec(parent)
-        if above is None or above.submodule_search_locations is None:
-            return None
-        path = list(above.submodule_search_locations)
+    parent, _, last = name.rpartition(".")
+    above = _spec(parent) if parent else None
+    if parent and (above is None or above.submodule_search_locations is None):
+        return None
+    path = list(above.submodule_search_locations or ()) if above else None
     for finder in sys.meta_path:
         try:
             spec = finder.find_spec(name, path) if hasattr(finder, "find_spec") else None
-        except KeyError:  # Python asks an imported parent where a namespace package lies that is inside another one
+        except KeyError:  # a package without __init__ in one that is not imported yet: Python then does not know its folders
             spec = ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations = [str(Path(p, name.rpartition(".")[2])) for p in path or ()]
+            spec.submodule_search_locations = [str(f) for place in path or () if (f := Path(place) / last).is_dir()]
         if spec is not None:
             return spec
     return None
@@ -67,19 +65,20 @@ def source(name: str) -> Path | None:
         return _own(name)
     if top in sys.stdlib_module_names:
         return None
-    if _library(top):
-        return None
-    path = _file(_spec(name))
-    if path is None or (top not in _plugins() and any(path.is_relative_to(p) for p in INSTALLED)):
-        return None
-    return path
+    path = None if _library(top) else _file(_spec(name))
+    return None if path is None or (top not in _plugins() and _installed(path)) else path
 
 
 @functools.cache
 def _library(top: str) -> bool:
     """Whether a top-level package is an installed one that brings nothing of ours; looked up once, since most imports are of these."""
     path = _file(_spec(top))
-    return path is not None and top not in _plugins() and any(path.is_relative_to(p) for p in INSTALLED)
+    return path is not None and top not in _plugins() and _installed(path)
+
+
+def _installed(path: Path) -> bool:
+    """Whether a file came with Python or was put there by an installer, in this environment or in one that it looks into."""
+    return bool({"site-packages", "dist-packages"} & set(path.parts)) or any(path.is_relative_to(place) for place in INSTALLED)
 
 
 @functools.cache
@@ -279,8 +278,7 @@ def unplanned(before: frozenset[str], planned: frozenset[Path]) -> dict[str, Pat
         if not isinstance(origin, str) or (name.partition(".")[0] == ROOT and name.split(".")[1:2] not in (["methods"], ["suites"])):
             continue
         path = Path(origin).resolve()
-        installed = name.partition(".")[0] not in _plugins() and any(path.is_relative_to(place) for place in INSTALLED)
-        if path not in planned and not installed:
+        if path not in planned and (name.partition(".")[0] in _plugins() or not _installed(path)):
             found[name] = path
     return found
 

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distillbench.leaderboard.table import Board
 
-PUBLISHED = Path(__file__).parent / "records"
-
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``board build`` and ``board show``; each sets ``call``, a function from the arguments to the exit code."""
@@ -47,27 +45,15 @@ def _boards(folders: list[Path] | None) -> tuple[list[Board], list[str]]:
     Raises:
         UserError: a folder is missing, or there is not one record to show.
     """
-    from distillbench.errors import UserError
-    from distillbench.leaderboard.table import boards
-    from distillbench.runs.record import read_records
+    from distillbench.leaderboard.api import load
 
-    given = folders or [PUBLISHED]
-    if not folders and not PUBLISHED.is_dir():
-        given = []
-    # Of a store only the records: what lies beside them (checkpoints, caches) is JSON too, and may be large.
-    records, unreadable = read_records(*(f / "records" if (f / "store.json").is_file() else f for f in given))
-    found, unfit = boards(records)
-    bad = unreadable + unfit
-    for line in bad:
+    bad: list[str] = []
+
+    def say(line: str) -> None:
+        bad.append(line)
         print(line, file=sys.stderr)
-    if not found:
-        where = ", ".join(map(str, folders)) if folders else "the published records"
-        why = f"none of {len(bad)} could be used" if bad else "only tuning runs" if records else "no records"
-        raise UserError(
-            f"{where}: {why}; make some with 'distillbench run <suite>/<setting> --method <slug> --seeds 5 --out runs' "
-            "and name their folder: --records runs"
-        )
-    return found, bad
+
+    return load(folders or [], say), bad
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -85,21 +71,17 @@ def _build(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     found, _ = _boards(args.records)
-    from distillbench.errors import unknown
-    from distillbench.leaderboard.table import by_metric
+    from distillbench.leaderboard.api import newest
 
-    same = [b for b in found if b.track == args.track]
-    if not same:
-        raise unknown("track", args.track, {b.track for b in found})
-    board = by_metric(same[0], args.metric)
+    board = newest(found, args.track, args.metric)
     if args.json:
         print(json.dumps(_rows(board), indent=1, allow_nan=False))
         return 0
     if board.metric.better is None:
-        order = same[0].metric.name
+        order = board.suite.primary
         print(f"{board.metric.name}: neither more nor less is better, so nothing is ranked; rows in the order of {order}", file=sys.stderr)
     if sys.stdout.isatty():
-        _print_rich(board, older=len(same) - 1)
+        _print_rich(board, older=sum(b.track == args.track for b in found) - 1)
     else:
         for line in _lines(board):
             print("\t".join(" ".join(cell.split()) for cell in line))

@@ -25,7 +25,7 @@ from distillbench.leaderboard.table import Board, Row, method_page, segment
 from distillbench.stats import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
-COPIED = ("style.css", "sort.js")
+COPIED = {"style.css": ("style.css", "picture.css"), "sort.js": ("sort.js",)}  # a file of the site -> the templates it is made of
 EXPORTS = {"csv": export.to_csv, "json": export.to_json, "md": export.to_markdown}
 
 
@@ -74,7 +74,7 @@ def build(boards: Sequence[Board], out: Path) -> Path:
 
 def pages(boards: Sequence[Board]) -> dict[str, str]:
     """Every file of the site: path relative to its root -> text."""
-    env = _environment()
+    env = environment()
     tracks: dict[str, list[Shown]] = defaultdict(list)
     for board in boards:
         same = tracks[board.track]
@@ -91,7 +91,7 @@ def pages(boards: Sequence[Board]) -> dict[str, str]:
     def page(template: str, depth: int, **values: Any) -> str:
         return env.get_template(template).render(root="../" * depth, **values)
 
-    files = {name: (TEMPLATES / name).read_text(encoding="utf-8") for name in COPIED}
+    files = {name: "".join((TEMPLATES / part).read_text(encoding="utf-8") for part in parts) for name, parts in COPIED.items()}
     cards = {page: max(rows, key=lambda sr: (sr[1].created, sr[1].key))[1] for page, rows in methods.items()}
     files["index.html"] = page("index.html.j2", 0, suites=dict(sorted(suites.items())), methods=methods, cards=dict(sorted(cards.items())))
     for same in tracks.values():
@@ -182,7 +182,8 @@ def _link(url: str | None) -> str | None:
     return url if isinstance(url, str) and re.match(r"https?://", url) else None
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates, with the filters and names that they use."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import distillbench
+from distillbench import leaderboard
 from distillbench.cards import registry
 from distillbench.checks import check_method
 from distillbench.cli import main, parser
@@ -16,8 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def example() -> str:
-    return re.findall(r"```python\n(.*?)```", README, re.S)[0]
+def example(having: str = "CARD = ") -> str:
+    [found] = [code for code in re.findall(r"```python\n(.*?)```", README, re.S) if having in code]
+    return found
 
 
 def test_the_printed_method_passes_the_checks_and_runs(tmp_path, capsys):
@@ -48,6 +54,42 @@ def test_the_printed_method_passes_the_checks_and_runs(tmp_path, capsys):
 def test_the_example_is_about_forty_lines():
     code = [line for line in example().splitlines() if line.strip()]
     assert len(code) <= 40
+
+
+def test_the_printed_lines_of_python_do_what_they_say(tmp_path, monkeypatch):
+    """Five lines, each as printed; those that a notebook would show are looked at."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    shown = []
+    for node in ast.parse(example("import distillbench as db")).body:
+        code = ast.unparse(node)
+        if isinstance(node, ast.Expr):
+            shown.append(eval(code, names))
+        else:
+            exec(code, names)
+    judged, table, picture = shown
+    assert len(names["records"]) == 3 * (2 + 4) and all(r.status == "ok" for r in names["records"])
+    last = names["records"][-1]
+    assert judged == {m.metric: m.value for m in last.measurements} and last.slug == "dkd"
+    assert list(table.columns) == ["rank", "method", "score", "low", "high"] and {"kd", "dkd", "teacher"} <= set(table["method"])
+    assert picture == Path("board.svg") and "image-classification/blobs" in picture.read_text()
+
+
+def test_the_python_api_is_documented_as_it_is():
+    """docs/python-api.md shows every function with its arguments and defaults, and no other."""
+    text = " ".join((ROOT / "docs" / "python-api.md").read_text().split())
+    for module, name in ((distillbench, "db"), (leaderboard, "leaderboard")):
+        functions = {n: f for n in module.__all__ if inspect.isfunction(f := getattr(module, n))}
+        assert set(re.findall(rf"`{name}\.([a-z_]+)\(", text)) == set(functions)
+        for n, function in functions.items():
+            assert f"`{name}.{n}({arguments(function)})`" in text, f"{name}.{n}({arguments(function)})"
+
+
+def arguments(function) -> str:
+    """The arguments of a function without their types."""
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(bare))[1:-1].replace("'", '"')
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,8 @@ class Subject:
         """The analytic track of the method's problem."""
         if self._track is not None:
             return self._track
-        for slug, entry in sorted(registry.suites().items()):
-            if entry.card is not None and entry.card.problem == self.card.problem:
-                for name, setting in registry.suite_card(entry).settings.items():
-                    if setting.tier == "analytic":
-                        return f"{slug}/{name}"
+        for entry, name in analytic_tracks(self.card.problem):
+            return f"{entry.slug}/{name}"
         raise Skipped(f"no installed suite has an analytic setting for {self.card.problem}")
 
     @functools.cached_property
@@ -127,6 +124,12 @@ class Subject:
     def own_track(self) -> bool:
         """Whether the track is the analytic one that checks choose themselves, not one that was asked for."""
         return self._track is None
+
+
+def analytic_tracks(problem: str) -> list[tuple[registry.Entry, str]]:
+    """The analytic settings for a kind of problem, as the suite and the setting's name; the first one is what checks train on."""
+    suites = [e for _, e in sorted(registry.suites().items()) if e.card is not None and e.card.problem == problem]
+    return [(e, name) for e in suites for name, s in registry.suite_card(e).settings.items() if s.tier == "analytic"]
 
 
 def _module(path: Path) -> ModuleType:

@@ -7,10 +7,10 @@ import sys
 from importlib.metadata import entry_points
 from typing import Any
 
-from distillbench import __version__
 from distillbench.cli import commands as do
 from distillbench.cli import numbers
 from distillbench.errors import UserError, unknown
+from distillbench.version import VERSION
 
 EXIT_CODES = "exit codes: 0 done, 1 a run failed or went over budget, 2 bad input, 3 a check failed, 4 could not be saved, 130 interrupted"
 
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         description="Which distillation method makes the better student, at equal cost, and how sure are we?",
         epilog=EXIT_CODES,
     )
-    top.add_argument("--version", action="version", version=f"distillbench {__version__}")
+    top.add_argument("--version", action="version", version=f"distillbench {VERSION}")
     top.set_defaults(call=lambda _: print(top.format_help(), end="") or 0)  # the name alone asks what there is
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 

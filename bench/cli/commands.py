@@ -119,27 +119,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _do(specs: Sequence[RunSpec], store: Store, title: str, args: argparse.Namespace) -> dict[str, Record | UserError]:
     """The outcome of every spec by id: those done before are found, the others are run and shown while they go."""
-    from distillbench.runs.executors import run_all
-    from distillbench.runs.progress import Display
+    from distillbench.runs.grid import complete
 
-    results: dict[str, Record | UserError] = {}
-    # One of several processes of 'accelerate launch' leaves this question to the runner, where all agree on the answer.
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    for spec in specs:
-        done = None if distributed else store.find(spec)
-        if done is not None:
-            results[spec.id] = done
-    left = [s for s in specs if s.id not in results]
-    if distributed and os.environ.get("RANK", "0") != "0":
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the main process speaks for all
-    if left:
-        workers = 1 if distributed else args.workers or _workers()
-        print(f"{title}: {len(specs)} runs, {len(results)} done before, {len(left)} to do, {workers} at once", file=sys.stderr)
-        with Display(len(left), title) as display:
-            for spec, outcome in run_all(left, store, workers=workers, watch=display.watch, checkpoint_seconds=args.checkpoint_seconds):
-                results[spec.id] = outcome
-                display.done(spec.name, _line(outcome))
-    return results
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - of 'accelerate launch' the main process speaks for all
+    return complete(specs, store, title, workers=args.workers, checkpoint_seconds=args.checkpoint_seconds)
 
 
 def _failures(outcomes: Iterable[Record | UserError]) -> int:
@@ -183,27 +167,6 @@ def study(args: argparse.Namespace) -> int:
         print(f"{found.study.title}: {finding.verdict}\n{finding.text}")
         print(" ".join(str(p) for p in paths), file=sys.stderr)
     return 0
-
-
-def _workers() -> int:
-    """Runs at once: one on a GPU, else the cores this process may use."""
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("runs need torch, which is not installed: pip install 'distillbench[train]'")
-    if os.path.exists("/dev/nvidia0"):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _line(outcome: Any) -> str:
-    from distillbench.runs.record import Record
-
-    if not isinstance(outcome, Record):
-        return f"not run: {outcome}"
-    value = outcome.value(outcome.suite.primary)
-    score = f"{outcome.suite.primary} {value:.4f}" if value is not None else ""
-    return " ".join(x for x in (outcome.status if outcome.status != "ok" else "", score, outcome.reason or "") if x)
 
 
 def _summary(spec: Any, outcome: Any, store: Any) -> dict[str, Any]:

@@ -45,10 +45,7 @@ def guard(weights: Path, record: Record, *, margin: float, metrics: list[str] | 
     """
     if not record.finished:
         raise UserError(f"the record's status is {record.status}: nothing to compare with")
-    try:
-        student = Student.from_bytes(weights.read_bytes(), str(weights))
-    except OSError as error:
-        raise UserError(f"{weights}: cannot be read ({error.strerror})") from error
+    student = Student.read(weights)
     card, suite = record.suite, registry.find("suite", record.suite.slug).load()
     wanted = [card.metric(m).name for m in metrics] if metrics else [card.primary]
     for raw in {m.name for m in card.shown}.intersection(wanted):

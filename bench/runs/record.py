@@ -241,7 +241,7 @@ def is_record_file(path: Path) -> bool:
 
 
 def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
-    """Every record below ``folders``, sorted by track, method and seed, and a line for each file that is not one.
+    """Every record below ``folders`` (or in stores), sorted by track, method and seed, and a line for each file that is not one.
 
     Raises:
         UserError: a folder is missing.
@@ -251,7 +251,9 @@ def read_records(*folders: Path) -> tuple[list[Record], list[str]]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of records; 'distillbench run' makes one with --out")
-        for path in sorted(p for p in folder.rglob("*") if is_record_file(p)):
+        # Of a store only the records: what lies beside them (checkpoints, caches) is JSON too, and may be large.
+        place = folder / "records" if (folder / "store.json").is_file() and (folder / "records").is_dir() else folder
+        for path in sorted(p for p in place.rglob("*") if is_record_file(p)):
             try:
                 record = Record.read(path)
             except UserError as error:

@@ -100,15 +100,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     method: Any = found.load()
     setting, seeds = spec.setting_card, spec.seeds
     data = Path(spec.data) if spec.data else None
-    missing = [name for name in setting.requires if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"{spec.suite}/{spec.setting} needs {', '.join(missing)}, which is not installed here: pip install 'distillbench[lm,images]'"
-        )
-    if setting.device == "cuda" and accelerator.device.type != "cuda":
-        raise UserError(
-            f"{spec.suite}/{spec.setting} needs a GPU and there is none here; 'distillbench doctor' says what runs on this machine"
-        )
+    require(f"{spec.suite}/{spec.setting}", setting, accelerator.device.type)
     problem = suite.problem(spec.setting, setting, seeds, split=spec.split, data=data, cache=store.root / "cache")
     problem.student.to(accelerator.device)
     problem.oracle.to(accelerator.device)
@@ -173,6 +165,15 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         trace=run.trace,
         picture=sheet,
     )
+
+
+def require(track: str, setting: Setting, device: str) -> None:
+    """Raises UserError where this machine lacks what a setting needs: installed packages, or a GPU (``device`` is torch's type)."""
+    missing = [name for name in setting.requires if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{track} needs {', '.join(missing)}, which is not installed here: pip install 'distillbench[lm,images]'")
+    if setting.device == "cuda" and device != "cuda":
+        raise UserError(f"{track} needs a GPU and there is none here; 'distillbench doctor' says what runs on this machine")
 
 
 def png(values: torch.Tensor) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -84,6 +85,14 @@ class Student:
             return Student(load(blob), Architecture(about["name"], about["arguments"]), about["recipe"], averaged)
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{where}: not a distillbench student (safetensors with its metadata)") from error
+
+    @staticmethod
+    def read(path: Path) -> Student:
+        """The student in the file at ``path``. Raises UserError as :meth:`from_bytes`, or where the file cannot be read."""
+        try:
+            return Student.from_bytes(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def rebuild(student: Student, build: Callable[[Architecture, int], Network]) -> Network:

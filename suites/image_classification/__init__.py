@@ -262,6 +262,9 @@ CARD = SuiteCard(
     },
 )
 
+# Options that make a fingerprint small (see distillbench.checks.fingerprints): the arithmetic is the same, on fewer examples.
+FINGERPRINT = {"blobs": {"tune": 200, "test": 1000}, "digits": {"transfer": 300}, "digits-tiny": {"transfer": 300}}
+
 
 def _splits(setting: Setting, seed: int) -> dict[str, Arrays]:
     """The splits of a setting that fits in memory."""

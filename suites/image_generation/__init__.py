@@ -394,6 +394,14 @@ CARD = SuiteCard(
     },
 )
 
+# Options that make a fingerprint small (see distillbench.checks.fingerprints): the arithmetic is the same, on fewer examples.
+FINGERPRINT = {
+    "gaussians": {"train": 500, "samples": 300},
+    "gaussians-guided": {"train": 500, "samples": 100, "draws": 1},
+    "digits": {"draws": 1, "samples": 300},
+    "digits-few": {"draws": 1, "samples": 300},
+}
+
 
 def problem(
     name: str,

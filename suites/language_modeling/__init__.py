@@ -238,6 +238,31 @@ CARD = SuiteCard(
     },
 )
 
+# Options that make a fingerprint small (see distillbench.checks.fingerprints): the arithmetic is the same, on fewer examples.
+FINGERPRINT = {
+    "markov": {"prompts": 64, "references": 64, "validation": 16},
+    "markov-estimated": {"prompts": 64, "references": 64, "validation": 16, "teacher_texts": 200},
+    "markov-limited": {
+        "prompts": 64,
+        "references": 64,
+        "validation": 16,
+        "vocab": 5,  # so small that the fit converges: at full size, processors part at 1e-4
+        "spread": 1.0,
+        "length": 8,
+        "teacher_rank": 2,
+        "student": {"name": "window-lm", "arguments": {"vocab": 5, "order": 2, "width": 2}},
+    },
+    "markov-bytes": {
+        "prompts": 64,
+        "references": 64,
+        "validation": 16,
+        "vocab": 10,
+        "single": 3,
+        "letters": 5,
+        "student": {"name": "window-lm", "arguments": {"vocab": 6, "order": 5, "width": 6}},
+    },
+}
+
 
 def rebuild(student: Student) -> LanguageModel:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""

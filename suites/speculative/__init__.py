@@ -341,6 +341,21 @@ CARD = SuiteCard(
     },
 )
 
+# Options that make a fingerprint small (see distillbench.checks.fingerprints): the arithmetic is the same, on fewer examples.
+FINGERPRINT = {
+    "markov": {"prompts": 64, "references": 64, "validation": 16},
+    "smollm2": {
+        "prompt_length": 24,
+        "length": 6,
+        "test": 4,
+        "tune": 2,
+        "validation": 2,
+        "samples": 1,
+        "timed": 1,
+        "timed_length": 4,
+    },
+}
+
 
 # The target is the teacher, the draft the student.
 SUITE = LanguageSuite(Worlds(__name__, ("markov", "smollm2", "spec_bench")), rebuild)

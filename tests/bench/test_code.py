@@ -79,6 +79,17 @@ def test_relative_imports_and_packages_around_a_module_count(tmp_path, monkeypat
     assert set(found) == {"pack_of_ours", "pack_of_ours.a", "pack_of_ours.b", "pack_of_ours.deep", "pack_of_ours.deep.c"}
 
 
+def test_packages_without_init_files_are_looked_into(tmp_path, monkeypatch):
+    module = tmp_path / "outer_space/inner_space/deep/m.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    (tmp_path / "user.py").write_text("import outer_space.inner_space.deep.m")
+    monkeypatch.syspath_prepend(tmp_path)
+    code.forget()
+    assert set(code.closure({"user": tmp_path / "user.py"})) == {"user", "outer_space.inner_space.deep.m"}
+    assert "outer_space" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("old", "new", "same"),
     [

@@ -116,7 +116,10 @@ for words in (["build", "--out", {str(tmp_path)!r}], ["show", {TRACK!r}]):
     args = parser.parse_args(["board", *words, "--records", {str(folder)!r}])
     assert args.call(args) == 0
 from distillbench.leaderboard import claims, export, picture, site, table
-allowed = {{"assets", "cards.card", "cards.reading", "errors", "identity", "runs.identities", "runs.packing", "runs.record", "stats"}}
+allowed = {{
+    "assets", "cards.card", "cards.reading", "errors", "files",
+    "identity", "runs.identities", "runs.packing", "runs.record", "stats", "version",
+}}
 seen = {{m.removeprefix("distillbench.") for m in sys.modules if m.startswith("distillbench.") and ".leaderboard" not in m}}
 assert seen - {{"cards", "runs", "methods", "suites"}} == allowed, seen
 """
