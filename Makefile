@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Which slow tests 'make test' runs: 'whole' is all of them, and remembers in tests/passed.txt what passed; 'changed' is those that rest
+# on something that is not as it was when they passed.
+SLOW ?= whole
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -18,8 +21,8 @@ demo: $(VENV)/.train  ## set up, distil the digits with every method, print the 
 	@$(BIN)/distillbench board show image-classification/digits --records runs
 	@echo; printf "board: "; $(BIN)/distillbench board build --records runs --out site
 
-test: $(VENV)/.dev .links  ## set up, run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.dev .links  ## set up, run the whole test suite; SLOW=changed leaves out slow tests that nothing has changed for
+	$(BIN)/python -m pytest -n 2 --dist worksteal --slow $(SLOW)
 
 check: $(VENV)/.dev .links  ## lint, types, the layer laws
 	$(BIN)/ruff check .

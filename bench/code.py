@@ -65,8 +65,15 @@ def source(name: str) -> Path | None:
         return _own(name)
     if top in sys.stdlib_module_names:
         return None
-    path = _file(_spec(name))
+    path = None if _library(top) else _file(_spec(name))
     return None if path is None or (top not in _plugins() and _installed(path)) else path
+
+
+@functools.cache
+def _library(top: str) -> bool:
+    """Whether a top-level package is an installed one that brings nothing of ours; looked up once, since most imports are of these."""
+    path = _file(_spec(top))
+    return path is not None and top not in _plugins() and _installed(path)
 
 
 def _installed(path: Path) -> bool:

@@ -6,7 +6,7 @@ An exemption that has become stale fails, and so does a method for which nothing
 
 from __future__ import annotations
 
-from distillbench.checks import objective, training  # noqa: F401  (they fill CHECKS)
-from distillbench.checks.core import CHECKS, Result, Subject, check_method
+from distillbench.checks import objective, training, yardstick  # noqa: F401  (they fill CHECKS)
+from distillbench.checks.core import CHECKS, Result, Subject, check_method, results
 
-__all__ = ["CHECKS", "Result", "Subject", "check_method"]
+__all__ = ["CHECKS", "Result", "Subject", "check_method", "results"]

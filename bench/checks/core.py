@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ import torch
 from distillbench.cards import registry
 from distillbench.cards.card import Card
 from distillbench.errors import UserError
-from distillbench.runs.plan import plan
+from distillbench.runs.plan import RunSpec, plan
 
 Outcome = Literal["passed", "failed", "skipped", "exempt"]
 
@@ -114,6 +114,17 @@ class Subject:
             return f"{entry.slug}/{name}"
         raise Skipped(f"no installed suite has an analytic setting for {self.card.problem}")
 
+    @functools.cached_property
+    def spec(self) -> RunSpec:
+        """The run with seed 0 on the track, which short trainings follow; planned once, and to be copied from."""
+        [spec] = plan(self.track, [self.name], [0], controls=False)
+        return spec
+
+    @property
+    def own_track(self) -> bool:
+        """Whether the track is the analytic one that checks choose themselves, not one that was asked for."""
+        return self._track is None
+
 
 def analytic_tracks(problem: str) -> list[tuple[registry.Entry, str]]:
     """The analytic settings for a kind of problem, as the suite and the setting's name; the first one is what checks train on."""
@@ -157,22 +168,35 @@ def one(name: str, subject: Subject) -> Result:
     return Result(name, "passed", message or "")
 
 
-def check_method(name: str, *, track: str | None = None, only: Iterable[str] | None = None) -> list[Result]:
-    """Run every check (or ``only`` some) on a method.
+def results(name: str, *, track: str | None = None, only: Iterable[str] | None = None) -> Iterator[Result]:
+    """Run every check (or ``only`` some) on a method, and give what each found as it finishes.
 
     Args:
         name: a slug or the path of a file.  track: the track to train on; by default the problem's analytic one.
 
     Raises:
-        UserError: there is no such method, its card cannot be read, or it cannot run on ``track``.
+        UserError: at once, where there is no such method, its card cannot be read, or it cannot run on ``track``.
     """
     subject = Subject(name, track)
     if track is not None:
         plan(track, [name], [0], controls=False)  # what is wrong with the request is one line, not a failure of every check
-    results = [one(c, subject) for c in (CHECKS if only is None else only)]
+    return _results(subject, list(CHECKS if only is None else only))
+
+
+def _results(subject: Subject, names: list[str]) -> Iterator[Result]:
+    checked = False
+    for name in names:
+        result = one(name, subject)
+        checked = checked or (result.outcome not in ("skipped", "exempt") and name != "card")
+        yield result
     unknown = sorted(set(subject.card.exempt) - set(CHECKS))
     if unknown:
-        results.append(Result("exemptions", "failed", f"the card exempts checks that do not exist: {', '.join(unknown)}"))
-    if all(r.outcome in ("skipped", "exempt") for r in results if r.name != "card"):
-        results.append(Result("something_checked", "failed", "every check was skipped or exempt: nothing is known about this method"))
-    return results
+        checked = True
+        yield Result("exemptions", "failed", f"the card exempts checks that do not exist: {', '.join(unknown)}")
+    if not checked:
+        yield Result("something_checked", "failed", "every check was skipped or exempt: nothing is known about this method")
+
+
+def check_method(name: str, *, track: str | None = None, only: Iterable[str] | None = None) -> list[Result]:
+    """All that :func:`results` gives."""
+    return list(results(name, track=track, only=only))

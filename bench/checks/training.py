@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import tempfile
@@ -20,17 +21,16 @@ from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
-from distillbench.runs.plan import plan
-from distillbench.runs.plan import track as find_track
-from distillbench.stats import paired_difference
 from distillbench.training.data import Batch, Batches
 from distillbench.training.oracle import Oracle
 from distillbench.training.run import Run
 from distillbench.training.student import Student, tensor_digest
 
-SHORT = 24  # batches of a short training
-SEEDS = 3
-LONG = 76_800  # examples of a training that is judged
+SHORT = 12  # batches of a short training: the fewest in which every phase of every method has its turn
+FEW = 6  # batches of a training whose every step counts alike
+ROWS = 64  # the most examples in a batch of a short training
+WATCHED = 24  # batches of a training in which one example is followed
+DEATHS = (1, SHORT // 2 - 1, SHORT // 2 - 2)  # checkpoints that each process in a row lives to write: after 1, 6 and 10 batches in all
 PLAIN: dict[str, Any] = {
     "optimizer": "sgd",
     "learning_rate": 0.01,
@@ -66,6 +66,7 @@ def train(
     subject: Subject,
     *,
     batches: int = SHORT,
+    rows: int | None = None,
     seeds: Mapping[str, int] | None = None,
     folder: Path | None = None,
     kill_at: int | None = None,
@@ -77,22 +78,24 @@ def train(
     """Distil once on the subject's track.
 
     Args:
+        rows: the most examples in a batch, where that is fewer than the track's.
         kill_at: die when this checkpoint (counted from 1) has been written.
         edit: the problem -> the problem that the method gets in its place.
         change: a batch -> the batch that every loss gets in its place.
         training: fields of the track's :class:`card.Training` to replace.
     """
-    [spec] = plan(subject.track, [subject.name], [0], controls=False)
+    spec = subject.spec
     suite = registry.find("suite", spec.suite).load()
     setting = spec.setting_card
+    rows = min(setting.training.batch_size, rows or setting.training.batch_size)
     setting = dataclasses.replace(
         setting,
-        budget=Budget(student_examples=batches * setting.training.batch_size),
-        training=dataclasses.replace(setting.training, **training),
+        budget=Budget(student_examples=batches * rows),
+        training=dataclasses.replace(setting.training, batch_size=rows, **training),
     )
     roles = dict(seeds or spec.seeds)
     torch.set_num_threads(1)
-    kept = Path(_answers().name) if subject.card.problem == "language-modeling" else None
+    kept = answers() / "cache" if subject.card.problem == "language-modeling" else None
     problem = suite.problem(spec.setting, setting, roles, cache=kept)
     faults = _watch(problem.oracle)
     if edit is not None:
@@ -104,7 +107,7 @@ def train(
     if change is not None:
         _change_batches(run, change)
     starts, ends = _note_weights(run)
-    student = subject.module.distill(problem, run, **spec.hyperparameters)
+    student = subject.module.distill(problem, run, **copy.deepcopy(spec.hyperparameters))
     if not isinstance(student, Student):
         raise Failed(f"distill returned {type(student).__name__}; return run.fit(...) or run.export(...)")
     digest = tensor_digest(dict(problem.oracle._module.state_dict()))
@@ -118,15 +121,25 @@ def train(
 
 
 @functools.cache
-def _answers() -> tempfile.TemporaryDirectory[str]:
-    """Where a language model's responses lie while this process lives: the trainings of all checks ask for the same ones."""
+def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
+
+
+def answers() -> Path:
+    """The store of this process, for as long as it lives: a language model's responses are made once for all methods, as files."""
+    return Path(_folder().name)
 
 
 @functools.lru_cache(maxsize=1)
 def first_training(subject: Subject) -> Trial:
     """The training that several checks look at, made once. They read it and change nothing."""
-    return train(subject)
+    return train(subject, rows=ROWS)
+
+
+@functools.lru_cache(maxsize=1)
+def plain_training(subject: Subject) -> Trial:
+    """A few steps of plain gradient descent, which several checks compare with, made once. They read it and change nothing."""
+    return train(subject, batches=FEW, **PLAIN)
 
 
 def _watch(oracle: Oracle) -> list[str]:
@@ -231,41 +244,39 @@ def teacher_intact(subject: Subject) -> None:
 @check
 def seeds(subject: Subject) -> str:
     """The same seeds give the same student bit for bit; another init or data order gives another one."""
-    first, again = first_training(subject), train(subject)
+    trains = _trains(first_training(subject))
+    first, again = plain_training(subject), train(subject, batches=FEW, **PLAIN)
     if _digest(first) != _digest(again):
         raise Failed("two trainings with the same seeds differ: draw randomness from run.generator(...) or torch's global generator only")
-    if not _trains(first):
+    if not trains:
         return "the same student twice (nothing is trained)"
-    base = plan(subject.track, [subject.name], [0], controls=False)[0].seeds
+    base = subject.spec.seeds
     for role in ("init", "order"):
-        if _digest(train(subject, seeds={**base, role: base[role] + 1})) == _digest(first):
+        if _digest(train(subject, batches=FEW, seeds={**base, role: base[role] + 1}, **PLAIN)) == _digest(first):
             raise Failed(f"another seed for {role!r} gives the same student: use problem.student (or new_student) and problem.batches")
     return "bit-identical; init and order matter"
 
 
 @check
 def resume(subject: Subject) -> str:
-    """A training that is killed and resumed gives the same student bit for bit."""
+    """A training that is killed and resumed, several times over, gives the same student bit for bit."""
     whole = first_training(subject)
     if not _trains(whole):
         raise Skipped("nothing is trained")
-    points = (1, SHORT // 2, SHORT - 2)
-    for point in points:
-        with tempfile.TemporaryDirectory() as name:
+    died = 0
+    with tempfile.TemporaryDirectory() as name:
+        for life in (*DEATHS, None):
             try:
-                train(subject, folder=Path(name), kill_at=point)
+                resumed = train(subject, rows=ROWS, folder=Path(name), kill_at=life)
             except _Killed:
-                resumed = train(subject, folder=Path(name))
+                died += 1
             else:
-                continue
-        if _digest(resumed) != _digest(whole):
-            raise Failed(
-                f"killed after checkpoint {point} and resumed, the student is another one: "
-                "is there state outside modules and run.generator?"
-            )
-        if resumed.run.meter.counts["student_examples"] != whole.run.meter.counts["student_examples"]:
-            raise Failed("a resumed run is metered differently")
-    return f"killed after checkpoints {', '.join(map(str, points))}"
+                break  # at its end, or with fewer checkpoints than it was to be killed after
+    if _digest(resumed) != _digest(whole):
+        raise Failed(f"killed {died} times and resumed, the student is another one: is there state outside modules and run.generator?")
+    if resumed.run.meter.counts["student_examples"] != whole.run.meter.counts["student_examples"]:
+        raise Failed("a resumed run is metered differently")
+    return f"killed {died} times"
 
 
 @check
@@ -274,16 +285,16 @@ def micro_batches(subject: Subject) -> str:
 
     By plain gradient descent: Adam divides by the size of the gradient, and would hide a loss that is three times too large.
     """
-    whole = train(subject, batches=6, **PLAIN)
+    whole = plain_training(subject)
     if not _trains(whole):
         raise Skipped("nothing is trained")
-    apart, moved = _apart(whole, train(subject, batches=6, micro_batches=3, **PLAIN))
+    apart, moved = _apart(whole, train(subject, batches=FEW, micro_batches=3, **PLAIN))
     if not apart <= 1e-3 * moved:
         raise Failed(
-            f"after 6 steps in 3 micro-batches the weights are off by {apart / moved if moved else apart:.2g} of the way they went: "
+            f"after {FEW} steps in 3 micro-batches the weights are off by {apart / moved if moved else apart:.2g} of the way they went: "
             "reduce with run.loss, and divide by nothing that is summed over a batch"
         )
-    return f"weights differ by {apart:.1g} after 6 steps"
+    return f"weights differ by {apart:.1g} after {FEW} steps"
 
 
 def _apart(one: Trial, other: Trial) -> tuple[float, float]:
@@ -309,16 +320,16 @@ def token_padding(subject: Subject) -> str:
         ids, attention, response = (nn.functional.pad(x, (50, 50), value=v) for x, v in sides)
         return dataclasses.replace(batch, ids=ids, attention=attention, response=response)
 
-    whole = train(subject, batches=6, **PLAIN)
+    whole = plain_training(subject)
     if not _trains(whole):
         raise Skipped("nothing is trained")
-    apart, moved = _apart(whole, train(subject, batches=6, change=padded, **PLAIN))
+    apart, moved = _apart(whole, train(subject, batches=FEW, change=padded, **PLAIN))
     if not apart <= 1e-3 * moved:
         raise Failed(
             f"with padding around the texts the weights are off by {apart / moved if moved else apart:.2g} of the way they went: "
             "give attention to the networks, and take only what batch.predicted counts"
         )
-    return f"weights differ by {apart:.1g} after 6 steps"
+    return f"weights differ by {apart:.1g} after {FEW} steps"
 
 
 @check
@@ -330,7 +341,7 @@ def alignment(subject: Subject) -> str:
     once, through a mean over a class, but not one or two others alone.
     """
     seen: list[tuple[Tensor, Tensor]] = []
-    train(subject, edit=functools.partial(_altered, seen=seen))
+    train(subject, batches=WATCHED, edit=functools.partial(_altered, seen=seen))
     if all(not _gradient(x).any() for _, x in seen):
         raise Skipped("no gradient reaches the inputs of problem.batches")
     last = seen[-1][0]  # of the last batch, because a method may begin with a weight of zero
@@ -340,7 +351,7 @@ def alignment(subject: Subject) -> str:
         if what == "answer everywhere" and "answer" in found:
             continue
         changed: list[tuple[Tensor, Tensor]] = []
-        train(subject, edit=functools.partial(_altered, seen=changed, what=what, row=row))
+        train(subject, batches=WATCHED, edit=functools.partial(_altered, seen=changed, what=what, row=row))
         for (index, before), (_, after) in zip(seen, changed, strict=True):
             change = (_gradient(after) - _gradient(before)).norm(dim=1)
             if change.max() <= 1e-5 * _gradient(before).norm(dim=1).max():
@@ -448,39 +459,3 @@ def _answer(module: nn.Module, problem: Any) -> Tensor:
     except TypeError:  # a denoiser also wants a noise level
         answer = module(inputs, torch.ones(len(inputs)), None)
     return answer
-
-
-def _scores(method: str, track: str) -> dict[int, float]:
-    """Seed -> the track's primary metric for ``method``, with the budget or as much of it as a check may take."""
-    from distillbench.runs.runner import execute
-    from distillbench.runs.store import Store
-
-    values = {}
-    with tempfile.TemporaryDirectory() as name:
-        budget = {"student_examples": min(find_track(track)[2].budget.student_examples, LONG)}
-        for spec in plan(track, [method], range(SEEDS), controls=False, budget=budget):
-            record = execute(spec, Store(name))
-            value = record.value(record.suite.primary)
-            if value is None or record.status != "ok":
-                raise Failed(f"{method} seed {spec.seed} {record.status}: {record.reason}")
-            values[spec.seed] = value
-    return values
-
-
-_scratch_scores = functools.cache(functools.partial(_scores, "scratch"))  # the same for every method of a track
-
-
-@check
-def beats_scratch(subject: Subject) -> str:
-    """Better than the same student without a teacher on the analytic track: the 90% interval of the paired difference says so."""
-    if subject.card.control:
-        raise Skipped("a control is a yardstick")
-    suite, _, setting = subject.track.partition("/")
-    metric = registry.suite_card(registry.find("suite", suite)).at(setting).metric()
-    ours, scratch = _scores(subject.name, subject.track), _scratch_scores(subject.track)
-    ahead = paired_difference(ours, scratch, 0.9) if metric.better == "higher" else paired_difference(scratch, ours, 0.9)
-    assert ahead is not None
-    line = f"{metric.name} better than scratch by {ahead.estimate:.4f} [{ahead.low:.4f}, {ahead.high:.4f}] over {SEEDS} seeds"
-    if not ahead.low > 0:
-        raise Failed(line)
-    return line

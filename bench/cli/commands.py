@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
     from distillbench.runs.store import Store
 
 
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> None:
-    """Print rows: aligned for people on a terminal, tab-separated in a pipe."""
-    cells = [[str(c) for c in row] for row in [header, *rows]]
-    if not sys.stdout.isatty():
-        print("\n".join("\t".join(row) for row in cells))
-        return
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    for row in cells:
-        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+def table(rows: Iterable[Sequence[Any]], header: Sequence[str], widths: Sequence[int] | None = None) -> None:
+    """Print rows: aligned for people on a terminal, tab-separated in a pipe. Where ``widths`` are given, each row as it comes."""
+    terminal = sys.stdout.isatty()
+    if widths is None:
+        rows = [[str(c) for c in row] for row in rows]
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in itertools.chain([header], rows):
+        cells = [str(c) for c in row]
+        print("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() if terminal else "\t".join(cells), flush=True)
 
 
 def _print_json(data: Any) -> None:
@@ -211,15 +212,24 @@ def _scores(ordered: Sequence[tuple[Any, Any]]) -> None:
 
 
 def check(args: argparse.Namespace) -> int:
-    """The contract checks of a method; 3 where one fails."""
-    from distillbench.checks import check_method
+    """The contract checks of a method, each shown as it finishes; 3 where one fails."""
+    from distillbench.checks import CHECKS, Result, results
 
-    results = check_method(args.method, track=args.suite)
+    coming = results(args.method, track=args.suite)
+    found: list[Result] = []
+
+    def rows() -> Iterator[list[str]]:
+        for result in coming:
+            found.append(result)
+            yield [result.outcome, result.name, result.message]
+
     if args.json:
-        _print_json([{"check": r.name, "outcome": r.outcome, "message": r.message} for r in results])
+        found += coming
+        _print_json([{"check": r.name, "outcome": r.outcome, "message": r.message} for r in found])
     else:
-        table([[r.outcome, r.name, r.message] for r in results], ["outcome", "check", "message"])
-    return 3 if any(r.outcome == "failed" for r in results) else 0
+        widths = [len("outcome"), max(map(len, (*CHECKS, "something_checked"))), 0]
+        table(rows(), ["outcome", "check", "message"], widths)
+    return 3 if any(r.outcome == "failed" for r in found) else 0
 
 
 def show(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from distillbench.cards import registry
 from distillbench.checks import CHECKS, check_method
 
 
+@pytest.mark.slow  # there are as many as methods, and each rests on little
 @pytest.mark.parametrize("entry", [pytest.param(e, id=f"{e.path.parent.name}/{e.slug}") for e in registry.methods().values()])
 def test_contract(entry: registry.Entry) -> None:
     results = check_method(str(entry.path))

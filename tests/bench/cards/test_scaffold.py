@@ -43,11 +43,13 @@ def test_a_new_suite_runs_as_written(mine, tmp_path):
         assert 0.7 < value < 0.9  # the exact posterior scores 0.84
 
 
+@pytest.mark.slow
 def test_a_new_generation_method_runs_as_written_on_every_kind_of_teacher(tmp_path):
     path = write_method("mine_generator", "image-generation", tmp_path)
     scores = {}
     for track, budget in (("gaussians", 256 * 200), ("gaussians-guided", 256 * 10), ("digits", 128 * 10)):
-        for spec in plan(f"image-generation/{track}", [str(path)], [0], controls=False, split="tune", budget={"student_examples": budget}):
+        for spec in plan(f"image-generation/{track}", [str(path)], [0], controls=False, split="tune", budget={"student_examples": budget},
+                         options={"samples": 500}):  # fmt: skip
             record = execute(spec, Store(tmp_path / "runs"))
             assert record.status == "ok", (track, record.reason)
             scores[track] = record.value(record.suite.primary)

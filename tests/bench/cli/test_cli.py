@@ -316,6 +316,7 @@ def test_a_closed_pipe_is_no_error():
     assert done.returncode == 0 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_pool_within_seconds_and_the_same_command_finishes(child, cli, tmp_path, write_method):
     """As a terminal does it: SIGINT to the whole process group, once while workers come up and once while they train."""
     import psutil

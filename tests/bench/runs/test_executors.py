@@ -22,6 +22,7 @@ def do(specs, root, workers, watch=lambda *a: None):
     return list(run_all(specs, Store(root), workers=workers, watch=watch, checkpoint_seconds=30.0))
 
 
+@pytest.mark.slow
 def test_a_pool_gives_the_same_records_and_passes_errors_through(tmp_path, write_method):
     fails = write_method("fails", "raise RuntimeError('on purpose')")
     no_import = write_method("no-import")
@@ -49,6 +50,7 @@ def test_a_pool_gives_the_same_records_and_passes_errors_through(tmp_path, write
     assert len(read_records(tmp_path / "pool" / "records")[0]) == 3
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_line_and_what_was_done_stays(tmp_path, write_method):
     saved = str(tmp_path / "records" / "image-classification" / "blobs" / "kd")
     dies = write_method("dies", f"while not os.path.isdir({saved!r}):\n    time.sleep(0.05)\ntime.sleep(1.0)\nos._exit(7)")

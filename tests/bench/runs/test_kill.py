@@ -15,6 +15,7 @@ from distillbench.runs.record import read_records
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
 
+pytestmark = pytest.mark.slow
 TRACK = "image-classification/blobs"
 BUDGET = 32000  # 500 steps, a checkpoint after every one
 

@@ -226,6 +226,7 @@ def test_a_lock_is_held_between_processes_and_ends_with_its_process(tmp_path, sp
         process.kill()
 
 
+@pytest.mark.slow
 def test_two_processes_that_do_the_same_run_end_with_one_record(tmp_path):
     code = (
         "import json, sys; from distillbench.runs.plan import plan; from distillbench.runs.store import Store\n"

@@ -62,6 +62,7 @@ print("BROKEN", main([*run, "--method", broken]), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_record_and_the_student_of_one_process(tmp_path, write_method):
     broken = str(write_method("nan-on-one", NAN_ON_ONE))
     main, other = together(CODE, tmp_path / "two", broken)

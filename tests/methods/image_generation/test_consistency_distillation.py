@@ -209,6 +209,7 @@ def run(tmp_path, examples, seed=0, **values):
         overrides={"consistency_distillation": values},
         split="tune",
         budget={"student_examples": examples},
+        options={"samples": 200},  # most of the time goes into judging
         controls=False,
     )[0]
     record = execute(spec, Store(tmp_path))
@@ -241,7 +242,8 @@ def test_the_student_leaves_with_its_parameterisation_and_a_heun_step_costs_two(
 def test_a_short_training_beats_scratch_and_the_teacher_in_one_step(tmp_path):
     store, scores = Store(tmp_path), {}
     methods = ["consistency_distillation"]
-    for spec in plan("image-generation/gaussians", methods, range(1), split="tune", budget={"student_examples": 76800}):
+    budget, options = {"student_examples": 76800}, {"samples": 500}
+    for spec in plan("image-generation/gaussians", methods, range(1), split="tune", budget=budget, options=options):
         if spec.method != "teacher":
             record = execute(spec, store)
             assert record.status == "ok", record.reason

@@ -193,7 +193,7 @@ SHORT = {"student_examples": 64000}
 @pytest.mark.slow
 def test_a_short_training_beats_scratch_and_the_teacher_in_one_step(tmp_path):
     store, scores = Store(tmp_path), {}
-    for spec in plan("image-generation/gaussians", ["dmd"], range(1), split="tune", budget=SHORT):
+    for spec in plan("image-generation/gaussians", ["dmd"], range(1), split="tune", budget=SHORT, options={"samples": 500}):
         if spec.method != "teacher":
             record = execute(spec, store)
             assert record.status == "ok", record.reason
@@ -207,7 +207,15 @@ def test_a_short_training_beats_scratch_and_the_teacher_in_one_step(tmp_path):
 
 
 def test_killed_between_two_steps_it_resumes_to_the_same_weights(tmp_path):
-    spec = plan("image-generation/gaussians", ["dmd"], [0], split="tune", budget={"student_examples": 256 * 12}, controls=False)[0]
+    [spec] = plan(
+        "image-generation/gaussians",
+        ["dmd"],
+        [0],
+        split="tune",
+        budget={"student_examples": 256 * 12},
+        options={"samples": 200},
+        controls=False,
+    )
     whole = execute(spec, Store(tmp_path / "whole"))
 
     def kill(phase, done, total):
@@ -231,6 +239,7 @@ def test_without_the_regression_no_pairs_are_made(tmp_path):
         overrides=overrides,
         split="tune",
         budget={"student_examples": 256 * 8},
+        options={"samples": 200},
         controls=False,
     )[0]
     record = execute(spec, Store(tmp_path))

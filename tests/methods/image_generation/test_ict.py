@@ -125,7 +125,8 @@ def test_5_the_weighted_loss_stays_of_one_size_as_levels_grow():
 
 
 def run(tmp_path, examples, track="image-generation/gaussians", **values):
-    [spec] = plan(track, ["ict"], [0], overrides={"ict": values}, split="tune", budget={"student_examples": examples}, controls=False)
+    [spec] = plan(track, ["ict"], [0], overrides={"ict": values}, split="tune", budget={"student_examples": examples}, controls=False,
+                  options={"samples": 500})  # fmt: skip
     record = execute(spec, Store(tmp_path))
     assert record.status == "ok", record.reason
     return record

@@ -166,7 +166,7 @@ def test_the_adversarial_losses_equal_the_authors():
 def run(tmp_path, setting, batches, **values):
     size = 128 if setting.startswith("digits") else 256
     [spec] = plan(f"image-generation/{setting}", ["sana_sprint"], [0], overrides={"sana_sprint": values}, split="tune",
-                  budget={"student_examples": size * batches}, controls=False)  # fmt: skip
+                  budget={"student_examples": size * batches}, options={"samples": 200}, controls=False)  # fmt: skip
     record = execute(spec, Store(tmp_path))
     assert record.status == "ok", record.reason
     return record

@@ -83,7 +83,8 @@ def test_every_sde_and_sampler_finds_the_mixture(sde, sampler):
 
 def test_the_record_says_what_was_spent(tmp_path):
     torch.manual_seed(0)
-    [spec] = plan("image-generation/gaussians", ["score_sde"], [0], controls=False, overrides={"score_sde": {"steps": 10}})
+    [spec] = plan("image-generation/gaussians", ["score_sde"], [0], controls=False, overrides={"score_sde": {"steps": 10}},
+                  options={"samples": 500})  # fmt: skip
     record = execute(spec, Store(tmp_path))
     assert record.status == "ok", record.reason
     assert record.value("nfe") == 10

@@ -364,6 +364,7 @@ def run(track: str, data: Path, out: Path, *more: str) -> int:
                      "--seeds", "1", "--workers", "1", *more])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_cifar100_end_to_end(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("cifar100", cifar, tmp_path, "--no-controls", "--json") == 0
     [summary] = json.loads(capsys.readouterr().out)
@@ -375,6 +376,7 @@ def test_cifar100_end_to_end(cifar: Path, tmp_path: Path, capsys: pytest.Capture
     assert record.student is not None and record.student["architecture"] == "resnet8x4"
 
 
+@pytest.mark.slow
 def test_cifar100_controls(cifar: Path, tmp_path: Path) -> None:
     assert run("cifar100-resnet56-resnet20", cifar, tmp_path) == 0
     records, _ = read_records(tmp_path / "records")
@@ -469,6 +471,7 @@ def imagenet_setting(**training: Any) -> Setting:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_imagenet1k_end_to_end(imagenet: Path, precision: str) -> None:
     setting = imagenet_setting(**({} if precision == "bfloat16" else {"precision": precision}))

@@ -133,6 +133,7 @@ def test_a_teacher_file_that_is_not_the_pinned_one_is_refused():
         suite.problem("digits", other, SEEDS)
 
 
+@pytest.mark.slow
 def test_the_teacher_under_a_methods_name_is_over_budget_and_a_control_is_not(tmp_path):
     path = tmp_path / "disguised.py"
     path.write_text(
@@ -186,6 +187,7 @@ def test_the_graph_of_a_guided_answer_reaches_the_sample_and_only_where_asked():
         assert not teacher.denoise(x, s, c, differentiable=True).requires_grad
 
 
+@pytest.mark.slow
 def test_the_guided_teacher_scores_at_the_floor_against_its_own_exact_flow():
     setting = dataclasses.replace(GUIDED, options={**GUIDED.options, "draws": 2})
     problem = suite.problem("gaussians-guided", setting, SEEDS)

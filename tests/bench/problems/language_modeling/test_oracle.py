@@ -257,6 +257,7 @@ print(oracle(Path(sys.argv[1]), net).responses(prompts(300), samples=1, length=6
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_one_goes_on_where_the_other_is_killed(tmp_path):
     cache, log = tmp_path / "cache", tmp_path / "log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
