@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distillbench.methods.classification import kd
 from distillbench.problems.classification.losses import cross_entropy, kl_divergence
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_classification as suite
 from distillbench.training.data import Batch, Batches
 from distillbench.training.run import Run

@@ -6,7 +6,6 @@ Python reads no .pth files of a folder added so, which leaves the developer's ed
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import distillbench
+from distillbench.runs.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOTS = {"bench": "distillbench", **{name: f"distillbench/{name}" for name in ("methods", "suites", "leaderboard")}}
@@ -168,7 +168,7 @@ assert not {{"bench", "methods", "suites", "leaderboard", "tests"}} & set(sys.mo
     (place / "notebook.py").write_text(code)
     run(installed, "-W", "error", "notebook.py", cwd=place)  # as a script: the folder comes first on the path, as in a notebook
     [record] = (place / "runs").glob("records/*/*/kd/*.record")
-    assert json.loads(record.read_text())["environment"]["commit"] is None  # nobody's checkout: not one that happens to lie around
+    assert Record.read(record).environment["commit"] is None  # nobody's checkout: not one that happens to lie around
 
 
 def test_an_editable_install_finds_new_files_at_once(editable, tmp_path):

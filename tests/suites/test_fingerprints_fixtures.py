@@ -23,7 +23,7 @@ from distillbench.checks.fingerprints import line_of_setting, moved_setting, sav
 from distillbench.suites.image_classification import folders
 from distillbench.suites.image_classification.cifar_nets import NETS
 from distillbench.suites.image_generation import published
-from distillbench.training.student import Student
+from distillbench.training.student import AVERAGE, Student
 from tests.suites.image_generation import fixtures as edm
 from tests.suites.image_generation.test_published import FEATURES, stand_in
 from tests.suites.language_modeling import test_instruct as instruct
@@ -94,7 +94,7 @@ def generation(name, network):
         edm.write_data(root, images=24, features=FEATURES)
         for path in root.glob("*/teacher.safetensors"):
             kind = {"cifar10": "song", "imagenet64": "dhariwal"}[path.parent.name]
-            path.write_bytes(Student.of(patterned(edm.tiny_edm(kind)), averaged=True).to_bytes())
+            path.write_bytes(Student.of(patterned(edm.tiny_edm(kind)), averaged=AVERAGE).to_bytes())
         (root / "inception-2015-12-05.pt").write_bytes(b"not read by the stand-in")
         patch.setattr(published, "nvidia_inception", stand_in)
         student = {"name": "edm-unet", "arguments": dict(edm.TINY[network])}

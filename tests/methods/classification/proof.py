@@ -13,7 +13,7 @@ import torch
 
 from distillbench.cards.card import Budget
 from distillbench.problems.classification.problem import Classification
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_classification
 from distillbench.training.run import Run
 from distillbench.training.student import Student

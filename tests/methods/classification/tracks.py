@@ -9,7 +9,7 @@ from distillbench.cards import registry
 from distillbench.cards.card import SuiteCard
 from distillbench.cards.reading import resolve
 from distillbench.problems.classification.problem import Classification
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.training.run import Run
 from distillbench.training.student import Student
 

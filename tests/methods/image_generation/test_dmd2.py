@@ -16,7 +16,7 @@ from distillbench.methods.image_generation import dmd, dmd2
 from distillbench.problems.image_generation.adversarial import logistic_critic_loss, logistic_generator_loss
 from distillbench.problems.image_generation.edm import denoising_loss, guided, karras_level
 from distillbench.problems.image_generation.matching import matching_gradient, surrogate_loss
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles import differences

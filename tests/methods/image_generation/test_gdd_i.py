@@ -14,7 +14,7 @@ from distillbench.cards.card import Budget, Training
 from distillbench.errors import UserError
 from distillbench.methods.image_generation import gdd_i
 from distillbench.methods.image_generation.gdd_i import body, critic_loss, generator_loss, r1_penalty
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation.nets import build
 from distillbench.training.nets import Architecture

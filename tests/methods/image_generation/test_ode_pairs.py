@@ -11,7 +11,7 @@ from distillbench.cards.reading import resolve
 from distillbench.methods.image_generation.ode_pairs import CARD, distill, pair_loss
 from distillbench.methods.image_generation.rectified_flow import flow_loss
 from distillbench.problems.image_generation.edm import heun_solve, karras_grid
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion

@@ -11,7 +11,7 @@ from distillbench.cards.card import Budget
 from distillbench.cards.reading import resolve
 from distillbench.methods.image_generation.progressive_distillation import CARD, distill, levels, progressive_loss, two_step_target
 from distillbench.problems.image_generation.edm import edm_scalings, euler_solve, euler_step, karras_grid
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion

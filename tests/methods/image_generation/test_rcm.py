@@ -17,7 +17,8 @@ from distillbench.problems.image_generation.edm import denoising_loss
 from distillbench.problems.image_generation.matching import matching_gradient, surrogate_loss
 from distillbench.problems.image_generation.start import initialise
 from distillbench.problems.image_generation.trigflow import draw, normalised, scm_loss, tangent, velocity, warm
-from distillbench.runs.plan import plan, seeds_by_role
+from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
 from distillbench.suites import image_generation as suite

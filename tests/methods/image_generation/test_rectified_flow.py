@@ -13,7 +13,7 @@ from distillbench.cards.reading import resolve
 from distillbench.methods.image_generation.rectified_flow import CARD, distill, flow_levels, flow_loss, follow, noise_level, straight_line
 from distillbench.problems.image_generation.edm import euler_solve, euler_step, heun_solve, karras_grid, per_row
 from distillbench.problems.image_generation.start import initialise, ode_pairs
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles.image_generation import rectified_flow as oracle

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from distillbench.methods.image_generation.score_sde import distill
-from distillbench.runs.plan import plan, seeds_by_role, track
+from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.plan import plan, track
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
 from distillbench.suites import image_generation as suite

@@ -12,7 +12,7 @@ from distillbench.cards.card import Budget
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.problems.language_modeling.token_losses import Projection, token_losses
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import language_modeling
 from distillbench.training.run import Run
 from distillbench.training.student import Student

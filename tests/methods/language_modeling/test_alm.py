@@ -20,7 +20,7 @@ from distillbench.problems.language_modeling.alignment import AlignedBatch
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
 from distillbench.problems.language_modeling.texts import TokenBatch
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import language_modeling
 from distillbench.training.run import Run
 from tests.oracles.differences import gradient as differences

@@ -27,7 +27,8 @@ from distillbench.cards.card import Budget, Setting
 from distillbench.errors import UserError
 from distillbench.identity import sha256
 from distillbench.methods.classification import kd
-from distillbench.runs.plan import plan, seeds_by_role
+from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.plan import plan
 from distillbench.runs.record import Measurement, read_records
 from distillbench.suites import image_classification as suite
 from distillbench.suites.image_classification import blobs, digits

@@ -9,7 +9,8 @@ import torch
 from distillbench.errors import UserError
 from distillbench.problems.image_generation.edm import guided, heun_solve, karras_grid
 from distillbench.problems.image_generation.oracle import DenoiserOracle
-from distillbench.runs.plan import plan, seeds_by_role
+from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute, png
 from distillbench.runs.store import Store
 from distillbench.suites import image_generation as suite

@@ -10,7 +10,8 @@ import torch
 
 from distillbench.cards.reading import read_card
 from distillbench.errors import UserError
-from distillbench.runs.plan import plan, seeds_by_role
+from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
 from distillbench.suites import image_generation as suite

@@ -9,7 +9,8 @@ import torch
 from distillbench.cards import registry
 from distillbench.cli.doctor import examine
 from distillbench.errors import UserError
-from distillbench.runs.plan import plan, seeds_by_role
+from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
 from distillbench.suites import language_modeling as suite

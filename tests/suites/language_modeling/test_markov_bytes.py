@@ -13,7 +13,7 @@ from distillbench.errors import UserError
 from distillbench.methods.language_modeling import gkd, seqkd, teacher
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
 from distillbench.problems.language_modeling.texts import retokenise, retokenise_prompts
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import language_modeling
 from distillbench.suites.language_modeling import markov, markov_bytes
 from distillbench.suites.language_modeling.nets import build

@@ -9,7 +9,7 @@ import torch
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.texts import Texts
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import speculative as suite
 from distillbench.suites.language_modeling import markov as world
 from distillbench.suites.language_modeling.nets import build

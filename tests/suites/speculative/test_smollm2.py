@@ -11,7 +11,8 @@ import torch
 
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling.token_losses import TopK
-from distillbench.runs.plan import plan, seeds_by_role, track
+from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.plan import plan, track
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
 from distillbench.suites.speculative import smollm2

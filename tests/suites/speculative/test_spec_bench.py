@@ -9,7 +9,7 @@ import torch
 
 from distillbench.cards.card import Budget, Setting, Training
 from distillbench.errors import UserError
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.record import Measurement
 from distillbench.suites.speculative import spec_bench
 from tests.suites.language_modeling.fixtures import sentences, tokenizer, write_gpt2, write_lines, write_llama

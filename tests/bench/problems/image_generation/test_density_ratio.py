@@ -7,7 +7,7 @@ import torch
 from distillbench.cards.card import Budget, Training
 from distillbench.problems.image_generation.density_ratio import DIVERGENCES, Discriminator, curvature, law_curvature
 from distillbench.problems.image_generation.matching import Matching
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Learner, Run
 from tests.oracles.image_generation import density_ratio as oracle

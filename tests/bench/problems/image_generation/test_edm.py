@@ -24,7 +24,7 @@ from distillbench.problems.image_generation.edm import (
 )
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.image_generation.start import frozen, initialise, ode_pairs, some_pairs, twin
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion as oracle

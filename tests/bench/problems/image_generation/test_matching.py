@@ -8,7 +8,7 @@ import torch
 from distillbench.cards.card import Budget, Training
 from distillbench.problems.image_generation.edm import denoising_loss, karras_level, per_row
 from distillbench.problems.image_generation.matching import Matching
-from distillbench.runs.plan import seeds_by_role
+from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation import sampling
 from distillbench.training.run import Run
