@@ -2,7 +2,7 @@
 
 import sys
 
-from distillbench.cli import main
+from distillbench.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

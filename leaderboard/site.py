@@ -17,9 +17,10 @@ from typing import Any
 
 import jinja2
 
+import distillbench.leaderboard.export as export
+import distillbench.leaderboard.picture as picture
 from distillbench.cards.card import SuiteCard
 from distillbench.errors import SaveError, UserError
-from distillbench.leaderboard import export, picture
 from distillbench.leaderboard.claims import Verdict, verdicts
 from distillbench.leaderboard.table import Board, Row, method_page, segment
 from distillbench.stats import Interval

@@ -14,7 +14,8 @@ import distillbench
 from distillbench import leaderboard
 from distillbench.cards import registry
 from distillbench.checks import check_method
-from distillbench.cli import main, parser
+from distillbench.cli.arguments import parser
+from distillbench.cli.main import main
 from distillbench.runs.study import studies
 
 ROOT = Path(__file__).resolve().parent.parent

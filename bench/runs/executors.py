@@ -68,7 +68,8 @@ def _pool(
                 continue
 
     listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
+    with _uninterrupted():  # a thread keeps the mask it is born with: one that takes Ctrl-C would bring it to the main thread all the same
+        listener.start()
     pool = ProcessPoolExecutor(min(workers, len(specs)), mp_context=context, initializer=_prepare, initargs=(messages,))
     try:
         with _uninterrupted():

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import distillbench.suites.image_classification.folders as folders
 from distillbench.cards.card import Setting
 from distillbench.identity import derive_seed
-from distillbench.suites.image_classification import folders
 from distillbench.training.data import Batch, epoch_order
 
 HELD_OUT = 10  # with --split tune, every tenth training image (by hash) is kept out of training and judged instead

@@ -42,12 +42,13 @@ def write_method(tmp_path):
 def cli(monkeypatch, capsys):
     """``cli("run", ...)`` calls the command in this process: (exit code, stdout, stderr)."""
     import distillbench.cli.arguments
+    import distillbench.cli.main
 
     monkeypatch.setattr(distillbench.cli.arguments, "entry_points", lambda group: [])  # only the engine's own commands
 
     def call(*arguments):
         capsys.readouterr()
-        code = distillbench.cli.main([str(a) for a in arguments])
+        code = distillbench.cli.main.main([str(a) for a in arguments])
         out, err = capsys.readouterr()
         return code, out, err
 

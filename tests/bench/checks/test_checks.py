@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distillbench import cli
 from distillbench.checks import CHECKS, check_method
+from distillbench.cli import main as cli
 
 ROOT = Path(__file__).parents[3]
 CLEAN = (ROOT / "bench/problems/classification/method.txt").read_text().replace("{slug}", "planted").replace("TODO: ", "")

@@ -145,10 +145,11 @@ def test_another_packages_broken_command_takes_nothing_down(cli, capsys, monkeyp
     from importlib.metadata import EntryPoint
 
     import distillbench.cli.arguments
+    from distillbench.cli.main import main
 
     monkeypatch.setattr(distillbench.cli.arguments, "entry_points", lambda group: [EntryPoint("broken", "no_such_package:x", group)])
     capsys.readouterr()
-    assert distillbench.cli.main(["list", "methods"]) == 0
+    assert main(["list", "methods"]) == 0
     out, err = capsys.readouterr()
     assert "kd\t" in out and err.startswith("distillbench: command 'broken' is left out: ModuleNotFoundError") and err.count("\n") == 1
 

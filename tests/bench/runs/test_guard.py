@@ -8,7 +8,7 @@ import json
 import pytest
 
 from distillbench.cards.card import Metric
-from distillbench.cli import main
+from distillbench.cli.main import main
 from distillbench.errors import UserError
 from distillbench.runs.guard import _compare, guard
 from distillbench.runs.plan import plan

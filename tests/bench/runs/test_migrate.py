@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distillbench.cli import main
+from distillbench.cli.main import main
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
 from distillbench.leaderboard.table import boards

@@ -220,7 +220,7 @@ def test_a_hundred_cached_runs_are_planned_again_in_a_second_without_torch(tmp_p
         measured = Measurement.mean("top1", [float(i % 2) for i in range(4000)])
         store.save(dataclasses.replace(finished(spec), measurements=(measured,) * 3))
     code = (
-        "import sys, time; from distillbench.cli import main; start = time.perf_counter()\n"
+        "import sys, time; from distillbench.cli.main import main; start = time.perf_counter()\n"
         "code = main(['run', sys.argv[1], '--method', 'kd', '--seeds', '20', '--out', sys.argv[2], '--json'])\n"
         "took = time.perf_counter() - start; assert code == 0 and 'torch' not in sys.modules; print('SECONDS', time.process_time(), took)"
     )

@@ -53,7 +53,7 @@ def together(code, *arguments, timeout=120):
 # Three commands in one pair of processes (starting them is what costs): a run, the same one again, and one that diverges.
 CODE = """
 import sys
-from distillbench.cli import main
+from distillbench.cli.main import main
 store, broken = sys.argv[1:]
 run = ["run", "image-classification/blobs", "--seeds", "1", "--no-controls", "--budget", "3200", "--out", store]
 print("FIRST", main([*run, "--method", "kd"]), flush=True)

@@ -22,8 +22,8 @@ from scipy.stats import multivariate_normal
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from distillbench import cli
 from distillbench.cards.card import Budget, Setting
+from distillbench.cli import main as cli
 from distillbench.errors import UserError
 from distillbench.identity import sha256
 from distillbench.methods.classification import kd

@@ -6,7 +6,8 @@ import torch
 
 from distillbench.problems.image_generation.edm import euler_step
 from distillbench.problems.image_generation.trigflow import draw, normalised, scm_loss, tangent, time, velocity, warm
-from distillbench.runs.identities import seeds_by_role, track
+from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.plan import track
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation.nets import build
 from distillbench.training.nets import Architecture
