@@ -172,7 +172,8 @@ def run(code, **more):
 
 def test_importing_the_engine_and_building_the_parser_leave_torch_alone():
     done = run(
-        "import sys; from distillbench.cli.arguments import parser; parser(); print(sorted({'torch', 'scipy', 'pandas'} & set(sys.modules)))"
+        "import sys; from distillbench.cli.arguments import parser; parser()\n"
+        "print(sorted({'torch', 'scipy', 'pandas'} & set(sys.modules)))"
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
@@ -198,8 +199,10 @@ def test_list_reads_cards_and_runs_no_module(tmp_path):
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-people\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[distillbench.methods]\nother = other_people\n")
-    code = "import sys; from distillbench.cli.main import main; code = main(['list', 'methods'])\n"
+    code = (
+        "import sys; from distillbench.cli.main import main; code = main(['list', 'methods'])\n"
         "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
     done = run(code, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert any(line.startswith("quits\tclassification\t") for line in done.stdout.splitlines())
