@@ -176,8 +176,9 @@ def line_of_setting(suite: str, setting: str, what: list[str]) -> str:
 
 
 @functools.cache
-def _vouched(method: registry.Entry, suite: registry.Entry, setting: str, code: str) -> str | None:
-    return verify_method(method) or verify_setting(suite, setting)
+def _vouched(method: str, suite: str, setting: str, code: str) -> str | None:
+    judge = registry.find("suite", suite)
+    return verify_method(registry.find("method", method, registry.suite_card(judge).problem)) or verify_setting(judge, setting)
 
 
 def vouch(spec: RunSpec) -> str | None:
@@ -185,9 +186,7 @@ def vouch(spec: RunSpec) -> str | None:
 
     Computed once for the code of a method and a setting (about a second).
     """
-    suite = registry.find("suite", spec.suite)
-    method = registry.find("method", spec.method, registry.suite_card(suite).problem)
-    return _vouched(method, suite, spec.setting, spec.code.digest)
+    return _vouched(spec.method, spec.suite, spec.setting, spec.code.digest)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------------
