@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import functools
 import hashlib
 import subprocess
@@ -281,6 +282,21 @@ def unplanned(before: frozenset[str], planned: frozenset[Path]) -> dict[str, Pat
         if path not in planned and (name.partition(".")[0] in _plugins() or not _installed(path)):
             found[name] = path
     return found
+
+
+@contextlib.contextmanager
+def hidden(planned: frozenset[Path]) -> Iterator[None]:
+    """Inside, loose modules that were imported before and are not ``planned`` are not there: who imports one is seen to import it.
+
+    A process lives long, and what one method imports by right must not be at hand for another one that does so in secret.
+    """
+    away = {name: sys.modules[name] for name in unplanned(frozenset(), planned) if name != "__main__"}
+    for name in away:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(away)
 
 
 def forget() -> None:

@@ -113,6 +113,17 @@ def test_an_import_that_was_not_planned_fails_the_run_every_time(tmp_path, monke
         assert "imported hidden_helper" in record.reason and "write the import as a statement" in record.reason
 
 
+def test_a_helper_that_another_method_imported_by_right_is_not_at_hand(tmp_path, monkeypatch, write_method):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helper_of_both.py").write_text("T = 2.0\n")
+    fit = "\nreturn run.fit(problem.student, loss, problem.batches)"
+    open_, secret = write_method("open", "import helper_of_both" + fit), write_method("secret", "__import__('helper_' + 'of_both')" + fit)
+    assert execute(spec_of(open_), Store(tmp_path / "s")).status == "ok"
+    record = execute(spec_of(secret), Store(tmp_path / "s"))
+    assert record.status == "failed" and "imported helper_of_both" in record.reason
+    assert execute(spec_of(open_), Store(tmp_path / "t")).status == "ok"
+
+
 # --- reuse --------------------------------------------------------------------------------------------------------
 
 
