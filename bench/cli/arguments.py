@@ -123,6 +123,13 @@ def parser() -> argparse.ArgumentParser:
     kinds = records.add_subparsers(dest="records_command", metavar="COMMAND", required=True, parser_class=_Parser)
     migrate = kinds.add_parser("migrate", help="records of schema 1 become records of schema 2; nothing is run, nothing is lost")
     migrate.add_argument("folder", metavar="DIR", help="a store, or a folder of records")
+    migrate.add_argument(
+        "--older",
+        nargs="+",
+        default=[],
+        metavar="CELL",
+        help="cells ('suite/setting method') that today's code does not give again: they stay below the board, unranked",
+    )
     migrate.add_argument("--json", action="store_true", help="JSON on stdout")
     migrate.set_defaults(call=do.migrate)
 

@@ -339,7 +339,7 @@ def migrate(args: argparse.Namespace) -> int:
     """Bring a folder of records to today's schema; a line a record, old id and new, where ``--json`` or a pipe asks."""
     from distillbench.runs.migrate import migrate
 
-    done = migrate(Path(args.folder))
+    done = migrate(Path(args.folder), args.older)
     if args.json:
         _print_json([{"file": str(path), "before": old, "id": new} for path, old, new in done])
     else:

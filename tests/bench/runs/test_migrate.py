@@ -104,6 +104,15 @@ def test_arenas_and_entries_that_were_apart_stay_apart():
     assert dirty.identity["method"]["loose"] == json.loads(path.read_text())["spec"]["method"]["source"]
 
 
+def test_a_cell_that_is_not_made_again_stays_an_older_version(store, capsys):
+    assert main(["records", "migrate", str(store), "--older", "speculative/smollm2 gkdd"]) == 2
+    assert "did you mean 'speculative/smollm2 gkd'" in capsys.readouterr().err
+    assert main(["records", "migrate", str(store), "--older", "speculative/smollm2 gkd"]) == 0
+    by_track = {r.track: r for r in read_records(store)[0]}
+    assert by_track["speculative/smollm2"].identity["kind"]["version"] == 0
+    assert by_track["language-modeling/markov"].identity["kind"]["version"] == 1
+
+
 def test_what_is_no_record_of_schema_1_is_refused(tmp_path):
     for text in ("{", "[]", '{"schema": 2, "id": "a", "digest": "b"}', '{"schema": 1}'):
         (tmp_path / "x.json").write_text(text)
@@ -114,6 +123,7 @@ def test_what_is_no_record_of_schema_1_is_refused(tmp_path):
 def test_the_manifest_of_the_published_records_is_true():
     lines = [line.split("\t") for line in (PUBLISHED / "migrated.tsv").read_text().splitlines()[1:]]
     assert len(lines) == len({old for old, _, _ in lines}) == len({new for _, new, _ in lines}) == 1088
+    assert {r.before["id"] for r in read_records(PUBLISHED / "records")[0] if r.before} == {old for old, _, _ in lines}
     for old, new, place in lines[::40]:
         record = Record.read(PUBLISHED / "records" / place)
         assert (record.before["id"], record.id) == (old, new)
