@@ -22,7 +22,7 @@ from typing import Any, Literal
 from distillbench.cards.card import SLUG, Beats, Card, Gains, Hyperparameter, Metric, Reported, Setting, SuiteCard
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
-from distillbench.leaderboard.versions import JOINED, Rise, behind, lifted, unversioned, versions
+from distillbench.leaderboard.versions import JOINED, Rise, behind, differences, lifted, unversioned, versions
 from distillbench.runs.identities import arena_of
 from distillbench.runs.record import Record, Status
 from distillbench.stats import Interval, gap_closed, mean_interval, ranks
@@ -216,7 +216,7 @@ def boards(records: Iterable[Record], joined: Sequence[Rise] = JOINED) -> tuple[
     out: list[Board] = []
     for _, same in sorted(found.items()):
         newest, *older = sorted(sorted(same, key=lambda b: b.key), key=lambda b: b.created, reverse=True)
-        out += [newest, *(dataclasses.replace(b, differs=_differences(newest, b)) for b in older)]
+        out += [newest, *(dataclasses.replace(b, differs=differences(newest.arena, b.arena)) for b in older)]
     return out, sorted(bad)
 
 
@@ -474,32 +474,3 @@ def _gap(row: Row, scratch: Row | None, teacher: Row | None, metric: str) -> tup
         return None, "fewer than two seeds shared with scratch and teacher"
     gap = gap_closed(row.scores[metric], low, high)
     return gap, "" if gap else "scratch and teacher are not separated"
-
-
-# --- what differs between arenas ----------------------------------------------------------------------------------
-
-
-def _differences(newest: Board, other: Board) -> tuple[str, ...]:
-    """What sets ``other`` apart from the track's newest board: ``budget.student_examples 1000 (newest: 2000)``."""
-    here, there = _flat(other.arena), _flat(newest.arena)
-    lines = []
-    for path in sorted(here.keys() | there.keys()):
-        a, b = here.get(path), there.get(path)
-        if a != b:
-            lines.append(f"{path.removeprefix('setting.')} {_short(a)} (newest: {_short(b)})")
-    return tuple(lines)
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(data, dict) and data:
-        return {k: v for name, inner in data.items() for k, v in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()}
-    if isinstance(data, list) and data:
-        return {k: v for i, inner in enumerate(data) for k, v in _flat(inner, f"{prefix}.{i}").items()}
-    return {prefix: data}
-
-
-def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
-        return text[:8]
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -43,3 +43,29 @@ def behind(versions: tuple[int, ...], newest: tuple[int, ...]) -> str:
     """What people read beside a row of older versions."""
     named = zip(("engine", "kind", "suite"), versions, newest, strict=True)
     return "older version: " + ", ".join(f"{what} {has} (now {now})" for what, has, now in named if has != now)
+
+
+def differences(newest: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """What sets the arena ``other`` apart from a track's newest one: ``budget.student_examples 1000 (newest: 2000)``."""
+    here, there = _flat(other), _flat(newest)
+    lines = []
+    for path in sorted(here.keys() | there.keys()):
+        a, b = here.get(path), there.get(path)
+        if a != b:
+            lines.append(f"{path.removeprefix('setting.')} {_short(a)} (newest: {_short(b)})")
+    return tuple(lines)
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, dict) and data:
+        return {k: v for name, inner in data.items() for k, v in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()}
+    if isinstance(data, list) and data:
+        return {k: v for i, inner in enumerate(data) for k, v in _flat(inner, f"{prefix}.{i}").items()}
+    return {prefix: data}
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return text[:8]
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -460,14 +460,9 @@ def generate(
     draws: int | None = None,
     samples: int | None = None,
 ) -> tuple[list[tuple[Any, Any]], float]:
-    """What is judged: independent draws of (samples (N, ...), labels (N,)), and the network evaluations that a sample took.
+    """What is judged: independent draws of (samples (N, ...), labels (N,)), and the network evaluations per sample.
 
-    The suite draws by the student's recipe, from noise and labels that all methods share; every class as often as any other.
-    ``draws`` and ``samples`` ask for fewer than the setting does.
-
-    Raises:
-        UserError: the student cannot be rebuilt, its recipe is none or takes more steps than the setting allows, a sample is
-            not finite, or all samples (of one class) are the same.
+    :func:`sampling.drawn` says how, and what it raises. ``draws`` and ``samples`` ask for fewer than the setting does.
     """
     from distillbench.suites.image_generation import sampling
 
