@@ -485,11 +485,8 @@ def evaluate(
 ) -> list[Measurement]:
     """Judge plain weights on a split: samples from its evaluation noise, against real samples of that split.
 
-    Every metric is the mean over independent draws, whose values the measurement keeps. Those without a direction on the card are
-    measured wherever they make sense.
-
-    Raises:
-        UserError: as :func:`generate`.
+    Every metric is the mean over independent draws, whose values the measurement keeps; raises UserError as :func:`generate`.
+    Those without a direction on the card are measured wherever they make sense.
     """
     from distillbench.runs.record import Measurement
 
