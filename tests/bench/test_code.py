@@ -55,6 +55,23 @@ def test_a_closure_follows_imports_wherever_they_stand_and_imports_nothing(loose
     assert not {"later", "loose_one", "loose_two"} & set(sys.modules)
 
 
+@pytest.mark.parametrize(
+    ("text", "follows"),
+    [
+        ("from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    import later", True),
+        ("import typing\nif typing.TYPE_CHECKING:\n    pass\nelse:\n    import later", True),
+        ("import typing\nif typing.TYPE_CHECKING:\n    import later", False),
+        ("try:\n    import later\nexcept ImportError:\n    pass", True),
+        ("from later import *", True),
+        ("__import__('later')", True),
+        ("x = 'import later'", False),
+    ],
+)
+def test_only_what_never_runs_is_left_out_of_a_closure(loose, text, follows):
+    paths = loose(m=text, later="")
+    assert ("later" in code.closure({"m": paths["m"]})) is follows
+
+
 def test_a_closure_of_a_method_ends_at_libraries_and_leaves_the_door_out():
     entry = registry.find("method", "kd")
     found = code.closure(entry.modules())
