@@ -96,7 +96,7 @@ def _named(tree: ast.AST, package: list[str]) -> Iterator[tuple[str, str | None]
     """(module, name imported from it or None) of every import in the tree, those for type checkers alone left out."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            yield from (pair for inner in node.orelse for pair in _named(inner, package))
+            yield from _named(ast.Module(node.orelse, []), package)
             continue
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
