@@ -415,8 +415,12 @@ def _named(rows: list[Row]) -> list[Row]:
 
     labels = [", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.changed.items()) for r in rows]
     named = [dataclasses.replace(r, name=f"{r.name} ({text})") if text else r for r, text in zip(rows, labels, strict=True)]
-    aged = [dataclasses.replace(r, name=f"{r.name} v{r.card.version}") if r.older else r for r in named]
-    return unique(unique(aged, "loose"), "key")
+
+    def aged(row: Row) -> Row:
+        suffix = f" v{row.card.version}" if " method " in row.older else " (older)" if row.older else ""
+        return dataclasses.replace(row, name=row.name + suffix)
+
+    return unique(unique(list(map(aged, named)), "loose"), "key")
 
 
 # --- judging ------------------------------------------------------------------------------------------------------

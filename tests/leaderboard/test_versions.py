@@ -28,9 +28,9 @@ def test_one_step_of_the_engine_empties_no_board_of_the_cells_that_did_not_move(
     board = one([*old, *new], [rise])
     rows = rows_of(board)
     assert (rows["dkd"].rank, rows["kd"].rank) == (1, 2)
-    below = rows["dist v1"]
+    below = rows["dist (older)"]
     assert below.rank is None and below.older == below.reason == "older version: engine 1 (now 2)" and len(below.seeds) == 5
-    assert board.rows[-1].name == "dist v1"
+    assert board.rows[-1].name == "dist (older)"
     everything = rows_of(one([*old, *new], [{**rise, "cells": [CELL.format("kd"), CELL.format("dist")]}]))
     assert {name: r.rank for name, r in everything.items()} == {"dist": 1, "dkd": 2, "kd": 3}
 
