@@ -20,6 +20,7 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, entry_points, version
 from pathlib import Path
 
+from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
 
 ROOT = "distillbench"
@@ -44,6 +45,8 @@ def _spec(name: str) -> ModuleSpec | None:
         except KeyError:  # a package without __init__ in one that is not imported yet: Python then does not know its folders
             spec = ModuleSpec(name, None, is_package=True)
             spec.submodule_search_locations = [str(f) for place in path or () if (f := Path(place) / last).is_dir()]
+        except Exception:  # of another package's finder: it finds nothing
+            continue
         if spec is not None:
             return spec
     return None
@@ -152,8 +155,11 @@ def _package(name: str, path: Path) -> tuple[str, ...]:
 
 
 def text(path: Path) -> bytes:
-    """A file's bytes with one kind of line end."""
-    return path.read_bytes().replace(b"\r\n", b"\n")
+    """A file's bytes with one kind of line end. Raises UserError where it cannot be read."""
+    try:
+        return path.read_bytes().replace(b"\r\n", b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def closure(modules: Mapping[str, Path]) -> dict[str, Path]:

@@ -92,7 +92,8 @@ def arena_of(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def fits(identity: Mapping[str, Any], method: Card, suite: SuiteCard, setting: str) -> bool:
     """Whether cards say what an identity says: a record that shows one method and is ranked as another is none."""
-    if set(suite.settings) != {setting}:
+    versions = (identity["engine"], identity["kind"]["version"] or 0, identity["method"]["version"], identity["seed"])
+    if set(suite.settings) != {setting} or any(type(v) is not int for v in versions):
         return False
     part, own = identity["setting"], identity["method"]
     again = arena(

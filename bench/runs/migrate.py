@@ -17,6 +17,7 @@ from typing import Any
 from distillbench.cards import registry
 from distillbench.cards.card import Card, SuiteCard
 from distillbench.cards.reading import from_data, to_data
+from distillbench.code import text
 from distillbench.errors import UserError, unknown
 from distillbench.files import write_atomic
 from distillbench.identity import canonical, sha256
@@ -58,7 +59,12 @@ def migrated(old: list[dict[str, Any]], older: Collection[str] = ()) -> list[Rec
     Raises:
         UserError: a card in one of them does not fit this version, or a cell has no record.
     """
-    news = [_translated(data) for data in old]
+    news = []
+    for data in old:
+        try:
+            news.append(_translated(data))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"record {data['id'][:16]}: not a whole record of schema 1 (missing or odd {error})") from error
     cells = {f"{r.track} {r.slug}" for r in news}
     for cell in older:
         if cell not in cells:
@@ -147,7 +153,7 @@ def migrate(folder: Path, older: Collection[str] = ()) -> list[tuple[Path, str, 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of records")
     root = folder / "records" if (folder / "store.json").is_file() else folder
-    paths = [p for p in sorted(root.rglob("*.json")) if p.name != "store.json" and b'"schema": 1' in p.read_bytes()]
+    paths = [p for p in sorted(root.rglob("*.json")) if p.name != "store.json" and p.is_file() and b'"schema": 1' in text(p)]
     old = [read_old(path) for path in paths]
     done = []
     for path, data, record in zip(paths, old, migrated(old, older), strict=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,16 @@ def _letters(text: str) -> np.ndarray:
     if (numbers < 0).any():
         raise ValueError("a character that packed values do not have")
     return numbers
+
+
+def sound(text: str) -> bool:
+    """Whether ``text`` is packed values, as far as its form says: cheaper than unpacking it."""
+    head, colon, body = text.partition(":")
+    if not colon or not re.fullmatch("[bdf][0-9]{1,9}", head):
+        return False
+    count = int(head[1:])
+    lengths = {"b": (-(-count // 6),), "d": (5 * count, 6 * count), "f": (4 * -(-8 * count // 3),)}[head[0]]
+    return len(body) in lengths and re.fullmatch("[A-Za-z0-9+/]*={0,2}", body) is not None
 
 
 def is_binary(text: str) -> bool:

@@ -20,7 +20,7 @@ from distillbench.cards.reading import from_data
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
 from distillbench.runs.identities import fits
-from distillbench.runs.packing import MAGIC, is_binary, open_up, pack, squeeze, unpack
+from distillbench.runs.packing import MAGIC, is_binary, open_up, pack, sound, squeeze, unpack
 
 SCHEMA = 2
 SUFFIX = ".record"
@@ -203,6 +203,8 @@ class Record:
             for m in data["measurements"]:
                 if isinstance(m.get("examples"), list):
                     m["examples"] = pack(m["examples"])
+                if m.get("examples") is not None and not sound(m["examples"]):
+                    raise ValueError(f"examples of {m['metric']}")
             same = sha256(canonical(data)) == digest
             del data["schema"]
             measured = tuple(Measurement(m["metric"], m["value"], m["n"], m.get("examples")) for m in data.pop("measurements"))
@@ -212,7 +214,7 @@ class Record:
             same = same and record.id == stated
             whole = same and fits(record.identity, record.method, record.suite, record.setting_name)
             _ = (record.track, record.slug, record.seed)  # an identity without its parts is damage too, met here and not in a table
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{where}: not a whole record (missing or odd {error}); delete it and run again") from error
         except UserError as error:
             raise UserError(f"{where}: {error}") from error

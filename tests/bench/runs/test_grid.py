@@ -69,8 +69,7 @@ def test_the_real_fingerprints_vouch_for_todays_code(monkeypatch):
     fingerprints._vouched.cache_clear()
 
 
-def test_published_methods_count_by_their_versions():
-    """From a clean checkout, every method and setting that runs offline is vouched for: no record has loose code."""
+def test_every_method_and_setting_that_runs_offline_is_held_to_fingerprints():
     for track in ("image-classification/digits", "image-generation/gaussians", "language-modeling/markov", "speculative/markov"):
         for spec in plan(track, ["all"], [0]):
             assert spec.code.fingerprint is not None, (track, spec.slug)

@@ -9,7 +9,6 @@ import pytest
 
 from distillbench import code
 from distillbench.cards import registry
-from distillbench.runs import code_of as code_of_module
 from distillbench.runs import identities
 from distillbench.runs.plan import plan
 from distillbench.runs.record import Record
@@ -183,4 +182,3 @@ def test_a_changed_shared_loss_is_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(code, "text", edited)
     assert spec_of("kd").code.digest != before.code["digest"]
     assert store.find(spec_of("kd")) is None
-    assert code_of_module.fingerprint_file(FIND("method", "kd")).name == "kd.json"

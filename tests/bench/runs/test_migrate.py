@@ -113,6 +113,29 @@ def test_a_cell_that_is_not_made_again_stays_an_older_version(store, capsys):
     assert by_track["language-modeling/markov"].identity["kind"]["version"] == 1
 
 
+@pytest.mark.parametrize("lost", [("measurements",), ("environment",), ("spec", "digests"), ("spec", "method", "hyperparameters")])
+def test_a_record_without_a_part_is_one_line_and_changes_nothing(store, lost, capsys):
+    [first, *_] = sorted((store / "records").rglob("*.json"))
+    data = json.loads(first.read_text())
+    node = data
+    for key in lost[:-1]:
+        node = node[key]
+    del node[lost[-1]]
+    body = {k: v for k, v in data.items() if k not in ("id", "digest")}
+    data |= {"id": sha256(canonical(data["spec"])), "digest": sha256(canonical(body))}
+    first.write_text(json.dumps(data))
+    before = {p: p.read_bytes() for p in store.rglob("*") if p.is_file()}
+    assert main(["records", "migrate", str(store)]) == 2
+    err = capsys.readouterr().err
+    assert "not a whole record of schema 1" in err and err.count("\n") == 1
+    assert {p: p.read_bytes() for p in store.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_called_json_is_no_record(store):
+    (store / "records" / "odd.json").mkdir()
+    assert len(migrate(store)) == 5
+
+
 def test_what_is_no_record_of_schema_1_is_refused(tmp_path):
     for text in ("{", "[]", '{"schema": 2, "id": "a", "digest": "b"}', '{"schema": 1}'):
         (tmp_path / "x.json").write_text(text)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillbench.runs.packing import is_binary, open_up, pack, squeeze, unpack
+from distillbench.runs.packing import is_binary, open_up, pack, sound, squeeze, unpack
 
 
 def bits(values):
@@ -22,6 +22,7 @@ seven = st.floats(allow_nan=False, allow_infinity=False).map(lambda v: float(f"{
 @given(st.lists(st.one_of(seven, st.floats(), st.sampled_from([0.0, -0.0, 1.0, 5e-324, 1.7976931348623157e308])), max_size=40))
 def test_any_values_come_back_to_the_last_bit(values):
     again = unpack(pack(values))
+    assert sound(pack(values))
     assert all(math.isnan(a) == math.isnan(b) for a, b in zip(again, values, strict=True))
     assert bits(v for v in again if not math.isnan(v)) == bits(v for v in values if not math.isnan(v))
 
@@ -45,6 +46,7 @@ def test_zeros_and_ones_take_a_sixth_of_a_character(count):
 def test_what_is_not_packed_is_an_error(bad):
     with pytest.raises(ValueError):
         unpack(bad)
+    assert not sound(bad)
 
 
 def test_a_records_text_survives_and_is_not_followed_by_anything():

@@ -167,6 +167,25 @@ def test_cards_that_say_something_else_than_the_identity_are_refused():
         Record.from_bytes(record(cards=easier).to_bytes(), "here")
 
 
+@pytest.mark.parametrize("place", [("engine",), ("kind", "version"), ("method", "version"), ("seed",)], ids=lambda p: ".".join(p))
+@pytest.mark.parametrize("odd", ["1", 1.0, True, [1]])
+def test_versions_and_seeds_are_whole_numbers(place, odd):
+    """A board takes the newest of them: one odd record must not end it."""
+    identity = copy.deepcopy(IDENTITY)
+    node = identity if len(place) == 1 else identity[place[0]]
+    node[place[-1]] = odd
+    with pytest.raises(UserError, match=r"its cards are not those|not a whole record") as caught:
+        Record.from_bytes(record(identity=identity).to_bytes(), "here")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", ["", "b6:", "d2:AAAA", "d1:A*AAA", "b99999999999:", 3, {"a": 1}])
+def test_examples_that_cannot_be_unpacked_are_met_where_the_record_is_read(odd):
+    bad = record(measurements=(Measurement("top1", 0.5, 2, odd),))
+    with pytest.raises(UserError, match="not a whole record"):
+        Record.from_bytes(bad.to_bytes(), "here")
+
+
 def test_a_bomb_is_not_unpacked(monkeypatch):
     monkeypatch.setattr("distillbench.runs.packing.LIMIT", 10_000)
     with pytest.raises(UserError, match="corrupt or truncated"):
