@@ -27,6 +27,19 @@ class _Parser(argparse.ArgumentParser):
             raise unknown(what, str(value), map(str, action.choices), f"('{self.prog} --help' shows the usage)")
 
 
+def _grid(command: argparse.ArgumentParser) -> None:
+    """What every command that does runs is told."""
+    command.add_argument("--seeds", default="3", metavar="N", help="how many seeds, or a range as 5-9 (default 3)")
+    command.add_argument("--out", default="runs", metavar="DIR", help="the store (default runs)")
+    command.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
+    workers = numbers.count(numbers.WORKERS)
+    command.add_argument("--workers", type=workers, metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
+    seconds = numbers.amount(numbers.SECONDS, "a number of seconds")
+    lost = "the most work a kill can lose (default 30)"
+    command.add_argument("--checkpoint-seconds", type=seconds, default=30.0, metavar="S", help=lost)
+    command.add_argument("--json", action="store_true", help="JSON on stdout")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole parser. Building it imports no torch."""
     top = _Parser(
@@ -54,10 +67,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="M",
         help="slugs, files, or 'all'; controls are added by themselves",
     )
-    run.add_argument("--seeds", default="3", metavar="N", help="how many seeds, or a range as 5-9 (default 3)")
     run.add_argument("--set", action="append", default=[], metavar="M.NAME=VALUE", dest="overrides", help="a hyper-parameter of a method")
-    run.add_argument("--out", default="runs", metavar="DIR", help="the store (default runs)")
-    run.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
     run.add_argument(
         "--split", choices=["test", "tune"], default="test", help="tune: for choosing hyper-parameters; shown as trials, never ranked"
     )
@@ -65,31 +75,12 @@ def parser() -> argparse.ArgumentParser:
         "--budget", type=numbers.count(numbers.EXAMPLES), metavar="EXAMPLES", help="another number of student examples; makes another board"
     )
     run.add_argument("--no-controls", action="store_true", help="leave out scratch, teacher and the other yardsticks")
-    run.add_argument("--workers", type=numbers.count(numbers.WORKERS), metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
-    run.add_argument(
-        "--checkpoint-seconds",
-        type=numbers.amount(numbers.SECONDS, "a number of seconds"),
-        default=30.0,
-        metavar="S",
-        help="the most work a kill can lose (default 30)",
-    )
-    run.add_argument("--json", action="store_true", help="JSON on stdout")
+    _grid(run)
     run.set_defaults(call=do.run)
 
     study = commands.add_parser("study", help="do the runs that answer a paper's question; a picture and a verdict")
     study.add_argument("study", metavar="STUDY", help="its name ('distillbench list studies' shows them)")
-    study.add_argument("--seeds", default="3", metavar="N", help="how many seeds, or a range as 5-9 (default 3)")
-    study.add_argument("--out", default="runs", metavar="DIR", help="the store (default runs)")
-    study.add_argument("--data", metavar="DIR", help="folder of data sets and teachers (default: $DISTILLBENCH_DATA)")
-    study.add_argument("--workers", type=numbers.count(numbers.WORKERS), metavar="N", help="runs at once (default: the cores; 1 on a GPU)")
-    study.add_argument(
-        "--checkpoint-seconds",
-        type=numbers.amount(numbers.SECONDS, "a number of seconds"),
-        default=30.0,
-        metavar="S",
-        help="the most work a kill can lose (default 30)",
-    )
-    study.add_argument("--json", action="store_true", help="JSON on stdout")
+    _grid(study)
     study.set_defaults(call=do.study)
 
     check = commands.add_parser("check", help="the contract checks every method gets without writing one")
