@@ -9,13 +9,20 @@ from torch import nn
 from distillbench.cards.card import Budget, Training
 from distillbench.errors import UserError
 from distillbench.problems.classification.losses import cross_entropy
-from distillbench.training.averages import ConsistencyTarget, HalfLife, Warm, at, name
+from distillbench.training.averages import at, name
 from distillbench.training.data import Arrays, Shuffled
 from distillbench.training.nets import Architecture
 from distillbench.training.run import Learner, Run
 from distillbench.training.student import Student, tensor_digest
 
-CONSISTENCY = ConsistencyTarget(s0=2, s1=150, mu0=0.9, steps=800_000)
+
+def warm(update):
+    """An average that forgets its first steps."""
+    return min(0.9, (1 + update) / (10 + update))
+
+
+def halving(update):
+    return 1 - 0.5 ** (update + 1)
 
 
 def linear():
@@ -59,30 +66,6 @@ def play(run, seen=None, die=None, **averages):
 # --- schedules --------------------------------------------------------------------------------------------------
 
 
-def test_warm_rises_to_its_decay():
-    assert [Warm(0.3)(k) for k in (0, 1, 2, 3, 1000)] == pytest.approx([0.1, 2 / 11, 0.25, 0.3, 0.3])
-
-
-def test_a_half_life_is_one():
-    steady = HalfLife(examples=512, batch_size=64, ramp=None)
-    assert steady(0) == steady(99)
-    assert steady(0) ** (512 / 64) == pytest.approx(0.5)
-    ramped = HalfLife(examples=512, batch_size=64, ramp=0.05)
-    assert ramped(0) == 0
-    assert ramped(10) == pytest.approx(0.5 ** (64 / (0.05 * 640)))
-    assert ramped(10_000) == steady(0)
-
-
-def test_the_target_of_consistency_training_is_the_papers():
-    assert CONSISTENCY(0) == pytest.approx(0.9)  # mu0 at s0 levels
-    assert CONSISTENCY.levels(0) == 2
-    assert CONSISTENCY.levels(800_000) == 151  # s1 + 1
-    half = math.ceil(math.sqrt(0.5 * (151**2 - 4) + 4) - 1) + 1
-    assert CONSISTENCY(400_000) == pytest.approx(0.9 ** (2 / half))
-    values = [CONSISTENCY(k) for k in range(0, 800_001, 8000)]
-    assert values == sorted(values) and values[-1] < 1
-
-
 @pytest.mark.parametrize("decay", [-0.1, 1.5, math.nan, lambda k: 2.0 - k])
 def test_what_is_no_decay_is_one_line(decay):
     with pytest.raises(UserError, match=r"the decay of an average is (-0\.1|1\.5|nan|2\.0 at update 0): a number from 0"):
@@ -97,7 +80,7 @@ def test_a_schedule_that_goes_astray_is_said_at_its_update():
 # --- in a loop --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", [Warm(0.9), lambda k: k % 2 / 2], ids=["form", "function"])
+@pytest.mark.parametrize("decay", [warm, lambda k: k % 2 / 2], ids=["form", "function"])
 def test_both_averages_are_known_numbers_over_every_update_of_every_step(decay):
     seen: list[torch.Tensor] = []
     first = linear().weight.detach()
@@ -117,10 +100,10 @@ def test_a_schedule_that_is_constant_is_the_number_bit_for_bit():
 
 @pytest.mark.parametrize("die", [1, 7, 14])
 def test_a_killed_run_goes_on_with_the_same_schedule(tmp_path, die):
-    whole = play(make(), ema=Warm(0.99), target=CONSISTENCY)
+    whole = play(make(), ema=warm, target=halving)
     with pytest.raises(KeyboardInterrupt):
-        play(make(folder=tmp_path, checkpoint_seconds=0.0), die=die, ema=Warm(0.99), target=CONSISTENCY)
-    again = play(make(folder=tmp_path, checkpoint_seconds=0.0), ema=Warm(0.99), target=CONSISTENCY)
+        play(make(folder=tmp_path, checkpoint_seconds=0.0), die=die, ema=warm, target=halving)
+    again = play(make(folder=tmp_path, checkpoint_seconds=0.0), ema=warm, target=halving)
     assert torch.equal(again.average.weight, whole.average.weight)
     assert torch.equal(again.target.weight, whole.target.weight)
 
@@ -128,17 +111,11 @@ def test_a_killed_run_goes_on_with_the_same_schedule(tmp_path, die):
 # --- in an export -----------------------------------------------------------------------------------------------
 
 
-def halving(k):
-    return 0.5
-
-
 @pytest.mark.parametrize(
     ("decay", "called"),
     [
         (0.999, "ema 0.999"),
-        (Warm(0.999), "ema warm to 0.999"),
-        (HalfLife(500, 8), "ema half-life 500 examples, ramp 0.05"),
-        (halving, "ema halving"),
+        (warm, "ema warm"),
         (lambda k: 0.5, "ema by a schedule"),
     ],
 )
@@ -153,8 +130,8 @@ def test_an_export_names_the_average_it_is(decay, called):
 
 def test_the_target_and_an_average_of_the_methods_own_have_their_names():
     run = make()
-    learner = play(run, ema=0.9, target=Warm(0.5))
-    assert run.export(learner.target, averaged=True).averaged == "target warm to 0.5"
+    learner = play(run, ema=0.9, target=halving)
+    assert run.export(learner.target, averaged=True).averaged == "target halving"
     assert run.export(linear(), averaged="mean of the last 5").averaged == "mean of the last 5"
     assert run.export(linear(), averaged=True).averaged == "average"
 
