@@ -58,8 +58,8 @@ def plan(
     """
     _refresh()
     wanted = [methods] if isinstance(methods, str | os.PathLike) else methods
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen or min(chosen) < 0:
+    chosen = range(seeds) if isinstance(seeds, int) else seeds
+    if not chosen:
         raise UserError(f"seeds={seeds!r}: at least one seed, counted from 0")
     return planning.plan(
         track,

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 ENGINE = 1  # raised when the engine's own arithmetic changes results: part of every identity
+SEEDS = 10_000  # in one plan
+LAST_SEED = 2**31 - 1
 ROLES = ("teacher", "data", "init", "order", "noise", "evaluation")
 
 

@@ -56,7 +56,8 @@ def read_card(path: Path) -> Card | SuiteCard:
     """The card in the module at ``path``, read from its source; nothing of the module runs.
 
     Raises:
-        UserError: no ``CARD``, a card that is not a literal, an unknown field, or a slug of the wrong form.
+        UserError: no ``CARD``, a card that is not a literal, an unknown field, a slug of the wrong form, or a version that
+            is no whole number.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -69,6 +70,8 @@ def read_card(path: Path) -> Card | SuiteCard:
                 raise UserError(f"{path}:{node.lineno}: CARD must be a Card or a SuiteCard")
             if not SLUG.fullmatch(str(card.slug)):
                 raise UserError(f"{path}:{node.lineno}: the slug {card.slug!r} must be lower-case letters, digits, '-' or '_'")
+            if type(card.version) is not int or not 1 <= card.version < 2**31:
+                raise UserError(f"{path}:{node.lineno}: the version {brief(str(card.version))!r} must be a whole number from 1 on")
             return card
     raise UserError(f"{path}: has no CARD = Card(...); 'distillbench new method' writes a skeleton")
 

@@ -8,9 +8,8 @@ import re
 from collections.abc import Callable
 
 from distillbench.errors import UserError, brief
+from distillbench.identity import LAST_SEED, SEEDS
 
-SEEDS = 10_000  # in one command
-LAST_SEED = 2**31 - 1
 EXAMPLES = 10**15
 WORKERS = 1024
 SECONDS = 7 * 24 * 3600.0

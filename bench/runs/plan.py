@@ -15,7 +15,7 @@ from distillbench.cards.card import Card, Setting, SuiteCard, Training
 from distillbench.cards.reading import from_data, resolve, to_data
 from distillbench.errors import UserError, unknown
 from distillbench.files import digest_tree
-from distillbench.identity import canonical, sha256
+from distillbench.identity import LAST_SEED, SEEDS, canonical, sha256
 from distillbench.runs import identities
 from distillbench.runs.code_of import CodeOf, code_of
 
@@ -128,6 +128,8 @@ def plan(
             a missing data folder.
     """
     entry, card, setting, setting_name = track(name)
+    if any(type(seed) is not int or not 0 <= seed <= LAST_SEED for seed in seeds) or len(seeds) > SEEDS:
+        raise UserError(f"seeds are whole numbers from 0 to {LAST_SEED:,}, at most {SEEDS:,} at once")
     overrides = dict(overrides or {})
     data = data or os.environ.get("DISTILLBENCH_DATA")
     if split not in ("test", "tune"):

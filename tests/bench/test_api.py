@@ -136,7 +136,7 @@ def test_a_bad_file_is_a_warning_and_costs_nothing_else(done, tmp_path):
         (lambda out, r: db.run("image-classification/blob", "kd", out=out), "did you mean 'blobs'"),
         (lambda out, r: db.plan(TRACK, "dk"), "unknown method 'dk'"),
         (lambda out, r: db.plan(TRACK, seeds=0), "seeds=0: at least one seed, counted from 0"),
-        (lambda out, r: db.plan(TRACK, seeds=[-1]), r"seeds=\[-1\]: at least one seed"),
+        *((lambda out, r, s=s: db.plan(TRACK, seeds=s), "seeds are whole numbers from 0") for s in ([-1], [1.5], [True], "x", 10**12)),
         (lambda out, r: db.read_records(out / "absent"), "no such folder of records"),
         (lambda out, r: db.weights(r, out / "absent"), "is not in this store; name its own one: out="),
         (lambda out, r: db.judge(out / "absent", TRACK), "absent: cannot be read"),

@@ -78,6 +78,7 @@ def test_a_card_is_read_without_running_its_module(card, tmp_path):
         (f"CARD = Card({HEAD.replace('x', 'X', 1)})", "the slug 'X'"),
         ('CARD = Card(slug=3, version=1, problem="p", title="t")', "the slug 3"),
         ('CARD = Card(slug="../x", version=1, problem="p", title="t")', "the slug '../x'"),
+        *((f'CARD = Card(slug="x", version={v}, problem="p", title="t")', "the version") for v in ("'1'", "0", "1.0", "True", "9" * 30)),
         (f"CARD = Card({HEAD}, results=open('f').read())", "may only call"),
         (f"CARD = Card({HEAD}, results=__import__('os').system('true'))", "may only call"),
         (f"CARD = Card({HEAD}, results='a' + 'b')", "nothing may be computed"),
