@@ -58,9 +58,14 @@ def cli(monkeypatch, capsys):
 def start(*arguments, **options):
     """The command as a child in a process group of its own."""
     command = [sys.executable, "-m", "distillbench", *(str(a) for a in arguments)]
-    return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
-    )
+    # A shell ignores Ctrl-C for what it runs in the background, and children inherit that: tests that send it must not depend on it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
