@@ -152,6 +152,7 @@ def distill(problem: Classification, run: Run, *, alpha: float, beta: float, mu:
         seen = problem.trace(problem.student, batch.inputs)
         weak = head(pooled(seen.stages))
         return run.loss(
+            batch,
             ce=cross_entropy(seen.logits, batch.labels),
             target=alpha * target_loss(seen.logits, batch.labels),
             non_target=beta * non_target_loss(seen.logits, weak, batch.labels, rank=rank),
