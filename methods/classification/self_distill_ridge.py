@@ -115,7 +115,7 @@ def distill(
         )
     student.eval()
     features, targets = [], []
-    for batch in problem.examples():
+    for batch in problem.one_pass():
         own = torch.nonzero(batch.labelled).flatten()
         with torch.no_grad():
             embedding = problem.trace(student, batch.inputs[own].to(run.device)).embedding.double()

@@ -12,6 +12,8 @@ from torch import Tensor
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed
 from distillbench.problems.base import Problem
+from distillbench.problems.examples import Input
+from distillbench.problems.language_modeling.examples import EXAMPLES
 from distillbench.problems.language_modeling.alignment import AlignedBatch, align, responses
 from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
@@ -56,6 +58,11 @@ class LanguageModeling(Problem):
     tokenizer: Tokenizer | None = None
     teacher_tokenizer: Tokenizer | None = None
     teacher_length: int | None = None
+
+    @classmethod
+    def examples(cls) -> Mapping[str, Input]:
+        """See :mod:`.examples`."""
+        return EXAMPLES
 
     def __post_init__(self) -> None:
         self.teacher.remember(self.references)
