@@ -30,7 +30,7 @@ CARD = Card(
         catalogue="f_distill",
         row=12,
     ),
-    objective=("ratio_weight", "f_distill_loss"),
+    objective=("ratio_weight", "f_distill_loss", "logistic_generator_loss"),
     equations={
         "density_ratio": "r = clamp(exp(mean over heads of D(x_t)), low, high), the teacher's density over the student's",
         "level_means": "m_bin <- decay m_bin + (1 - decay) mean of r over the batch's rows in that bin of noise levels;  r <- r / m_bin",
@@ -124,7 +124,8 @@ def level_means(ratio: Tensor, place: Tensor, means: Tensor, *, bin_decay: float
 def ratio_weight(held_ratio: Tensor, *, divergence: str, power: float) -> Tensor:
     """w = h(r) / mean h(r) over the batch, h(r) = r^2 f''(r): table 1 and the second normalisation.   (B,) > 0 -> (B,), mean 1.
 
-    1 in every row for reverse KL, whatever r is. No gradient passes. The mean is over the rows given, so an example's weight depends on its batch.
+    1 in every row for reverse KL, whatever r is. The mean is over the rows given, so an example's weight depends on its batch. No
+    gradient passes.
     """
     weight = curvature(held_ratio.detach(), divergence=divergence, power=power)
     return weight / weight.mean()

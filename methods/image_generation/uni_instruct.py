@@ -29,7 +29,7 @@ CARD = Card(
         catalogue="uni_instruct",
         row=97,
     ),
-    objective="uni_instruct_loss",
+    objective=("uni_instruct_loss", "logistic_generator_loss"),
     equations={
         "uni_instruct_loss": "L = law/2 (C - r C') |d|^2 + C d . (x - D_fake),  d = D_fake - D_real at x_t,  C(r) = r^2 f''(r):  "
         "at law 1 the gradient of E 1/2 C |d|^2; D_f(teacher || student) = integral of E 1/2 C |d|^2 / sigma^4 over sigma^2",

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from distillbench.errors import UserError
 from distillbench.problems.base import Problem
-from distillbench.problems.examples import Input
 from distillbench.problems.classification.examples import EXAMPLES
 from distillbench.problems.classification.oracle import ClassifierOracle
+from distillbench.problems.examples import Input
 from distillbench.training.data import Arrays, Batch, Batches
 from distillbench.training.nets import Outputs, trace
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from distillbench.problems.examples import Draw, Input, far, like
@@ -44,6 +45,8 @@ EXAMPLES = {
     "sigma": Input(_positive, "given"),
     "gap": Input(_positive, "given"),
     "time": Input(lambda d: d.uniform(d.rows, low=0.1), "given"),
+    # the data's standard deviation, which settings know
+    "sigma_data": Input(lambda d: torch.tensor(0.5, dtype=torch.float64), "given", rows=False, given_as=float),
     # (B, H), a discriminator's logits: of real samples, of generated ones, of either; and (B,) bool, which
     **{name: Input(_logits, extremes=_OUT) for name in ("real", "fake", "logits")},
     "is_real": Input(lambda d: d.uniform(d.rows) < 0.5, "given"),

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from distillbench.problems.base import Problem
 from distillbench.problems.examples import Input
-from distillbench.problems.image_generation.examples import EXAMPLES
 from distillbench.problems.image_generation.edm import karras_grid, karras_level
+from distillbench.problems.image_generation.examples import EXAMPLES
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.training.data import Arrays, Batches
 

@@ -54,7 +54,7 @@ def _below_zero(d: Draw) -> Tensor:
 
 
 def _some_probabilities(d: Draw) -> Tensor:
-    return (2 * d.normal(d.rows, TOP + 1)).softmax(1)[:, :TOP].sort(1, descending=True).values
+    return d.normal(d.rows, TOP + 1).softmax(1)[:, :TOP].sort(1, descending=True).values
 
 
 def _all_on(place: int) -> Callable[[Tensor], Tensor]:
@@ -80,9 +80,9 @@ EXAMPLES = {
     "vocab": Input(lambda d: torch.tensor(d.classes), "given", rows=False, given_as=int),
     "labels": Input(lambda d: d.integers(d.rows, high=d.classes), "given"),
     "t": Input(lambda d: torch.tensor(0.3, dtype=torch.float64), "given", rows=False, given_as=float),
-    # (N,): one draw for a token each; and the mean that a reward is compared with
+    # (N,): one draw for a token each; and the mean that a reward, kept in float32, is compared with
     "uniforms": Input(lambda d: d.uniform(d.rows), "given", draws=True),
-    "mean_reward": Input(lambda d: torch.tensor(0.4, dtype=torch.float64), "given", rows=False, given_as=float),
+    "mean_reward": Input(lambda d: torch.tensor(0.375, dtype=torch.float64), "given", rows=False, given_as=float),
     # (N, K): probabilities of the teacher's K best tokens, the best first
     "student_top": Input(_some_probabilities, extremes=(_all_on(0), _all_on(1))),
     "teacher_top": Input(_some_probabilities, "frozen", match=like("student_top"), extremes=(_all_on(0), _all_on(0))),
