@@ -53,7 +53,8 @@ class Input:
         match: of a frozen one: its value where student and teacher agree, from the other values; None where these do not hold what
             it is compared with. An objective with such arguments is a divergence: 0 with gradient 0 there, negative nowhere.
         draws: whether an objective that takes it is an estimate from one draw, whose value is no divergence whatever else it takes.
-        pad: the same value with ``PADDING`` more classes of probability 0, where it has a dimension of classes.
+        pads: where classes are a dimension of it, the same value with ``PADDING`` more that change nothing; in one way, or in as many
+            as a kind's other inputs.
         extremes: two values far out, for value and gradient in float32; the two are tried in turn.
         given_as: what the objective is handed for the tensor, where that is not the tensor itself.
     """
@@ -63,7 +64,7 @@ class Input:
     rows: bool = True
     match: Callable[[Values], Tensor | None] | None = None
     draws: bool = False
-    pad: Callable[[Tensor], Tensor] | None = None
+    pads: tuple[Callable[[Tensor], Tensor], ...] = ()
     extremes: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     given_as: Callable[[Tensor], object] | None = None
 
@@ -78,7 +79,7 @@ def like(*names: str, change: Callable[[Tensor], Tensor] = lambda x: x) -> Calla
 
 
 def widened(value: float) -> Callable[[Tensor], Tensor]:
-    """``pad``: ``value`` in the columns of the new classes.   (n, C) -> (n, C + PADDING)."""
+    """Of ``pads``: ``value`` in the columns of the new classes.   (n, C) -> (n, C + PADDING)."""
     return lambda x: torch.cat([x, x.new_full((len(x), PADDING), value)], 1)
 
 

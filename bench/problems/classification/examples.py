@@ -22,17 +22,17 @@ def _more_rows(x: Tensor) -> Tensor:
 EXAMPLES = {
     # (B, C) before softmax: the student's, those of a head or a teacher that is trained along, and the teacher's
     **{
-        name: Input(_logits, pad=widened(-SURE), extremes=(far(SURE), far(SURE)))
+        name: Input(_logits, pads=(widened(-SURE),), extremes=(far(SURE), far(SURE)))
         for name in ("student_logits", "auxiliary_logits", "logits")
     },
     "teacher_logits": Input(
-        _logits, "frozen", match=like("student_logits", "auxiliary_logits"), pad=widened(-SURE), extremes=(far(SURE), far(SURE, -1))
+        _logits, "frozen", match=like("student_logits", "auxiliary_logits"), pads=(widened(-SURE),), extremes=(far(SURE), far(SURE, -1))
     ),
     # (B, C, S), the teacher's view of the subclasses of each class
     "subclass_logits": Input(lambda d: 2 * d.normal(d.rows, d.classes, 2), "frozen", extremes=(far(SURE), far(SURE, -1))),
     # (B, C) probabilities to learn
     "target": Input(
-        lambda d: _logits(d).softmax(1), "frozen", match=like("student_logits", change=lambda z: z.softmax(1)), pad=widened(0.0)
+        lambda d: _logits(d).softmax(1), "frozen", match=like("student_logits", change=lambda z: z.softmax(1)), pads=(widened(0.0),)
     ),
     # (B,) int64
     "labels": Input(lambda d: d.integers(d.rows, high=d.classes), "given"),
@@ -42,8 +42,8 @@ EXAMPLES = {
     "student_feature": Input(lambda d: d.normal(d.rows, 3, 4, 4)),
     "teacher_feature": Input(lambda d: d.normal(d.rows, 3, 4, 4), "frozen", match=like("student_feature")),
     # of the teacher, by class: mean embeddings (C, D), mean probabilities (C, C)
-    "class_means": Input(lambda d: d.normal(d.classes, WIDTH), "frozen", rows=False, pad=_more_rows),
+    "class_means": Input(lambda d: d.normal(d.classes, WIDTH), "frozen", rows=False, pads=(_more_rows,)),
     "centroids": Input(
-        lambda d: d.normal(d.classes, d.classes).softmax(1), "frozen", rows=False, pad=lambda x: widened(0.0)(_more_rows(x))
+        lambda d: d.normal(d.classes, d.classes).softmax(1), "frozen", rows=False, pads=(lambda x: widened(0.0)(_more_rows(x)),)
     ),
 }

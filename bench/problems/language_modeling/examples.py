@@ -1,7 +1,8 @@
 """What objectives of language modelling take; a row is a token, or a chunk of text.
 
 Objectives read hidden states and output projections, so that no logits are kept; here a projection is one tensor (V, D + 1), whose
-last column is the bias. Padding of the vocabulary is further rows of it with anything in them, and ``vocab`` is what it was.
+last column is the bias. The vocabulary is padded in two ways: by entries of probability 0, which count, and by rows with anything in
+them, beyond ``vocab``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distillbench.problems.examples import PADDING, Draw, Input, Values, far, like
+from distillbench.problems.examples import PADDING, Draw, Input, Values, far, like, widened
 
 WIDTH = 3  # of a state
 TOP = 3  # entries of a teacher's answer that are kept
@@ -38,8 +39,14 @@ def _states(d: Draw) -> Tensor:
     return d.normal(d.rows, WIDTH)
 
 
+def _excluded(x: Tensor) -> Tensor:
+    rows = torch.zeros_like(x[:PADDING])
+    rows[:, -1] = -FAR
+    return torch.cat([x, rows])
+
+
 def _garbage(dim: int) -> Callable[[Tensor], Tensor]:
-    """More entries of the vocabulary, of a size that would be seen."""
+    """Of a size that would be seen."""
     return lambda x: torch.cat([x, 7 * torch.ones_like(x.narrow(dim, 0, PADDING))], dim)
 
 
@@ -63,21 +70,21 @@ def _all_on(place: int) -> Callable[[Tensor], Tensor]:
 
 EXAMPLES = {
     # the student: its projection (V, D + 1), its states (N, D)
-    **{name: Input(_projection, rows=False, pad=_garbage(0), given_as=_head) for name in ("model", "draft")},
+    **{name: Input(_projection, rows=False, pads=(_excluded, _garbage(0)), given_as=_head) for name in ("model", "draft")},
     "states": Input(_states, extremes=(far(FAR), far(FAR))),
     # the teacher: as logits (N, V) that are asked for by slices of tokens, or as its projection and states like the student's
     "teacher": Input(
         lambda d: 2 * d.normal(d.rows, d.classes),
         "frozen",
         match=_logits,
-        pad=_garbage(1),
+        pads=(widened(-FAR), _garbage(1)),
         extremes=(far(FAR), far(FAR, -1)),
         given_as=lambda x: lambda rows: x[rows],
     ),
-    "target": Input(_projection, "frozen", rows=False, match=like("model", "draft"), pad=_garbage(0), given_as=_head),
+    "target": Input(_projection, "frozen", rows=False, match=like("model", "draft"), pads=(_excluded, _garbage(0)), given_as=_head),
     "theirs": Input(_states, "frozen", match=like("states"), extremes=(far(FAR), far(FAR, -1))),
     # the entries that are no padding; the tokens (N,) int64; a place on a schedule
-    "vocab": Input(lambda d: torch.tensor(d.classes), "given", rows=False, given_as=int),
+    "vocab": Input(lambda d: torch.tensor(d.classes), "given", rows=False, pads=(lambda x: x + PADDING, lambda x: x), given_as=int),
     "labels": Input(lambda d: d.integers(d.rows, high=d.classes), "given"),
     "t": Input(lambda d: torch.tensor(0.3, dtype=torch.float64), "given", rows=False, given_as=float),
     # (N,): one draw for a token each; and the mean that a reward, kept in float32, is compared with
