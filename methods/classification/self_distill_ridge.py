@@ -26,6 +26,7 @@ CARD = Card(
         catalogue="self_distill_ridge",
         row=27,
     ),
+    objective="cross_entropy",
     equations={
         "kernel_coefficients": "c_t = (K + lambda I)^-1 (alpha y + (1 - alpha) y_{t-1}),  y_t = K c_t,  y_0 = y;   f_t(x) = k(x, X) c_t",
         "ridge_weights": "beta_t = (Phi^T Phi + lambda I)^-1 Phi^T (alpha y + (1 - alpha) y_{t-1}),  y_t = Phi beta_t;   K = Phi Phi^T",

@@ -290,9 +290,9 @@ def distill(
         states = batch.predicted.take(student(batch.ids, batch.attention))
         theirs = batch.predicted.take(problem.teacher.states(batch))
         log_q = chosen_log_probs(student, states, labels, vocab=problem.vocab)
-        law = Projection(theirs[own], *problem.teacher.module.head)
+        target = Projection(theirs[own], *problem.teacher.module.head)
         terms = {
-            "single_step": batch.per_example_of(single_step_loss(student, states[own], law, vocab=problem.vocab), own=True),
+            "single_step": batch.per_example_of(single_step_loss(student, states[own], target, vocab=problem.vocab), own=True),
             "policy": policy_weight * batch.per_example_of(policy_loss(log_q[own], *batch.values(), clip=clip), own=True),
         }
         if lm_weight:

@@ -160,8 +160,8 @@ class LanguageModeling(Problem):
 
     def compare(self, states: Tensor, theirs: Tensor, mix: str, *, alpha: float = 0.1) -> Tensor:
         """The same for n tokens of one's choice, of which student and teacher have the states (n, D) and (n, D'): (n,) nats."""
-        law = Projection(theirs, *self.teacher.module.head)
-        return token_divergence(self.student, states, law, divergence=mix, alpha=alpha, vocab=self.vocab)
+        teacher = Projection(theirs, *self.teacher.module.head)
+        return token_divergence(self.student, states, teacher, divergence=mix, alpha=alpha, vocab=self.vocab)
 
     def nll(self, batch: TokenBatch, student: LanguageModel | None = None) -> Tensor:
         """-log q of each of the N tokens that count, (N,) nats."""

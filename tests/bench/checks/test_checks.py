@@ -153,6 +153,7 @@ def test_oracle_without_the_function(tmp_path: Path) -> None:
 MODULE = "problem.teacher._module"
 DIRECT = f"        teacher = {MODULE}(batch.inputs)\n"
 OWN_EXPORT = "    run.loop([Learner(problem.student, loss)], problem.batches)\n"
+DETACHED = "teacher_logits.detach() /"
 LEARNER: Change = ("from distillbench.training.run import Losses, Run", "from distillbench.training.run import Learner, Losses, Run")
 HISTORY = "(1 + sum(history))"
 
@@ -181,7 +182,7 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
         "gradients on",
     ),
     "gradient into the teacher": (
-        [(LOSS, f"    {MODULE}.requires_grad_(True)\n\n{LOSS}"), (ASK, DIRECT)],
+        [(LOSS, f"    {MODULE}.requires_grad_(True)\n\n{LOSS}"), (ASK, DIRECT), (DETACHED, "teacher_logits /")],
         {"teacher_intact"},
         "a gradient reached its parameters",
     ),
@@ -190,6 +191,7 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
             (LOSS, f"    {MODULE}.requires_grad_(True)\n\n{LOSS}"),
             (ASK, DIRECT),
             (FIT, FIT.replace("problem.batches", f"problem.batches, extra=[{MODULE}]")),
+            (DETACHED, "teacher_logits /"),
         ],
         {"teacher_intact"},
         "weights or buffers were changed",

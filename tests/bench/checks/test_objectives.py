@@ -46,9 +46,16 @@ def own(source: str, name: str = "token_divergence") -> tuple[str, str]:
     return line, f"import torch\nfrom distillbench.problems.language_modeling.oracle import real_logits\n\n\n{source}\n"
 
 
+def matching(value: str) -> tuple[str, str]:
+    """A direction of one's own in place of the kind's."""
+    function = f"def matching_gradient(generated, real_denoised, fake_denoised):\n    return {value}\n"
+    return MATCHING, f"{MATCHING.replace('matching_gradient, ', '')}\n\n{function}\n\n"
+
+
+MATCHING = "from distillbench.problems.image_generation.matching import Matching, matching_gradient, surrogate_loss\n"
 VALUES = {"oracle_value", "oracle_gradient"}
 TOKENS = "def token_divergence(model, states, teacher, *, vocab):\n"
-LAWS = "    p, q = teacher(slice(0, len(states)))[:, :vocab].detach().softmax(1), real_logits(model, states, vocab).softmax(1)\n"
+BOTH = "    p, q = teacher(slice(0, len(states)))[:, :vocab].detach().softmax(1), real_logits(model, states, vocab).softmax(1)\n"
 KL = "(p * (p.log() - q.log()))"
 
 LOSSES = "from distillbench.problems.classification.losses import cross_entropy, kl_divergence\n"
@@ -152,6 +159,24 @@ BUGS: dict[str, tuple[str, list[tuple[str, str]], set[str], str]] = {
         {"frozen_arguments"},
         "reaches teacher_likelihood",
     ),
+    "words that the teacher may change": (
+        "language_modeling/adaspec",
+        [own(f"{TOKENS}{BOTH.replace('.detach()', '')}    return {KL}.sum(1)")],
+        {"frozen_arguments", "class_padding", "extreme_inputs"},
+        "reaches teacher",
+    ),
+    "a direction with a graph": (
+        "image_generation/dmd",
+        [matching("(fake_denoised - real_denoised) / (generated - real_denoised).abs().mean((1, 2), keepdim=True)")],
+        {"frozen_arguments", "per_example"},
+        "shape (6, 2, 3)",
+    ),
+    "a direction divided by the batch's size": (
+        "image_generation/dmd",
+        [matching("((fake_denoised - real_denoised) / (generated - real_denoised).abs().mean()).detach()")],
+        {"per_example", "oracle_value"},
+        "changes with the rest of the batch",
+    ),
     "a divisor that is differentiated": (
         "image_generation/sid",
         [("residual.detach().abs()", "residual.abs()")],
@@ -193,7 +218,7 @@ BUGS: dict[str, tuple[str, list[tuple[str, str]], set[str], str]] = {
     ),
     "a mean over the vocabulary": (
         "language_modeling/adaspec",
-        [own(f"{TOKENS}{LAWS}    return {KL}.nansum(1) / vocab")],
+        [own(f"{TOKENS}{BOTH}    return {KL}.nansum(1) / vocab")],
         {"class_padding", "extreme_inputs", *VALUES},
         "a mean over classes",
     ),
@@ -213,7 +238,7 @@ BUGS: dict[str, tuple[str, list[tuple[str, str]], set[str], str]] = {
     ),
     "reverse KL for forward KL": (
         "language_modeling/adaspec",
-        [own(f"{TOKENS}{LAWS.replace('.softmax(1)', '.log_softmax(1)')}    return (q.exp() * (q - p)).sum(1)")],
+        [own(f"{TOKENS}{BOTH.replace('.softmax(1)', '.log_softmax(1)')}    return (q.exp() * (q - p)).sum(1)")],
         VALUES,
         "differs from its oracle",
     ),
