@@ -23,8 +23,8 @@ Role = Literal["trained", "frozen", "given"]
 class Draw:
     """Random numbers of one set of inputs: ``rows`` examples (tokens, chunks) and ``classes`` classes (entries of a vocabulary)."""
 
-    def __init__(self, seed: int, rows: int = ROWS, classes: int = CLASSES) -> None:
-        self.rows, self.classes = rows, classes
+    def __init__(self, seed: int) -> None:
+        self.rows, self.classes = ROWS, CLASSES
         self._generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def _more_rows(x: Tensor) -> Tensor:
     return torch.cat([x, x.new_zeros(PADDING, *x.shape[1:])])
 
 
-EXAMPLES = {
+EXAMPLES: Mapping[str, Input] = {
     # (B, C) before softmax: the student's, those of a head or a teacher that is trained along, and the teacher's
     **{
         name: Input(_logits, pads=(widened(-SURE),), extremes=(far(SURE), far(SURE)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def _positive(d: Draw) -> Tensor:
 
 _OUT, _FLIPPED = (far(FAR), far(FAR)), (far(FAR), far(FAR, -1))
 
-EXAMPLES = {
+EXAMPLES: Mapping[str, Input] = {
     # (B, ...), with a graph to the network that learns: a generator's sample, a denoiser's x_0 estimate, another output, sCM's F
     **{name: Input(_samples, extremes=_OUT) for name in ("generated", "denoised", "output", "velocity")},
     # (B, ...), x_0 estimates of teacher and fake score at noisy samples: what the objective holds, and what it lets the gradient through

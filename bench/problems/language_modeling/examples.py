@@ -7,7 +7,7 @@ them, beyond ``vocab``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +68,7 @@ def _all_on(place: int) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.zeros_like(x).index_fill_(1, torch.tensor(place), 1.0)
 
 
-EXAMPLES = {
+EXAMPLES: Mapping[str, Input] = {
     # the student: its projection (V, D + 1), its states (N, D)
     **{name: Input(_projection, rows=False, pads=(_excluded, _garbage(0)), given_as=_head) for name in ("model", "draft")},
     "states": Input(_states, extremes=(far(FAR), far(FAR))),
