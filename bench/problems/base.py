@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from distillbench.problems.examples import Input
 from distillbench.training.nets import Architecture
 from distillbench.training.oracle import Oracle
 
@@ -24,6 +26,11 @@ class Problem:
     setting: str
     student: nn.Module
     build: Callable[[Architecture], nn.Module]
+
+    @classmethod
+    def examples(cls) -> Mapping[str, Input]:
+        """Small inputs of this kind's objectives, by argument name; a kind that has none leaves its methods' objectives unproven."""
+        return MappingProxyType({})
 
     @property
     def oracle(self) -> Oracle:

@@ -69,7 +69,7 @@ def binary_kl_norm(auxiliary_logits: Tensor, teacher_logits: Tensor, *, temperat
     A function of the difference of logits alone: T^2 sum_c log cosh(u_c / 2), quadratic near 0 and linear far from it.
     BinaryKL-Norm of the paper.
     """
-    gap = (auxiliary_logits - teacher_logits) / temperature
+    gap = (auxiliary_logits - teacher_logits.detach()) / temperature
     divergence = -0.5 * (F.logsigmoid(gap) + F.logsigmoid(-gap)) - math.log(2)
     return temperature**2 * divergence.sum(1)
 

@@ -120,7 +120,7 @@ def inter_class_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperat
 
     student_logits, teacher_logits: (B, C) float; returns (B,) in [0, 2 T^2], no unit.
     """
-    student, teacher = (student_logits / temperature).softmax(1), (teacher_logits / temperature).softmax(1)
+    student, teacher = (student_logits / temperature).softmax(1), (teacher_logits.detach() / temperature).softmax(1)
     return temperature**2 * (1 - correlation(student, teacher))
 
 
@@ -131,7 +131,7 @@ def intra_class_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperat
 
     student_logits, teacher_logits: (B, C) float; returns a 0-dimensional tensor in [0, 2 T^2], no unit.
     """
-    student, teacher = (student_logits / temperature).softmax(1), (teacher_logits / temperature).softmax(1)
+    student, teacher = (student_logits / temperature).softmax(1), (teacher_logits.detach() / temperature).softmax(1)
     return temperature**2 * (1 - correlation(student.T, teacher.T)).mean()
 
 

@@ -70,7 +70,7 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     ``student_feature`` is what the regressor made of the student's. The CRD benchmark's hint loss before its mean over
     the batch; times C H W / 2 it is the paper's half squared distance.
     """
-    return (student_feature - teacher_feature).square().flatten(1).mean(1)
+    return (student_feature - teacher_feature.detach()).square().flatten(1).mean(1)
 
 
 def regressor(student: torch.Size, teacher: torch.Size) -> nn.Module:

@@ -67,6 +67,7 @@ CARD = Card(
 
 def lelp_loss(student_logits: Tensor, target: Tensor) -> Tensor:
     """KL(target || softmax(student)) over all S C subclasses.   (B, S C) each, target probabilities; returns (B,), nats."""
+    target = target.detach()
     entropy: Tensor = torch.special.entr(target).sum(1)
     return soft_cross_entropy(student_logits, target) - entropy
 
@@ -76,8 +77,8 @@ def subclass_target(teacher_logits: Tensor, subclass_logits: Tensor, *, temperat
 
     (B, C) and (B, C, S); returns probabilities (B, C S), class-major, whose sum over k is the teacher's softmax.
     """
-    classes = (teacher_logits / temperature).softmax(1)
-    return (classes[:, :, None] * (subclass_logits / beta).softmax(2)).flatten(1)
+    classes = (teacher_logits.detach() / temperature).softmax(1)
+    return (classes[:, :, None] * (subclass_logits.detach() / beta).softmax(2)).flatten(1)
 
 
 def hidden_part(embedding: Tensor, weight: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ def distill(
     problem: Classification, run: Run, *, subclasses: int, beta: float, temperature: float, alpha: float, directions: str
 ) -> Student:
     """One pass over the training set makes all subclass logits; then one cross-entropy over S C classes."""
-    seen = [(problem.teacher.outputs(b := batch.to(run.device)).embedding, b.labels, b.index) for batch in problem.examples()]
+    seen = [(problem.teacher.outputs(b := batch.to(run.device)).embedding, b.labels, b.index) for batch in problem.one_pass()]
     embedding, labels, index = (torch.cat(x) for x in zip(*seen, strict=True))
     hidden = hidden_part(embedding, problem.teacher.head_weight)
     generator = run.generator("subclasses")

@@ -69,22 +69,22 @@ CARD = Card(
 )
 
 
-def conditional_information(teacher_logits: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+def conditional_information(logits: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     """KL(P_x || Q_y): the example against the centroid of its class.   (B, C), (B,) int64, (C, C); returns (B,), nats.
 
     A centroid's entry of 0 counts as the smallest positive number.
     """
-    log_p = F.log_softmax(teacher_logits, dim=1)
-    log_q = centroids.clamp(min=torch.finfo(centroids.dtype).tiny).log()[labels]
+    log_p = F.log_softmax(logits, dim=1)
+    log_q = centroids.detach().clamp(min=torch.finfo(centroids.dtype).tiny).log()[labels]
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def mcmi_loss(teacher_logits: Tensor, labels: Tensor, centroids: Tensor, *, information_weight: float) -> Tensor:
+def mcmi_loss(logits: Tensor, labels: Tensor, centroids: Tensor, *, information_weight: float) -> Tensor:
     """CE - lambda KL(P_x || Q_y), to be minimised: the sign spreads a class, where its opposite would contract it.
 
     Shapes as in :func:`conditional_information`; returns (B,), nats.
     """
-    return cross_entropy(teacher_logits, labels) - information_weight * conditional_information(teacher_logits, labels, centroids)
+    return cross_entropy(logits, labels) - information_weight * conditional_information(logits, labels, centroids)
 
 
 def class_centroids(teacher_logits: Tensor, labels: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def distill(
     kd_weight: float,
 ) -> Student:
     """A copy of the teacher learns to say more about each example; the student then learns from the copy by plain KD."""
-    answers = [(problem.teacher.logits(b := batch.to(run.device)), b.labels) for batch in problem.examples()]
+    answers = [(problem.teacher.logits(b := batch.to(run.device)), b.labels) for batch in problem.one_pass()]
     centroids = Centroids(class_centroids(*(torch.cat(x) for x in zip(*answers, strict=True))))
     copy = problem.teacher.trainable_copy().to(run.device)
 

@@ -74,15 +74,15 @@ def nd_loss(student_embedding: Tensor, teacher_embedding: Tensor, labels: Tensor
     While the student's embedding is shorter than the teacher's it is pulled along e_y by a constant force; once it is
     longer, this is the cosine distance. The teacher's embedding enters by its length alone.
     """
-    direction = F.normalize(class_means, dim=1)[labels]
-    length = torch.maximum(student_embedding.norm(dim=1), teacher_embedding.norm(dim=1))
+    direction = F.normalize(class_means.detach(), dim=1)[labels]
+    length = torch.maximum(student_embedding.norm(dim=1), teacher_embedding.detach().norm(dim=1))
     return 1 - (student_embedding * direction).sum(1) / length.clamp(min=1e-12)
 
 
 def teacher_class_means(problem: Classification) -> Tensor:
     """The teacher's mean embedding of every class over the training set (C, D); 0 for a class without examples."""
     total, count = torch.zeros(()), torch.zeros(problem.classes)
-    for batch in problem.examples():
+    for batch in problem.one_pass():
         member = F.one_hot(batch.labels, problem.classes).to(torch.float64)
         total = total + member.T @ problem.teacher.outputs(batch).embedding.to(member)
         count = count.to(member) + member.sum(0)

@@ -67,6 +67,7 @@ def nkd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, 
 
     student_logits, teacher_logits: (B, C) float, labels: (B,) int64; returns (B,), nats.
     """
+    teacher_logits = teacher_logits.detach()
     confidence = teacher_logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
     others = (without(teacher_logits, labels) / temperature).softmax(1)
     return confidence * cross_entropy(student_logits, labels) + gamma * temperature**2 * soft_cross_entropy(

@@ -75,6 +75,7 @@ def pld_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, 
 
     student_logits, teacher_logits: (B, C) float, labels: (B,) int64; returns (B,), nats.
     """
+    teacher_logits = teacher_logits.detach()
     order = teacher_logits.scatter(1, labels[:, None], math.inf).argsort(dim=1, descending=True, stable=True)
     weights = (teacher_logits / temperature).softmax(1).gather(1, order)
     ranked = student_logits.gather(1, order)

@@ -26,6 +26,7 @@ CARD = Card(
         catalogue="self_distill_ridge",
         row=27,
     ),
+    objective="cross_entropy",
     equations={
         "kernel_coefficients": "c_t = (K + lambda I)^-1 (alpha y + (1 - alpha) y_{t-1}),  y_t = K c_t,  y_0 = y;   f_t(x) = k(x, X) c_t",
         "ridge_weights": "beta_t = (Phi^T Phi + lambda I)^-1 Phi^T (alpha y + (1 - alpha) y_{t-1}),  y_t = Phi beta_t;   K = Phi Phi^T",
@@ -115,7 +116,7 @@ def distill(
         )
     student.eval()
     features, targets = [], []
-    for batch in problem.examples():
+    for batch in problem.one_pass():
         own = torch.nonzero(batch.labelled).flatten()
         with torch.no_grad():
             embedding = problem.trace(student, batch.inputs[own].to(run.device)).embedding.double()

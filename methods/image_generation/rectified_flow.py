@@ -78,7 +78,7 @@ def flow_loss(denoised: Tensor, clean: Tensor, time: Tensor) -> Tensor:
     On x_t = (1 - t) x_0 + t z the velocity dx/dt is v = (x_t - D)/t and its target z - x_0 = (x_t - x_0)/t: they differ by
     (D - x_0)/t. Equation 1, with t = 1 at the noise (the paper has it at 0), one weight for all t.
     """
-    return row_mean((denoised - clean) ** 2) / time**2
+    return row_mean((denoised - clean.detach()) ** 2) / time**2
 
 
 def noise_level(part: Tensor, sigma_max: float) -> Tensor:

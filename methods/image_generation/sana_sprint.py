@@ -97,20 +97,20 @@ class LogVariance(nn.Module):
         return value[:, 0]
 
 
-def weighted_scm_loss(student: Tensor, tangent: Tensor, sigma: Tensor, log_variance: Tensor) -> Tensor:
+def weighted_scm_loss(velocity: Tensor, tangent: Tensor, sigma: Tensor, log_variance: Tensor) -> Tensor:
     """mean [ (F - sg(F) - g)^2 ] / (sigma e^v) + v, with sigma = d tan t.   (B, ...) twice, (B,) twice -> (B,).
 
     ``tangent`` is normalised. The learnt weight e^-v comes to undo 1 / sigma and the tangent's size: v = ln(w mean g^2) at best.
     """
-    return row_mean((student - student.detach() - tangent.detach()) ** 2) / (sigma * log_variance.exp()) + log_variance
+    return row_mean((velocity - velocity.detach() - tangent.detach()) ** 2) / (sigma * log_variance.exp()) + log_variance
 
 
-def critic_loss(logits: Tensor, real: Tensor) -> Tensor:
-    """The hinge of one row: relu(1 - D) where ``real``, else relu(1 + D), mean over heads.   (B, H), (B,) bool -> (B,).
+def critic_loss(logits: Tensor, is_real: Tensor) -> Tensor:
+    """The hinge of one row: relu(1 - D) where ``is_real``, else relu(1 + D), mean over heads.   (B, H), (B,) bool -> (B,).
 
-    With a fair coin for ``real`` its expectation is the authors' half of the sum of both.
+    With a fair coin for ``is_real`` its expectation is the authors' half of the sum of both.
     """
-    return torch.relu(1 - torch.where(real[:, None], logits, -logits)).mean(1)
+    return torch.relu(1 - torch.where(is_real[:, None], logits, -logits)).mean(1)
 
 
 def generator_loss(logits: Tensor) -> Tensor:

@@ -58,15 +58,15 @@ CARD = Card(
 )
 
 
-def implicit_loss(generated: Tensor, real_denoised: Tensor, fake_denoised: Tensor, *, c: float) -> Tensor:
+def implicit_loss(generated: Tensor, real_answer: Tensor, fake_answer: Tensor, *, c: float) -> Tensor:
     """d'(y)^T (f_psi - x) of a row, with y = f_phi - f_psi and d(y) = sqrt(|y|^2 + c^2) - c, so d'(y) = y / sqrt(|y|^2 + c^2).
 
     The score-gradient theorem of the paper (section 3) in x_0 form: its minus sign, -d'(s_psi - s_phi)^T (s_psi - s_cond), is in y.
     With frozen networks its gradient through x and x_t is that of E d(y) at a frozen law of x_t. At the exact fake score the value
     averages to 0, however far the generator is. |y| is over the whole row.
-    generated x, real_denoised f_phi(x_t), fake_denoised f_psi(x_t), with their graphs: (B, ...); returns (B,).
+    generated x, real_answer f_phi(x_t), fake_answer f_psi(x_t), with their graphs: (B, ...); returns (B,).
     """
-    difference, residual = (real_denoised - fake_denoised).flatten(1), (fake_denoised - generated).flatten(1)
+    difference, residual = (real_answer - fake_answer).flatten(1), (fake_answer - generated).flatten(1)
     return (difference * residual).sum(1) / (difference.square().sum(1) + c**2).sqrt()
 
 

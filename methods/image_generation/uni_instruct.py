@@ -29,7 +29,7 @@ CARD = Card(
         catalogue="uni_instruct",
         row=97,
     ),
-    objective="uni_instruct_loss",
+    objective=("uni_instruct_loss", "logistic_generator_loss"),
     equations={
         "uni_instruct_loss": "L = law/2 (C - r C') |d|^2 + C d . (x - D_fake),  d = D_fake - D_real at x_t,  C(r) = r^2 f''(r):  "
         "at law 1 the gradient of E 1/2 C |d|^2; D_f(teacher || student) = integral of E 1/2 C |d|^2 / sigma^4 over sigma^2",
@@ -101,8 +101,8 @@ CARD = Card(
 
 def uni_instruct_loss(
     generated: Tensor,
-    real_denoised: Tensor,
-    fake_denoised: Tensor,
+    real_answer: Tensor,
+    fake_answer: Tensor,
     ratio: Tensor,
     *,
     divergence: str,
@@ -117,12 +117,12 @@ def uni_instruct_loss(
 
     law 0 leaves out how the student's law answers: SIM's squared distance for reverse KL, where C = 1.
 
-    generated x, real_denoised, fake_denoised: (B, ...), with their graphs; ratio r = teacher / student at x_t: (B,) > 0, with a
+    generated x, real_answer D_real, fake_answer D_fake: (B, ...), with their graphs; ratio r = teacher / student at x_t: (B,) > 0, with a
     graph where its slope is to count.   Returns (B,).
     """
-    difference = fake_denoised - real_denoised
+    difference = fake_answer - real_answer
     own = law_curvature(ratio, divergence=divergence, power=power) * row_mean(difference**2)
-    return law / 2 * own + curvature(ratio, divergence=divergence, power=power) * row_mean(difference * (generated - fake_denoised))
+    return law / 2 * own + curvature(ratio, divergence=divergence, power=power) * row_mean(difference * (generated - fake_answer))
 
 
 def density_ratio(logits: Tensor, noisy: Tensor, score_difference: Tensor, *, slope: str, limit: float) -> Tensor:

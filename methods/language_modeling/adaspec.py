@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distillbench.cards.card import Beats, Card, Choice, Paper, Real
 from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import token_divergence as token_divergence
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TextBatches, TokenBatch
 from distillbench.training.data import Batches, Request
@@ -32,6 +33,7 @@ CARD = Card(
         catalogue="adaspec",
         row=164,
     ),
+    objective="token_divergence",
     equations={
         "selection": "S = tokens whose KL(p || q) - KL(p || q_reference) is in the top fraction k of the batch",
         "distill": "L = (1/N) sum over tokens in S KL(p || q)",

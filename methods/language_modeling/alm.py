@@ -28,6 +28,7 @@ CARD = Card(
         catalogue="alm",
         row=41,
     ),
+    objective="chunk_divergence",
     equations={
         "chunk_divergence": "tau f(exp(a)^(1/tau), exp(b)^(1/tau)), f(x, y) = x log(x/y) + (1-x) log((1-x)/(1-y)), a and b the teacher's "
         "and the student's log-likelihood of a chunk; as tau -> inf: (a - b) + a log(b/a)",
@@ -80,14 +81,14 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(near, torch.log(-torch.expm1(x.where(near, -0.5))), far)
 
 
-def chunk_divergence(teacher: Tensor, student: Tensor, *, divergence: str, tau: float) -> Tensor:
-    """tau times the divergence of the events "this chunk" and "anything else".   a, b: (C,) log-likelihoods <= 0; returns (C,), nats.
+def chunk_divergence(teacher_likelihood: Tensor, student_likelihood: Tensor, *, divergence: str, tau: float) -> Tensor:
+    """tau times the divergence of the events "this chunk" and "anything else".   (C,) log-likelihoods <= 0 each; returns (C,), nats.
 
     Likelihoods are raised to 1/tau first. The factor tau keeps the size of the gradient: at large tau it does not depend on it.
     Paper: section 3; ``divergence``: ``binary_kl``, ``binary_ce`` (plus the entropy of the teacher's event) or ``limit`` (tau -> inf).
     """
     scale = 1.0 if divergence == "limit" else tau
-    a, b = teacher / scale - EPSILON, student / scale - EPSILON
+    a, b = teacher_likelihood.detach() / scale - EPSILON, student_likelihood / scale - EPSILON
     if divergence == "limit":
         return (a - b) + a * (torch.log(-b) - torch.log(-a))
     x, rest = a.exp(), -torch.expm1(a)

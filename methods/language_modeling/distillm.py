@@ -12,6 +12,7 @@ from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real
 from distillbench.identity import derive_seed
 from distillbench.problems.language_modeling.mixed_texts import MixedBatch, beside
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
+from distillbench.problems.language_modeling.oracle import token_divergence as token_divergence
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TextBatches, TokenBatch
 from distillbench.training.data import Batches, Request
@@ -31,6 +32,7 @@ CARD = Card(
         code="https://github.com/jongwooko/distillm/blob/d47e77ff9d27721783b32213be38c1204230cc0a/finetune.py",
         catalogue="distillm",
     ),
+    objective="token_divergence",
     equations={
         "distill": "L = (1/N) sum over response tokens KL(p || alpha p + (1 - alpha) q)  or  KL(q || alpha q + (1 - alpha) p), "
         "+ lm_weight nll on the references",

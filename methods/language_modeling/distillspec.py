@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillbench.cards.card import Beats, Card, Choice, Paper, Real
+from distillbench.problems.language_modeling.oracle import token_divergence as token_divergence
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.run import Losses, Run
@@ -20,6 +21,7 @@ CARD = Card(
         catalogue="distillspec",
         row=79,
     ),
+    objective="token_divergence",
     equations={
         "distill": "L = E_{y ~ G} (1/|y|) sum over t of D(p_t || q_t);  "
         "forward_kl KL(p||q), reverse_kl KL(q||p), js (KL(p||m) + KL(q||m)) / 2 with m = (p + q) / 2, tv sum |p - q| / 2 = 1 - acceptance"

@@ -108,7 +108,8 @@ def first_loss(student_top: Tensor, teacher_top: Tensor, *, normaliser: str, oth
     Under the linear normaliser only the proportions of the K tokens matter: what lies outside of them is free, unless ``other``
     makes it one more outcome.
     """
-    p, q = (torch.cat([a, (1 - a.sum(1, keepdim=True)).clamp(min=0)], 1) if other else a for a in (teacher_top, student_top))
+    both = (teacher_top.detach(), student_top)
+    p, q = (torch.cat([a, (1 - a.sum(1, keepdim=True)).clamp(min=0)], 1) if other else a for a in both)
     log_p, log_q = (a.log_softmax(1) if normaliser == "softmax" else _linear(a) for a in (p, q))
     return (log_p.exp() * (log_p - log_q)).sum(1)
 

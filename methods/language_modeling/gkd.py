@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillbench.cards.card import Beats, Card, Choice, Paper, Real
+from distillbench.problems.language_modeling.oracle import token_divergence as token_divergence
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.run import Losses, Run
@@ -19,6 +20,7 @@ CARD = Card(
         arxiv="2306.13649",
         catalogue="gkd",
     ),
+    objective="token_divergence",
     equations={
         "distill": "L = (1 - lambda) E_{y ~ teacher} D(y) + lambda E_{y ~ student} D(y),  D(y) = sum over t of D(p_t || q_t) / |y|,  "
         "D(p || q) = beta KL(p||m) + (1 - beta) KL(q||m),  m = beta p + (1 - beta) q"

@@ -12,9 +12,11 @@ from torch import Tensor
 from distillbench.cards.card import Beats, Card, Choice, Flag, Integer, Paper, Real, Reported
 from distillbench.identity import derive_seed
 from distillbench.problems.language_modeling.mixed_texts import MixedBatch, beside
-from distillbench.problems.language_modeling.oracle import chosen_log_probs
+from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import chosen_log_probs, token_divergence
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TextBatches, TokenBatch
+from distillbench.problems.language_modeling.token_losses import Projection, Teacher
 from distillbench.training.data import Batches, Request
 from distillbench.training.reduction import Term
 from distillbench.training.run import Losses, Run
@@ -32,6 +34,7 @@ CARD = Card(
         code="https://github.com/microsoft/LMOps/blob/4f2a9deb5f08e459fd44c2e4792344d78ca89fc3/minillm/minillm/losses.py",
         catalogue="minillm",
     ),
+    objective=("single_step_loss", "policy_loss"),
     equations={
         "distill": "L = KL(q || p) of whole responses = mean over tokens of KL(q_t || p_t), with gradient in q_t alone, "
         "+ policy_loss + lm_weight ((1 - kd_ratio) nll + kd_ratio KL(p || q) on the references)",
@@ -146,11 +149,17 @@ def advantages(reward: Tensor, mask: Tensor, *, discount: float, own: bool, whit
     return found.where(mask, 0.0)
 
 
+def single_step_loss(model: LanguageModel, states: Tensor, teacher: Teacher, *, vocab: int) -> Tensor:
+    """KL(q_t || p_t) of each token, (N,) nats: the part of the policy gradient that is taken exactly.   states: (N, D)."""
+    return token_divergence(model, states, teacher, divergence="reverse_kl", vocab=vocab)
+
+
 def policy_loss(log_q: Tensor, old: Tensor, weight: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
     """The clipped objective of each token, to be made small; gradients flow through ``log_q`` only.   All of one shape.
 
     The importance weight stands inside the clip, as in the authors' code: what clips the ratio bounds the weight as well.
     """
+    old, weight, advantage = old.detach(), weight.detach(), advantage.detach()
     ratio = (log_q - old).exp() * weight
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
@@ -285,8 +294,9 @@ def distill(
         states = batch.predicted.take(student(batch.ids, batch.attention))
         theirs = batch.predicted.take(problem.teacher.states(batch))
         log_q = chosen_log_probs(student, states, labels, vocab=problem.vocab)
+        target = Projection(theirs[own], *problem.teacher.module.head)
         terms: dict[str, Term] = {
-            "single_step": (problem.compare(states[own], theirs[own], "reverse_kl"), "own"),
+            "single_step": (single_step_loss(student, states[own], target, vocab=problem.vocab), "own"),
             "policy": (policy_weight * policy_loss(log_q[own], *batch.values(), clip=clip), "own"),
         }
         if lm_weight:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distillbench.cards.card import Beats, Card, Paper, Real
 from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.oracle import token_nll as token_nll
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TextBatches, Texts, TokenBatch
 from distillbench.training.run import Learner, Losses, Run
@@ -27,6 +28,7 @@ CARD = Card(
         catalogue="miniplm",
         row=198,
     ),
+    objective="token_nll",
     equations={
         "differences": "r(x) = mean over tokens of log p(x_t | x_<t) - log p_reference(x_t | x_<t)",
         "best": "D' = the fraction alpha of the texts with the largest r, in the order of the data",

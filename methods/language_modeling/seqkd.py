@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillbench.cards.card import Beats, Card, Flag, Paper, Real
+from distillbench.problems.language_modeling.oracle import token_nll as token_nll
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.run import Losses, Run
@@ -20,6 +21,7 @@ CARD = Card(
         code="https://github.com/harvardnlp/seq2seq-attn/blob/852ee994c6eca42dbe8cd997ec3a5e8fc46a4dfe/train.lua",
         catalogue="seqkd",
     ),
+    objective="token_nll",
     equations={"distill": "L = -(1/N) sum over response tokens log q(y_t | y_<t, x),  y from the teacher"},
     hyperparameters={
         "temperature": Real(1.0, ge=0, note="of the teacher's sampling; 0 is greedy, near the paper's beam search"),

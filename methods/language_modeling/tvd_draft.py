@@ -29,6 +29,7 @@ CARD = Card(
         catalogue="tvd_draft",
         row=82,
     ),
+    objective=("exact_loss", "sampled_loss"),
     equations={
         "reward_mean": "mu = mean over tokens of sum_v q(v) r(v),  r(v) = 1 where p(v) > q(v), else 0",
         "reward_deviation": "sigma = sqrt(mu (1 - mu)), as r is 0 or 1",
@@ -139,9 +140,9 @@ def exact_loss(draft: LanguageModel, target: LanguageModel, states: Tensor, thei
 
 
 def sampled_loss(
-    draft: LanguageModel, target: LanguageModel, states: Tensor, theirs: Tensor, uniforms: Tensor, mean: float, vocab: int
+    draft: LanguageModel, target: LanguageModel, states: Tensor, theirs: Tensor, uniforms: Tensor, mean_reward: float, vocab: int
 ) -> tuple[Tensor, Tensor]:
-    """-(r(v) - mu) log q(v) at one v ~ q of each token (N,), drawn by ``uniforms`` (N,), and r(v) (N,)."""
+    """-(r(v) - mu) log q(v) at one v ~ q of each token (N,), drawn by ``uniforms`` (N,), and r(v) (N,); mu is ``mean_reward``."""
     tokens, rewards = [], []
     for mine, other, uniform in zip(*(x.split(CHUNK) for x in (states, theirs, uniforms)), strict=True):
         with torch.no_grad():
@@ -152,4 +153,4 @@ def sampled_loss(
     chosen, reward = torch.cat(tokens), torch.cat(rewards).float()
     point = TopK(chosen, torch.zeros_like(reward)[:, None], torch.zeros_like(reward))  # all mass on v: its forward KL is -log q(v)
     weight, bias = draft.head
-    return (reward - mean) * token_losses(states, weight, point, "forward_kl", bias=bias, vocab=vocab, chunk=CHUNK), reward
+    return (reward - mean_reward) * token_losses(states, weight, point, "forward_kl", bias=bias, vocab=vocab, chunk=CHUNK), reward
