@@ -52,6 +52,9 @@ CONSTRUCTORS = {
 }
 
 
+GONE = {"Card": ("results",)}  # fields that cards in older records carry: they are left out on reading
+
+
 def read_card(path: Path) -> Card | SuiteCard:
     """The card in the module at ``path``, read from its source; nothing of the module runs.
 
@@ -131,7 +134,8 @@ def from_data(value: Any) -> Any:
             if str(name) not in CONSTRUCTORS:
                 raise unknown("card class", str(name), CONSTRUCTORS)
             try:
-                return CONSTRUCTORS[name](**{k: from_data(v) for k, v in value.items() if k != "_"})
+                gone = {"_", *GONE.get(name, ())}
+                return CONSTRUCTORS[name](**{k: from_data(v) for k, v in value.items() if k not in gone})
             except (TypeError, KeyError, ValueError, AttributeError) as error:
                 raise UserError(f"a card in the record does not fit this version: {error}") from error
         return {k: from_data(v) for k, v in value.items()}

@@ -59,7 +59,7 @@ def gradients(objective: Objective, inputs: Inputs, **hyper: Any) -> tuple[list[
 def card(subject: Subject) -> str:
     """The card is complete and points at real functions."""
     card = subject.card
-    texts = [card.title, card.results, *card.equations.values(), *card.deviations, *([card.paper.title] if card.paper else [])]
+    texts = [card.title, card.notes, *card.equations.values(), *card.deviations, *([card.paper.title] if card.paper else [])]
     if any("TODO" in t for t in texts):
         raise Failed("fill in what is marked TODO on the card")
     if not card.control and card.paper is None:

@@ -72,10 +72,6 @@ CARD = Card(
         "No warm-up, weight decay of 0.01 or gradient clipping; the discriminator is there from the first step, where the paper's best "
         "run adds it after one without.",
     ],
-    results="Tune split, one seed. image-generation/digits: fd_digits_cnn 0.724 (dmd 0.710, teacher in one step 16.1, teacher in 18 Heun "
-    "steps 0.540), class accuracy 0.990. image-generation/gaussians with a quarter of the budget: mmd2 0.0103, modes 1.80 times too wide. "
-    "That it beats dmd was not seen on the digits: the two are alike there. "
-    "image-generation/digits-few, 50 generator steps: 1.25 with two evaluations a sample, 3.39 with one.",
 )
 
 

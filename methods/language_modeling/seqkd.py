@@ -32,8 +32,6 @@ CARD = Card(
         "Responses that reach the length limit are kept without an end of sequence, so they teach what they hold but not to stop.",
         "The paper's interpolation (the candidate nearest the reference) and its mix with word-level distillation are left out.",
     ],
-    results="markov, mean +- sd of 3 seeds (scratch): kl 0.551 +- 0.022 (0.645), acceptance 0.607 +- 0.009 (0.592). It has "
-    "four times the prompts that have references, and both are drawn from one law here, so what it gains is more text.",
 )
 
 

@@ -38,6 +38,9 @@ CARD = SuiteCard(
     ],
     primary="top1",
     controls=["scratch", "pseudo_label", "teacher", "shuffled_teacher"],
+    floor="scratch",
+    ceiling="teacher",
+    strongest=["scratch", "pseudo_label", "shuffled_teacher"],
     settings={
         "blobs": Setting(
             tier="analytic",

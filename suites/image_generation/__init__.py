@@ -150,6 +150,9 @@ CARD = SuiteCard(
     ],
     primary="mmd2",
     controls=["scratch", "teacher", "teacher_one_step"],
+    floor="scratch",
+    ceiling="teacher",
+    strongest=["scratch", "teacher_one_step"],
     settings={
         "gaussians": Setting(
             tier="analytic",

@@ -108,6 +108,9 @@ CARD = SuiteCard(
     ],
     primary="kl",
     controls=["scratch", "undistilled", "teacher"],
+    floor="scratch",
+    ceiling="teacher",
+    strongest=["scratch", "undistilled"],
     settings={
         "markov": Setting(
             tier="analytic",

@@ -172,6 +172,9 @@ CARD = SuiteCard(
     ],
     primary="acceptance",
     controls=["scratch", "undistilled", "teacher"],
+    floor="scratch",
+    ceiling="teacher",
+    strongest=["scratch", "undistilled"],
     settings={
         "markov": Setting(
             tier="analytic",
