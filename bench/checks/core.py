@@ -17,6 +17,7 @@ from distillbench.cards import registry
 from distillbench.cards.card import Card
 from distillbench.errors import UserError
 from distillbench.runs.plan import RunSpec, plan
+from distillbench.runs.plan import track as find_track
 
 Outcome = Literal["passed", "failed", "skipped", "exempt"]
 
@@ -62,7 +63,7 @@ class Subject:
 
     def __init__(self, name: str, track: str | None = None) -> None:
         self.name = name
-        self.entry = registry.find("method", name)
+        self.entry = registry.find("method", name, *(find_track(track)[1].kinds if track is not None else ()))
         self.card: Card = registry.method_card(self.entry)
         self._track = track
 
