@@ -122,7 +122,7 @@ CARD = Card(
         ),
     ],
     deviations=[
-        "The warm-up rises with every step from 0; the authors raise it once an epoch, from 1/20, which is half an epoch more on average.",
+        "The warm-up rises with every step from 0; the authors raise it once per epoch, from 1/20, which is half an epoch more on average.",
         "log(1 - p_y) is a logsumexp over the other classes; the authors take the log of a sum, which is infinite where it underflows.",
         "The target is removed from the logits; the authors subtract 1000 from it, the same unless z/T spreads over about as much.",
     ],

@@ -52,7 +52,7 @@ CARD = Card(
         "The teacher's optimizer is the track's with a cosine schedule; the authors' SGD at 0.05 is that of the CIFAR-100 benchmark.",
         "Its last weights are used; the release also keeps those of the best test accuracy.",
         "Centroids are computed in evaluation mode on the examples as they are; the release uses augmented images and batch statistics.",
-        "With a decay below 1 centroids follow the batch's own outputs; the paper draws 8 fresh examples a class.",
+        "With a decay below 1 centroids follow the batch's own outputs; the paper draws 8 fresh examples per class.",
         "Where a label was not observed, the teacher's decision stands for it.",
     ],
     exempt={

@@ -52,7 +52,7 @@ CARD = Card(
         ),
     ],
     deviations=[
-        "The warm-up rises with every step; the released code raises it once an epoch.",
+        "The warm-up rises with every step; the released code raises it once per epoch.",
         "Class means are of the training examples as they are, not rounded; the released ones are of augmented images and rounded.",
         "Where a label was not observed, the class mean and the loss use the teacher's decision.",
     ],

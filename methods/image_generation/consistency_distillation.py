@@ -38,7 +38,7 @@ CARD = Card(
         "average_decay": Real(0.98, ge=0, lt=1, note="of the exported average; the paper's is 0.999 to 0.99994"),
         "rate": Real(1.0, gt=0, note="times the track's learning rate; the paper's is 4e-4 of rectified Adam for CIFAR-10"),
         "initial_share": Real(0.25, gt=0, lt=1, note="part of the budget for the initialisation, where weights cannot be copied"),
-        "steps": Integer(0, ge=0, note="evaluations a sample; 0 is as many as the track allows"),
+        "steps": Integer(0, ge=0, note="evaluations per sample; 0 is as many as the track allows"),
     },
     claims=[
         Beats("scratch", source="one step of the consistency function against one step of a denoiser"),

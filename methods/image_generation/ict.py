@@ -43,7 +43,7 @@ CARD = Card(
         "rate": Real(1.0, gt=0, note="times the track's learning rate; the paper's is 1e-4 of rectified Adam"),
         "average_decay": Real(0.99, ge=0, lt=1, note="of the exported average; the paper's is 0.9999 over 400,000 steps"),
         "initial_share": Real(0.25, gt=0, lt=1, note="part of the budget for initial=teacher where weights cannot be copied"),
-        "steps": Integer(0, ge=0, note="evaluations a sample; 0 is as many as the track allows"),
+        "steps": Integer(0, ge=0, note="evaluations per sample; 0 is as many as the track allows"),
     },
     claims=[
         Beats("scratch", source="one step of the consistency function against one step of a denoiser"),

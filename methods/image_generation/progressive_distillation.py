@@ -33,7 +33,7 @@ CARD = Card(
         "progressive_loss": "L = w(s) mean (D_theta(x, s) - D*)^2,  SNR = 1/s^2;  w = max(SNR, 1) (truncated), SNR + 1, SNR or 1",
     },
     hyperparameters={
-        "steps": Integer(0, ge=0, note="evaluations a sample of the last student; 0 is as many as the track allows"),
+        "steps": Integer(0, ge=0, note="evaluations per sample of the last student; 0 is as many as the track allows"),
         "rounds": Integer(4, ge=1, note="halvings: the first teacher takes steps * 2^rounds DDIM steps; 8192 steps in the paper"),
         "weight": Choice(
             "truncated", options=("truncated", "snr+1", "snr", "constant"), note="the paper compares the first two; their code has all four"

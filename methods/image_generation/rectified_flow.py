@@ -34,7 +34,7 @@ CARD = Card(
         "v = (x_t - D)/t;  reflow: t uniform, (z, x_0) coupled by the ODE;  distil: t where the sampler's steps start",
     },
     hyperparameters={
-        "steps": Integer(0, ge=0, note="evaluations a sample; 0 is as many as the track allows"),
+        "steps": Integer(0, ge=0, note="evaluations per sample; 0 is as many as the track allows"),
         "pairs": Integer(
             6000, ge=1, note="pairs of the teacher, and as many of the reflowed student where they are used; a million or more for CIFAR-10"
         ),

@@ -49,7 +49,7 @@ CARD = Card(
             options=("predictor_corrector", "reverse_diffusion", "ancestral", "probability_flow"),
             note="the paper's best samples are of the first",
         ),
-        "steps": Integer(100, ge=4, note="evaluations a sample at most; the paper takes 1,000 to 2,000, about 140 for the flow"),
+        "steps": Integer(100, ge=4, note="evaluations per sample at most; the paper takes 1,000 to 2,000, about 140 for the flow"),
         "snr": Real(0.16, gt=0, note="of the corrector: 0.16 for the paper's VE models, 0.01 for its VP models"),
     },
     claims=[

@@ -54,7 +54,7 @@ CARD = Card(
         "power": Real(0.5, note="k of the power family, whose C is r^k; 0 is reverse KL, 1 forward KL"),
         "law": Real(
             1.0,
-            note="how far the student's law counts: 1 is the divergence's gradient, 0 holds the law (SIM), 2 (1 - alpha) is SiD's alpha",
+            note="how far the student's distribution counts: 1 is the divergence's gradient, 0 holds it (SIM), 2 (1 - alpha) is SiD's",
         ),
         "slope": Choice(
             "none",

@@ -41,7 +41,7 @@ CARD = Card(
         "divergence": Choice("skew_kl", options=["skew_kl", "skew_reverse_kl"], note="the authors' script has the first"),
         "alpha": Real(0.1, ge=0, le=1, note="skew; 0 is the plain KL"),
         "threshold": Real(0.0, ge=0, le=1, note="phi at the beginning"),
-        "epsilon": Real(0.1, ge=0, note="nats a token that the validation loss must be above the one it is compared with"),
+        "epsilon": Real(0.1, ge=0, note="nats per token that the validation loss must be above the one it is compared with"),
         "compared": Choice("first", options=["first", "best"], note="with which loss: see raised"),
         "interval": Real(0.1, gt=0, le=1, note="share of the run between validations; an epoch of 20 in the authors' script"),
         "replay": Choice(
@@ -59,7 +59,7 @@ CARD = Card(
     deviations=[
         "Given text is the teacher's, as for the other methods of a track; the paper's is the data's own responses (data=references).",
         "No pre-training corpus: the language-modelling term, on the references, is off by default.",
-        "The validation loss is taken ten times a run instead of once an epoch. Its forward passes (the validation references, ten "
+        "The validation loss is taken ten times per run instead of once per epoch. Its forward passes (the validation references, ten "
         "times) are not metered as student examples.",
         "The loss it is compared with moves only when phi rises, as in the authors' code; compared=best follows the lowest loss.",
         "Divergences are true ones: the authors' skew KL leaves the teacher's entropy out, with the same gradient. Every token of the "

@@ -38,7 +38,7 @@ CARD = Card(
         "policy_loss": "max(-A_t rho_t, -A_t clip(rho_t, 1 - clip, 1 + clip)),  rho_t = w_t q(y_t) / q_old(y_t)",
     },
     hyperparameters={
-        "mixing": Real(0.2, ge=0, lt=1, note="alpha: the teacher's share in the law that rollouts are sampled from"),
+        "mixing": Real(0.2, ge=0, lt=1, note="alpha: the teacher's share in the distribution that rollouts are sampled from"),
         "returns": Choice("own", options=["own", "next"], note="first reward in A_t: t as in the authors' code, or t + 1 as in the paper"),
         "discount": Real(0.95, ge=0, le=1, note="of rewards, in the authors' code; the paper has none (1)"),
         "whiten": Flag(True, note="advantages to mean 0 and variance 1 over the tokens of a collection"),
@@ -48,7 +48,7 @@ CARD = Card(
         "rollouts": Integer(4, ge=1, note="batches in a collection; 16 in the authors' script, of 313 collections"),
         "policy_weight": Real(0.3, ge=0, note="of the policy loss, 1 in the paper: see notes; 0 leaves the single-step term alone"),
         "lm_weight": Real(1.0, ge=0, note="of the term on references; above 0, half of every batch are references"),
-        "kd_ratio": Real(0.5, ge=0, le=1, note="share of the teacher's law in the term on references"),
+        "kd_ratio": Real(0.5, ge=0, le=1, note="share of the teacher's distribution in the term on references"),
         "sft": Real(0.1, ge=0, lt=1, note="share of the budget for the first phase, next-token training on the references"),
     },
     claims=[

@@ -28,7 +28,7 @@ CARD = Card(
     claims=[Beats("scratch", source="the paper's comparison with training on the references")],
     deviations=[
         "Responses are sampled, or greedy at temperature 0; the paper decodes with a beam of 5. Sampled ones aim at the teacher's "
-        "whole law, greedy ones and those of a beam at its mode.",
+        "whole distribution, greedy ones and those of a beam at its mode.",
         "Responses that reach the length limit are kept without an end of sequence, so they teach what they hold but not to stop.",
         "The paper's interpolation (the candidate nearest the reference) and its mix with word-level distillation are left out.",
     ],

@@ -49,7 +49,7 @@ CARD = Card(
     deviations=[
         "The schedule follows the KL of the paper; the authors' code follows the cross-entropy, which contains the entropy of p_t, so its "
         "relative changes are smaller.",
-        "The schedule moves once an update, by the loss of the whole batch; the authors' moves at every forward pass of every device.",
+        "The schedule moves once per update, by the loss of the whole batch; the authors' moves at every forward pass of every device.",
         "The text is the teacher's own; the authors train on the responses of a data set.",
         "alpha is larger, since runs are shorter: at the authors' value the linear floor alone moves t "
         "(kl 0.411 against 0.395 on the tune chain).",

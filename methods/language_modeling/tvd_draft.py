@@ -39,7 +39,7 @@ CARD = Card(
         "objective": Choice(
             "tvd_plus",
             options=["tvd_plus", "tvd_plus_sampled", "tvd"],
-            note="the paper's TVD++ with its expectation over the vocabulary taken exactly or from one draw a token; or plain TVD",
+            note="the paper's TVD++ with its expectation over the vocabulary taken exactly or from one draw per token; or plain TVD",
         ),
         "temperature": Real(1.0, ge=0, note="of the teacher's responses; the paper mixes 0, 0.3, 0.7 and 1"),
         "top_p": Real(1.0, gt=0, le=1, note="of the teacher's responses; the paper's 0.95"),
@@ -52,7 +52,7 @@ CARD = Card(
     ],
     deviations=[
         "sigma is of the update before (1/2 at the first): that of the update under way is known only after its last micro-batch.",
-        "One temperature of the responses; the paper has several responses a prompt, over four temperatures.",
+        "One temperature of the responses; the paper has several responses per prompt, over four temperatures.",
         "No pre-training text is mixed into the distillation (the paper: about one batch in ten).",
         "Whether the paper takes the expectation over the vocabulary or samples tokens is not clear to us; both are here.",
         "No code of the authors was found.",

@@ -29,7 +29,8 @@ CARD = SuiteCard(
             name="mmd2",
             unit="squared kernel distance",
             better="lower",
-            meaning="unbiased squared MMD to fresh real samples, Gaussian kernels; 0 in expectation for the data's law: may be negative",
+            meaning="unbiased squared MMD to fresh real samples, Gaussian kernels; 0 in expectation for the data's distribution: "
+            "may be negative",
         ),
         Metric(
             name="sliced_wasserstein",
@@ -118,7 +119,7 @@ CARD = SuiteCard(
             range=(1, None),
             meaning="exp of the mean KL of p(y|x) to p(y), by the classes of torch-fidelity's Inception",
         ),
-        Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample, counted"),
+        Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations per sample, counted"),
         Metric(
             name="spread_ratio",
             unit="ratio",
@@ -347,7 +348,7 @@ CARD = SuiteCard(
                 "student": {"name": "denoiser-mlp", "arguments": {"shape": [2], "width": 64, "blocks": 2, "classes": 4}},
             },
         ),
-        "digits-few": Variant(of="digits", summary="The digits, with up to two evaluations a sample.", options={"steps": 2}),
+        "digits-few": Variant(of="digits", summary="The digits, with up to two evaluations per sample.", options={"steps": 2}),
         "cifar10-fidelity": Variant(
             of="cifar10",
             summary="CIFAR-10 by class, judged in the features of torch-fidelity's Inception, which every number there has in its name.",

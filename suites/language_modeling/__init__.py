@@ -18,28 +18,30 @@ CARD = SuiteCard(
     version=1,
     problem="language-modeling",
     title="Language modelling",
-    summary="One language model, one smaller student, one pool of prompts: how close to the teacher's law does each method come?",
+    summary="One language model, one smaller student, one pool of prompts: how close to the teacher's distribution does each method come?",
     metrics=[
         Metric(
             name="kl",
-            unit="nats a token",
+            unit="nats per token",
             better="lower",
             range=(0, None),
-            meaning="KL of the teacher's law of whole responses to the student's, over the expected tokens of a teacher's response; exact",
+            meaning="KL of the teacher's distribution of whole responses to the student's, over the expected tokens of a teacher's "
+            "response; exact",
         ),
         Metric(
             name="reverse_kl",
-            unit="nats a token",
+            unit="nats per token",
             better="lower",
             range=(0, None),
-            meaning="KL of the student's law of whole responses to the teacher's, over the expected tokens of a student's response; exact",
+            meaning="KL of the student's distribution of whole responses to the teacher's, over the expected tokens of a student's "
+            "response; exact",
         ),
         Metric(
             name="tv",
             unit="probability",
             better="lower",
             range=(0, 1),
-            meaning="mean total variation of the two next-token laws where the teacher's responses go; exact",
+            meaning="mean total variation of the two next-token distributions where the teacher's responses go; exact",
         ),
         Metric(
             name="acceptance",
@@ -50,10 +52,10 @@ CARD = SuiteCard(
         ),
         Metric(
             name="truth_kl",
-            unit="nats a token",
+            unit="nats per token",
             better="lower",
             range=(0, None),
-            meaning="kl with the law that the teacher itself was estimated from in the teacher's place; exact",
+            meaning="kl with the distribution that the teacher itself was estimated from in the teacher's place; exact",
         ),
         Metric(
             name="rougel",
@@ -100,10 +102,10 @@ CARD = SuiteCard(
         ),
         Metric(
             name="text_kl",
-            unit="nats a token of the teacher",
+            unit="nats per token of the teacher",
             better="lower",
             range=(0, None),
-            meaning="KL of the teacher's law of whole texts to the student's, whatever tokens each writes them in; exact",
+            meaning="KL of the teacher's distribution of whole texts to the student's, whatever tokens each writes them in; exact",
         ),
     ],
     primary="kl",
@@ -114,8 +116,8 @@ CARD = SuiteCard(
     settings={
         "markov": Setting(
             tier="analytic",
-            summary="A chain of order 2 over 16 tokens with exact next-token laws; the student's logits have rank 6. 256 of 1,024 prompts "
-            "have a reference.",
+            summary="A chain of order 2 over 16 tokens with exact next-token distributions; the student's logits have rank 6. 256 of "
+            "1,024 prompts have a reference.",
             budget=Budget(student_examples=9600, teacher_examples=19200),
             training=Training(batch_size=32, optimizer="adamw", learning_rate=0.005, schedule="cosine"),
             metrics=["kl", "reverse_kl", "tv", "acceptance"],
