@@ -308,18 +308,6 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A setting that differs from another one of the same suite in a few ``options``, ``others``, fields of ``training`` or ``metrics``."""
-
-    of: str
-    summary: str
-    options: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    metrics: tuple[str, ...] | list[str] = ()
-    others: dict[str, Asset] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class SuiteCard:
     """What a suite says about itself. ``controls`` are slugs that every board of the suite carries.
 
@@ -332,7 +320,8 @@ class SuiteCard:
 
     Metrics without a direction are written among ``metrics``; on reading they stand apart in ``shown``, so that nothing that judges
     meets them. No setting names them: a suite measures them wherever they make sense, and a run without one is whole.
-    ``variants`` are written short; on reading each becomes a whole setting, so that nobody else has to know of them.
+    Where ``settings`` are longer than the suite's code they stand in a file beside it: ``settings=read_settings(__file__)``, see
+    :func:`reading.read_settings`.
     """
 
     slug: str
@@ -343,7 +332,6 @@ class SuiteCard:
     primary: str
     controls: tuple[str, ...] | list[str]
     settings: dict[str, Setting]
-    variants: dict[str, Variant] = field(default_factory=dict)
     summary: str = ""
     shown: tuple[Metric, ...] | list[Metric] = field(default=(), metadata=LATER)
     floor: str = field(default="", metadata=LATER)
@@ -362,27 +350,14 @@ class SuiteCard:
                 object.__setattr__(self, role, slug)
         if not self.strongest:
             object.__setattr__(self, "strongest", tuple(c for c in self.controls if c != self.ceiling))
+        if not isinstance(self.settings, dict):
+            raise ValueError("settings are a dict, name -> Setting")
         written = (*self.metrics, *self.shown)
         if shown := tuple(m for m in written if isinstance(m, Metric) and m.better is None):
             object.__setattr__(self, "metrics", tuple(m for m in written if m not in shown))
             object.__setattr__(self, "shown", shown)
-        whole = dict(self.settings)
-        for name, variant in self.variants.items():
-            base = whole[variant.of]
-            training = dataclasses.replace(base.training, **variant.training)
-            options = {**base.options, **variant.options}
-            whole[name] = dataclasses.replace(
-                base,
-                summary=variant.summary,
-                options=options,
-                training=training,
-                metrics=variant.metrics or base.metrics,
-                others={**base.others, **variant.others},
-            )
-        object.__setattr__(self, "settings", whole)
-        object.__setattr__(self, "variants", {})
         raw = {m.name for m in shown}
-        for name in (self.primary, *(m for setting in whole.values() for m in setting.metrics)) if raw else ():
+        for name in (self.primary, *(m for setting in self.settings.values() for m in setting.metrics)) if raw else ():
             if name in raw:
                 raise ValueError(f"metric {name} has no direction (better=None): it is shown, and nothing is judged by it")
 
