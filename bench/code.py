@@ -21,10 +21,10 @@ from importlib.metadata import Distribution, PackageNotFoundError, entry_points,
 from pathlib import Path
 
 from distillbench.errors import UserError
+from distillbench.files import SETTINGS
 from distillbench.identity import canonical, sha256
 
 ROOT = "distillbench"
-SETTINGS = "settings.toml"  # beside a suite's package: the part of its card that is data
 INSTALLED = tuple(
     {Path(place).resolve() for place in map(sysconfig.get_paths().get, ("stdlib", "platstdlib", "purelib", "platlib")) if place}
 )

@@ -27,8 +27,8 @@ from distillbench.cards.card import (
     SuiteCard,
     Training,
 )
-from distillbench.code import SETTINGS
 from distillbench.errors import UserError, brief, unknown
+from distillbench.files import SETTINGS
 
 CONSTRUCTORS = {
     c.__name__: c
