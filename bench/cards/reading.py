@@ -53,7 +53,6 @@ CONSTRUCTORS = {
 
 
 GONE = {"Card": ("results",), "SuiteCard": ("variants",)}  # fields that cards in older records carry: left out on reading
-PARTS: dict[str, type[Budget | Training | Asset]] = {"budget": Budget, "training": Training, "data": Asset, "teacher": Asset}
 
 
 def read_card(path: Path) -> Card | SuiteCard:
@@ -83,9 +82,9 @@ def read_card(path: Path) -> Card | SuiteCard:
 def read_settings(module: str) -> dict[str, Setting]:
     """The settings in ``settings.toml`` beside a suite's ``module`` (its ``__file__``): name -> setting, in the file's order.
 
-    A table is a setting. Its fields are those of :class:`Setting`, the asset of a role R in ``others`` is the table ``others.R``. A table
-    with ``of`` is a setting that differs from an earlier one in its summary and in some ``options``, fields of ``training`` or
-    ``others``, or in ``metrics``.
+    A table is a setting. Its fields are those of :class:`Setting`; the asset of a role R (data, teacher or another one) is the table
+    ``assets.R``. A table with ``of`` is a setting that differs from an earlier one in its summary and in some ``options``, fields of
+    ``training`` or further assets, or in ``metrics``.
 
     Raises:
         UserError: the file is missing or no TOML, or a setting is none; says which and why.
@@ -101,15 +100,19 @@ def read_settings(module: str) -> dict[str, Setting]:
             if not isinstance(table, dict):
                 raise ValueError("is no table")
             settings[name] = _setting(_plain(table), settings)
-        except (TypeError, KeyError, ValueError, AttributeError, UserError) as error:
+        except KeyError as error:
+            raise UserError(f"{path}: setting {name}: the table has no {error.args[0]}") from error
+        except (TypeError, ValueError, AttributeError, UserError) as error:
             raise UserError(f"{path}: setting {name}: {error}") from error
     return settings
 
 
 def _setting(table: dict[str, Any], known: dict[str, Setting]) -> Setting:
-    others = {role: Asset(**about) for role, about in table.pop("others", {}).items()}
+    assets = {role: Asset(**about) for role, about in table.pop("assets", {}).items()}
+    roles: dict[str, Any] = {role: assets.pop(role) for role in ("data", "teacher") if role in assets}
     if "of" not in table:
-        return Setting(**table | {part: PARTS[part](**table[part]) for part in PARTS.keys() & table.keys()}, others=others)
+        parts: dict[str, Any] = {"budget": Budget(**table.pop("budget")), "training": Training(**table.pop("training"))}
+        return Setting(**table, **parts, **roles, others=assets)
     of, summary, metrics = table.pop("of"), table.pop("summary", ""), table.pop("metrics", ())
     training, options = table.pop("training", {}), table.pop("options", {})
     if of not in known:
@@ -123,7 +126,8 @@ def _setting(table: dict[str, Any], known: dict[str, Setting]) -> Setting:
         metrics=metrics or base.metrics,
         training=dataclasses.replace(base.training, **training),
         options={**base.options, **options},
-        others={**base.others, **others},
+        others={**base.others, **assets},
+        **roles,
     )
 
 

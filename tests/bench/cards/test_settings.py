@@ -33,9 +33,13 @@ tier = "analytic"
 summary = "base"
 budget = { student_examples = 64_000 }
 training = { batch_size = 10, optimizer = "sgd", learning_rate = 0.1, milestones = [0.5] }
-data = { name = "d", source = "s", licence = "l" }
 
-[base.others.reference]
+[base.assets.data]
+name = "d"
+source = "s"
+licence = "l"
+
+[base.assets.reference]
 name = "r"
 source = "s"
 licence = "l"
@@ -94,7 +98,7 @@ of = "wide"
 summary = "of another"
 metrics = ["nll"]
 options = { width = 9 }
-others = { noise = { name = "n", source = "s", licence = "l" } }
+assets = { noise = { name = "n", source = "s", licence = "l" } }
 """
     card = read_card(suite(BASE + more))
     base, wide, wider = card.settings.values()
@@ -114,10 +118,10 @@ others = { noise = { name = "n", source = "s", licence = "l" } }
         ("[x]\nof = 'base'", "setting x: it has no summary of its own"),
         ("[x]\nof = 'base'\nsummary = 's'\nbudget = {}", "setting x: beside 'of' it cannot change budget"),
         ("[x]\nof = 'base'\nsummary = 's'\ntraining = { speed = 3 }", "setting x: .*unexpected keyword argument 'speed'"),
-        ("[x]\ntier = 'analytic'", "setting x: .*missing 3 required"),
+        ("[x]\ntier = 'analytic'", "setting x: the table has no budget"),
         ("[x]\nof = 'base'\nsummary = 's'\noptions = { day = 2026-01-01 }", "setting x: 2026-01-01 has no place in JSON"),
         ("[x]\nof = 'base'\nsummary = 's'\noptions = { far = inf }", "setting x: inf has no place in JSON"),
-        ("[x]\nof = 'base'\nsummary = 's'\nothers = 3", "setting x: "),
+        ("[x]\nof = 'base'\nsummary = 's'\nassets = 3", "setting x: "),
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_file_and_setting(suite, more, says):
