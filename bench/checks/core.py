@@ -20,6 +20,7 @@ from distillbench.errors import UserError
 from distillbench.problems.base import Problem
 from distillbench.problems.examples import Draw, Input
 from distillbench.runs.plan import RunSpec, plan
+from distillbench.runs.plan import track as find_track
 
 Outcome = Literal["passed", "failed", "unproven", "skipped", "exempt"]
 
@@ -76,7 +77,7 @@ class Subject:
 
     def __init__(self, name: str, track: str | None = None) -> None:
         self.name = name
-        self.entry = registry.find("method", name)
+        self.entry = registry.find("method", name, *(find_track(track)[1].kinds if track is not None else ()))
         self.card: Card = registry.method_card(self.entry)
         self._track = track
 

@@ -76,7 +76,7 @@ def choices(subject: Subject, objective: Objective) -> Iterator[dict[str, Any]]:
 def card(subject: Subject) -> str:
     """The card is complete and points at real functions."""
     card = subject.card
-    texts = [card.title, card.results, *card.equations.values(), *card.deviations, *([card.paper.title] if card.paper else [])]
+    texts = [card.title, card.notes, *card.equations.values(), *card.deviations, *([card.paper.title] if card.paper else [])]
     if any("TODO" in t for t in texts):
         raise Failed("fill in what is marked TODO on the card")
     if not card.control and card.paper is None:

@@ -58,11 +58,6 @@ CARD = Card(
     exempt={
         "zero_at_match": "a weighted ranking likelihood and no divergence: student = teacher is not even stationary, which a test shows",
     },
-    results="Top-1, mean +- sd of 5 seeds (scratch, pseudo_label, kd): blobs 0.738 +- 0.002 (0.578, 0.728, 0.744), digits 0.963 +- 0.010 "
-    "(0.821, 0.970, 0.963), digits-scarce 0.920 +- 0.018 (0.821, 0.889, 0.925), digits-tiny 0.935 +- 0.006 (0.777, 0.932, 0.904). "
-    "Above pseudo_label on blobs and digits-scarce, not separated from it on the other two; above kd on digits-tiny, slightly "
-    "below it on blobs, not separated from it elsewhere; the lead over dist is not reproduced: below it on digits and "
-    "digits-tiny.",
 )
 
 

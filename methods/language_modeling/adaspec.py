@@ -61,10 +61,9 @@ CARD = Card(
         "The teacher is asked twice about each batch of the draft, for the selection and for the loss.",
         "The text is the teacher's own; the authors train on the responses of a data set that the target was tuned on.",
     ],
-    results="language-modeling/markov, 3 seeds: kl 0.558, acceptance 0.593; scratch 0.645 and 0.592; forward KL on all tokens of the same "
-    "text for the same budget (gkd) 0.394 and 0.692. Selection loses here: 300 updates end far from what the draft can hold, so every "
-    "token is still worth learning. On the tune chain the fewer tokens are left out the better: keep 0.4, the authors' value, gave kl "
-    "0.678 (reference 0.5) to 0.701 (reference 0.1), 0.7 gave 0.558, 0.9 gave 0.462 (both reference 0.1). The default is a compromise.",
+    notes="On the tune chain the fewer tokens are left out the better: kl 0.678 (reference 0.5) to 0.701 (reference 0.1) at keep 0.4, "
+    "the authors' value; 0.558 at 0.7 and 0.462 at 0.9 (both reference 0.1). The default is a compromise: 300 updates end far "
+    "from what the draft can hold, so every token is still worth learning.",
 )
 
 

@@ -30,12 +30,10 @@ CARD = Card(
     claims=[Beats("scratch", source="the paper's comparison with training on the references")],
     deviations=[
         "Responses are sampled, or greedy at temperature 0; the paper decodes with a beam of 5. Sampled ones aim at the teacher's "
-        "whole law, greedy ones and those of a beam at its mode.",
+        "whole distribution, greedy ones and those of a beam at its mode.",
         "Responses that reach the length limit are kept without an end of sequence, so they teach what they hold but not to stop.",
         "The paper's interpolation (the candidate nearest the reference) and its mix with word-level distillation are left out.",
     ],
-    results="markov, mean +- sd of 3 seeds (scratch): kl 0.551 +- 0.022 (0.645), acceptance 0.607 +- 0.009 (0.592). It has "
-    "four times the prompts that have references, and both are drawn from one law here, so what it gains is more text.",
 )
 
 
