@@ -16,7 +16,7 @@ import torch
 
 from distillbench.cards import registry
 from distillbench.cards.card import Card
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable, UserError
 from distillbench.problems.base import Problem
 from distillbench.problems.examples import Draw, Input
 from distillbench.runs.plan import RunSpec, plan
@@ -187,10 +187,10 @@ def one(name: str, subject: Subject) -> Result:
     reason = subject.card.exempt.get(name)
     try:
         message = CHECKS[name](subject)
-    except (Skipped, Unproven) as nothing:
+    except (Skipped, Unproven, NotApplicable) as nothing:
         if reason:
             return Result(name, "failed", f"stale exemption ({nothing}): remove it from the card")
-        return Result(name, "skipped" if isinstance(nothing, Skipped) else "unproven", str(nothing))
+        return Result(name, "unproven" if isinstance(nothing, Unproven) else "skipped", str(nothing))
     except (Failed, UserError) as failure:
         return Result(name, "exempt" if reason else "failed", reason or str(failure))
     except Exception as error:  # a check must report a method's crash, not die of it

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Architecture:
 
 
 def head(module: nn.Module) -> nn.Linear:
-    """The last linear layer, named by the network's ``head_name``. Raises UserError where there is none."""
+    """The last linear layer, named by the network's ``head_name``. Raises NotApplicable where there is none."""
     name = getattr(module, "head_name", None)
     found = module.get_submodule(name) if isinstance(name, str) else None
     if not isinstance(found, nn.Linear):
-        raise UserError(f"{type(module).__name__} declares no head_name of an nn.Linear; methods that use embeddings need it")
+        raise NotApplicable(f"{type(module).__name__} declares no head_name of an nn.Linear; methods that use embeddings need it")
     return found
 
 
@@ -87,11 +87,11 @@ def staged(module: nn.Module, *inputs: Tensor | None) -> tuple[Tensor, tuple[Ten
     """One forward pass of any network that declares ``stage_names``: its output, and the output of each stage, with their graph.
 
     Raises:
-        UserError: it declares none.
+        NotApplicable: it declares none.
     """
     names: tuple[str, ...] = getattr(module, "stage_names", ())
     if not names:
-        raise UserError(f"{type(module).__name__} declares no stage_names; methods that look at features need them")
+        raise NotApplicable(f"{type(module).__name__} declares no stage_names; methods that look at features need them")
     with _captured(module, names) as seen:
         output: Tensor = module(*inputs)
     return output, tuple(seen[f"stage:{n}"] for n in names)

@@ -281,6 +281,7 @@ class Run:
             self._averages += learner.averages
         self._processes.seed(derive_seed(f"loop {self._unit}", self.seeds["noise"]))
         self._bill.tick()
+        self.meter.agree()  # outside of loops every process does the same
         state = self._resume(learners)
         step, flops = state["step"], state["flops"]
         allowed = self._allowance(state["begun"], share) if steps is None else 0.0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.cards.card import Beats, Card, Flag, Integer, Paper, Real, Reported
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable
 from distillbench.problems.classification.losses import cross_entropy, kl_divergence
 from distillbench.problems.classification.problem import Classification
 from distillbench.training.data import Batch
@@ -72,12 +72,12 @@ def regressor(student: torch.Size, teacher: torch.Size) -> nn.Module:
     """The map from student features to teacher features of these shapes (without the batch), by the benchmark's rule.
 
     Raises:
-        UserError: the teacher's map is larger by another factor than two, or the student's feature is a vector and the teacher's a map.
+        NotApplicable: the teacher's map is larger by another factor than two, or the student's feature is a vector and the teacher's a map.
     """
     if len(teacher) == 1:
         return nn.Sequential(nn.Flatten(), nn.Linear(student.numel(), teacher[0]))
     if len(student) == 1:
-        raise UserError("no regressor from a vector to a map; choose another layer with hint=...")
+        raise NotApplicable("no regressor from a vector to a map; choose another layer with hint=...")
     (inner, high, wide), (outer, tall, broad) = student, teacher
     conv: nn.Module
     if high == 2 * tall:
@@ -87,7 +87,7 @@ def regressor(student: torch.Size, teacher: torch.Size) -> nn.Module:
     elif high >= tall and wide >= broad:
         conv = nn.Conv2d(inner, outer, (1 + high - tall, 1 + wide - broad))
     else:
-        raise UserError(f"no regressor from a {high}x{wide} map to a {tall}x{broad} one; choose another layer with hint=...")
+        raise NotApplicable(f"no regressor from a {high}x{wide} map to a {tall}x{broad} one; choose another layer with hint=...")
     return nn.Sequential(conv, nn.BatchNorm2d(outer), nn.ReLU())
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.cards.card import Beats, Card, Flag, Gains, Paper, Real, Reported
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable
 from distillbench.problems.image_generation.adversarial import Heads, logistic_critic_loss, logistic_generator_loss
 from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.problems.image_generation.start import frozen, initialise
@@ -96,11 +96,13 @@ def body(network: nn.Module) -> list[str]:
     The authors' optimizer leaves out names with "block", "in", "up" or "down" and with "conv" or "proj": the same layers of EDM's nets.
 
     Raises:
-        UserError: there are none.
+        NotApplicable: there are none.
     """
     names = [name for name, _ in network.named_parameters() if any(part in BODY for part in name.split("."))]
     if not names:
-        raise UserError(f"gdd_i: {type(network).__name__} has no layers called {', '.join(BODY)} to freeze; set freeze=false to train all")
+        raise NotApplicable(
+            f"gdd_i: {type(network).__name__} has no layers called {', '.join(BODY)} to freeze; set freeze=false to train all"
+        )
     return names
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable
 from distillbench.problems.base import Problem
 from distillbench.problems.classification.examples import EXAMPLES
 from distillbench.problems.classification.oracle import ClassifierOracle
@@ -53,7 +53,7 @@ class Classification(Problem):
         """Every training example once, without augmentation, for class means, centroids and other statistics.
 
         Raises:
-            UserError: the setting offers no such pass.
+            NotApplicable: the setting offers no such pass.
         """
         if self.train is not None:
             for rows in torch.arange(len(self.train)).split(size):
@@ -61,4 +61,4 @@ class Classification(Problem):
         elif self.once is not None:
             yield from self.once(size)
         else:
-            raise UserError(f"setting {self.setting!r} offers no pass over its training set; this method needs statistics of all of it")
+            raise NotApplicable(f"setting {self.setting!r} offers no pass over its training set; this method needs statistics of all of it")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from distillbench.code import digest_of
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable, UserError
 from distillbench.identity import derive_seed, sha256
 from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
@@ -133,7 +133,7 @@ class LanguageOracle(Oracle):
 
     def _check(self, batch: TokenBatch) -> None:
         if batch.tokenizer != self.tokenizer:
-            raise UserError(
+            raise NotApplicable(
                 "the batch's token ids belong to another tokenizer than the teacher's: token-level methods need one tokenizer; "
                 "use a method that matches across tokenizers, such as alm"
             )
@@ -158,7 +158,7 @@ class LanguageOracle(Oracle):
             UserError: the prompts were made with another tokenizer; there are none; a range of :func:`generation.respond`.
         """
         if prompts.tokenizer != self.tokenizer:
-            raise UserError("the prompts belong to another tokenizer than the teacher's; ask problem.teacher_text for its responses")
+            raise NotApplicable("the prompts belong to another tokenizer than the teacher's; ask problem.teacher_text for its responses")
         total = samples * len(prompts)
         if total < 1:
             raise UserError(f"{samples} samples of {len(prompts)} prompts; ask for at least one response")

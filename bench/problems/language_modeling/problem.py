@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable
 from distillbench.problems.base import Problem
 from distillbench.problems.examples import Input
 from distillbench.problems.language_modeling.alignment import AlignedBatch, align, responses
@@ -93,7 +93,7 @@ class LanguageModeling(Problem):
             UserError: the teacher is to sample, and its tokenizer is another one.
         """
         if self._tokenizers is not None and (share or model is self.teacher.module):
-            raise UserError(
+            raise NotApplicable(
                 "the teacher has another tokenizer than the student, so it cannot sample for it token by token; use teacher_text"
             )
         # The text is asked for here, ahead of the loop: a loop that resumes brings its meter along, and must not count it once more.
@@ -197,7 +197,7 @@ class AlignedBatches(Batches):
         """
         student, teacher = self.problem.tokenizer, self.problem.teacher_tokenizer or self.problem.tokenizer
         if self.space and student is None:
-            raise UserError(f"chunks cannot end at white space: {self.problem.setting} has no tokenizer that spells its tokens")
+            raise NotApplicable(f"chunks cannot end at white space: {self.problem.setting} has no tokenizer that spells its tokens")
         batch = self.batches.take(request)
         return align(
             batch,

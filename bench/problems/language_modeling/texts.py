@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable, UserError
 from distillbench.problems.language_modeling.token_losses import NextTokens, next_tokens
 from distillbench.problems.language_modeling.tokenizers import Tokenizer
 from distillbench.training.data import Batches, Examples, Request, epoch_rows
@@ -233,7 +233,7 @@ class TextBatches(Batches):
 
     def __post_init__(self) -> None:
         if not len(self.texts):
-            raise UserError("there are no texts to train on: the setting's data carry prompts without responses")
+            raise NotApplicable("there are no texts to train on: the setting's data carry prompts without responses")
         object.__setattr__(self, "batch_size", min(self.batch_size, len(self.texts)))
 
     def rows(self, position: int) -> Tensor:
