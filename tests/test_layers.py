@@ -74,7 +74,7 @@ def room(name):
 def kind(name):
     """The kind of problem whose room a module stands in, or None."""
     parts = name.split(".")
-    return parts[2] if parts[:2] == ["distillbench", "problems"] and len(parts) > 2 and parts[2] != "base" else None
+    return parts[2] if parts[:2] == ["distillbench", "problems"] and len(parts) > 2 else None
 
 
 def broken_laws(name, tree, package=False):
@@ -109,7 +109,7 @@ def test_imports_go_down(name):
         ("distillbench.problems.x", "import importlib\nimportlib.import_module('distillbench.leaderboard.table')"),
         ("distillbench.errors", "from distillbench.cards.card import Card"),
         ("distillbench.cards.registry", "if TYPE_CHECKING:\n    from distillbench.training.run import Run"),
-        ("distillbench.runs.runner", "from distillbench.problems.base import Problem"),
+        ("distillbench.runs.runner", "from distillbench.problems.classification.problem import Classification"),
         ("distillbench.training.oracle", "from distillbench.problems.image_generation.edm import guided"),
         ("distillbench.problems.classification.losses", "from distillbench.problems.image_generation.edm import row_mean"),
         ("distillbench.methods.classification.x", "from distillbench.suites.metrics import mmd"),

@@ -305,6 +305,12 @@ class Setting:
     metrics: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
     others: dict[str, Asset] = field(default_factory=dict, metadata=LATER)
 
+    @property
+    def assets(self) -> dict[str, Asset]:
+        """Role -> everything pinned or hashed that the setting rests on."""
+        named = {"data": self.data, "teacher": self.teacher, **self.others}
+        return {role: asset for role, asset in named.items() if asset is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:

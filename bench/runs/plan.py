@@ -214,8 +214,7 @@ def _expand(name: str, problem: str) -> list[str]:
 
 def _digests(setting: Setting, data: str | None) -> dict[str, str]:
     """Role -> digest of every asset that the setting rests on."""
-    roles = {"data": setting.data, "teacher": setting.teacher, **setting.others}
-    return {role: _digest(asset, setting, data, role) for role, asset in roles.items() if asset is not None}
+    return {role: _digest(asset, setting, data, role) for role, asset in setting.assets.items()}
 
 
 def _digest(asset: Asset, setting: Setting, data: str | None, role: str) -> str:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.errors import UserError
-from distillbench.problems.base import Problem
 from distillbench.problems.classification.oracle import ClassifierOracle
 from distillbench.training.data import Arrays, Batch, Batches
 from distillbench.training.nets import Outputs, trace
+from distillbench.training.problem import Problem
 
 
 @dataclass(frozen=True)

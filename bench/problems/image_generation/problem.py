@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distillbench.problems.base import Problem
 from distillbench.problems.image_generation.edm import karras_grid, karras_level
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.training.data import Arrays, Batches
+from distillbench.training.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed
-from distillbench.problems.base import Problem
 from distillbench.problems.language_modeling.alignment import AlignedBatch, align, responses
 from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
@@ -20,6 +19,7 @@ from distillbench.problems.language_modeling.texts import Prompts, TextBatches, 
 from distillbench.problems.language_modeling.token_losses import Projection, Teacher, token_losses
 from distillbench.problems.language_modeling.tokenizers import Tokenizer
 from distillbench.training.data import epoch_order
+from distillbench.training.problem import Problem
 from distillbench.training.run import Run
 
 
