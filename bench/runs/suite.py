@@ -224,7 +224,7 @@ class Suite(Protocol):
 def suite_of(entry: Entry) -> Suite:
     """The object ``SUITE`` of a suite that was found. Raises UserError where the module fails to import or offers none."""
     found = vars(entry.load()).get("SUITE")
-    if not isinstance(found, Suite):
+    if isinstance(found, type) or not isinstance(found, Suite):
         raise UserError(
             f"{entry.path}: offers no SUITE, an object with problem, rebuild, evaluate and exceeds (distillbench.runs.suite.Suite); "
             "'distillbench new suite' writes one"
