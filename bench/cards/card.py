@@ -288,40 +288,32 @@ class Setting:
     """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone.
 
     ``metrics`` names those of the suite's metrics that are judged here, the primary one first; none named means all of them.
-    ``others`` are further bytes that scores rest on (reference statistics, a feature network), by role. An asset of a role lies
-    at the first place of ``options["<role>_path"]`` that the user's folder has.
+    ``assets`` are the bytes that scores rest on, by role: ``data``, ``teacher``, reference statistics, a feature network. That of a
+    role lies at the first place of ``options["<role>_path"]`` that the user's folder has.
     """
 
     tier: Literal["analytic", "embedded", "paper"]
     summary: str
     budget: Budget
     training: Training
-    data: Asset | None = None
-    teacher: Asset | None = None
+    assets: dict[str, Asset] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] | list[str] = ()
     device: Literal["any", "cuda"] = "any"
     supersedes: int | None = None
     metrics: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
-    others: dict[str, Asset] = field(default_factory=dict, metadata=LATER)
-
-    @property
-    def assets(self) -> dict[str, Asset]:
-        """Role -> everything pinned or hashed that the setting rests on."""
-        named = {"data": self.data, "teacher": self.teacher, **self.others}
-        return {role: asset for role, asset in named.items() if asset is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A setting that differs from another one of the same suite in a few ``options``, ``others``, fields of ``training`` or ``metrics``."""
+    """A setting that differs from another one of the same suite in a few ``options``, ``assets``, fields of ``training`` or ``metrics``."""
 
     of: str
     summary: str
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[str, ...] | list[str] = ()
-    others: dict[str, Asset] = field(default_factory=dict)
+    assets: dict[str, Asset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,7 +353,7 @@ class SuiteCard:
                 options=options,
                 training=training,
                 metrics=variant.metrics or base.metrics,
-                others={**base.others, **variant.others},
+                assets={**base.assets, **variant.assets},
             )
         object.__setattr__(self, "settings", whole)
         object.__setattr__(self, "variants", {})

@@ -131,13 +131,21 @@ def from_data(value: Any) -> Any:
             if str(name) not in CONSTRUCTORS:
                 raise unknown("card class", str(name), CONSTRUCTORS)
             try:
-                return CONSTRUCTORS[name](**{k: from_data(v) for k, v in value.items() if k != "_"})
+                return CONSTRUCTORS[name](**_as_today(name, {k: from_data(v) for k, v in value.items() if k != "_"}))
             except (TypeError, KeyError, ValueError, AttributeError) as error:
                 raise UserError(f"a card in the record does not fit this version: {error}") from error
         return {k: from_data(v) for k, v in value.items()}
     if isinstance(value, list):
         return tuple(from_data(v) for v in value)
     return value
+
+
+def _as_today(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a class as they are now: records, which never change, hold settings that had three for their assets."""
+    if name == "Setting" and "assets" not in fields:
+        before = {"data": fields.pop("data", None), "teacher": fields.pop("teacher", None), **fields.pop("others", {})}
+        fields["assets"] = {role: asset for role, asset in before.items() if asset is not None}
+    return fields
 
 
 def resolve(card: Card, given: dict[str, Any]) -> dict[str, Any]:

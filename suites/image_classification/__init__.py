@@ -58,18 +58,20 @@ CARD = SuiteCard(
             summary="Real handwritten digits: 100 labels, 1,197 transfer images, a student of 3.7k parameters, a teacher of 62k.",
             budget=Budget(student_examples=72000),
             training=Training(batch_size=64, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
-            data=Asset(
-                name="handwritten digits",
-                source="scikit-learn load_digits",
-                licence="CC BY 4.0",
-                sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
-            ),
-            teacher=Asset(
-                name="digits CNN",
-                source="suites/image_classification/train_digits_teacher.py",
-                licence="Apache-2.0",
-                sha256="deb7dfa8ac16d4345f78f6d276af0153d08a842d5d3acb19dc0e815ba4d4a394",
-            ),
+            assets={
+                "data": Asset(
+                    name="handwritten digits",
+                    source="scikit-learn load_digits",
+                    licence="CC BY 4.0",
+                    sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+                ),
+                "teacher": Asset(
+                    name="digits CNN",
+                    source="suites/image_classification/train_digits_teacher.py",
+                    licence="Apache-2.0",
+                    sha256="deb7dfa8ac16d4345f78f6d276af0153d08a842d5d3acb19dc0e815ba4d4a394",
+                ),
+            },
             options={
                 "labelled": 100,
                 "transfer": 1197,
@@ -89,12 +91,14 @@ CARD = SuiteCard(
                 schedule="steps",
                 milestones=[0.625, 0.75, 0.875],
             ),
-            data=Asset(name="CIFAR-100", source="cs.toronto.edu/~kriz/cifar.html", licence="not stated by its authors"),
-            teacher=Asset(
-                name="a CIFAR-100 teacher as safetensors",
-                source="RepDistiller's checkpoints, converted by distillbench.suites.image_classification.convert",
-                licence="BSD-2-Clause",
-            ),
+            assets={
+                "data": Asset(name="CIFAR-100", source="cs.toronto.edu/~kriz/cifar.html", licence="not stated by its authors"),
+                "teacher": Asset(
+                    name="a CIFAR-100 teacher as safetensors",
+                    source="RepDistiller's checkpoints, converted by distillbench.suites.image_classification.convert",
+                    licence="BSD-2-Clause",
+                ),
+            },
             options={
                 "reader": "cifar100",
                 "classes": 100,
@@ -119,8 +123,10 @@ CARD = SuiteCard(
                 milestones=[0.3, 0.6, 0.9],
                 precision="bfloat16",
             ),
-            data=Asset(name="ImageNet-1k (ILSVRC 2012)", source="image-net.org", licence="ImageNet terms of access"),
-            teacher=Asset(name="torchvision ResNet-34", source="torchvision ResNet34_Weights.IMAGENET1K_V1", licence="BSD-3-Clause"),
+            assets={
+                "data": Asset(name="ImageNet-1k (ILSVRC 2012)", source="image-net.org", licence="ImageNet terms of access"),
+                "teacher": Asset(name="torchvision ResNet-34", source="torchvision ResNet34_Weights.IMAGENET1K_V1", licence="BSD-3-Clause"),
+            },
             options={
                 "reader": "imagenet1k",
                 "classes": 1000,

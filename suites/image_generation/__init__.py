@@ -183,18 +183,20 @@ CARD = SuiteCard(
             summary="Real 8x8 handwritten digits, by class; the teacher is a diffusion model of 1.2M parameters. One step.",
             budget=Budget(student_examples=51200, teacher_examples=512000),
             training=Training(batch_size=128, optimizer="adamw", learning_rate=0.001, schedule="cosine"),
-            data=Asset(
-                name="digits",
-                source="scikit-learn load_digits",
-                licence="CC BY 4.0",
-                sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
-            ),
-            teacher=Asset(
-                name="digits_teacher",
-                source="shipped; made by suites/image_generation/train_digits_teacher.py",
-                licence="Apache-2.0",
-                sha256="365f09225cc5392d71e385ae851a3d76526e47515299f87b86115b949b061a82",
-            ),
+            assets={
+                "data": Asset(
+                    name="digits",
+                    source="scikit-learn load_digits",
+                    licence="CC BY 4.0",
+                    sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+                ),
+                "teacher": Asset(
+                    name="digits_teacher",
+                    source="shipped; made by suites/image_generation/train_digits_teacher.py",
+                    licence="Apache-2.0",
+                    sha256="365f09225cc5392d71e385ae851a3d76526e47515299f87b86115b949b061a82",
+                ),
+            },
             metrics=["fd_digits_cnn", "kid_digits_cnn", "precision", "recall", "diversity_error", "copied_fraction", "nfe"],
             options={
                 "world": "digits",
@@ -218,17 +220,17 @@ CARD = SuiteCard(
             summary="CIFAR-10 by class; the teacher is EDM's DDPM++ (VP), 56M parameters. One step. Optimizer and length are SiD's.",
             budget=Budget(student_examples=500000000, teacher_examples=1500000000),
             training=Training(batch_size=256, optimizer="adam", learning_rate=1e-05, betas=(0.0, 0.999)),
-            data=Asset(
-                name="CIFAR-10 in EDM's format",
-                source="dataset_tool.py of NVlabs/edm on cifar-10-python.tar.gz",
-                licence="not stated by its authors",
-            ),
-            teacher=Asset(
-                name="edm-cifar10-32x32-cond-vp as safetensors",
-                source="NVlabs/edm, converted by distillbench.suites.image_generation.convert_edm",
-                licence="CC BY-NC-SA 4.0",
-            ),
-            others={
+            assets={
+                "data": Asset(
+                    name="CIFAR-10 in EDM's format",
+                    source="dataset_tool.py of NVlabs/edm on cifar-10-python.tar.gz",
+                    licence="not stated by its authors",
+                ),
+                "teacher": Asset(
+                    name="edm-cifar10-32x32-cond-vp as safetensors",
+                    source="NVlabs/edm, converted by distillbench.suites.image_generation.convert_edm",
+                    licence="CC BY-NC-SA 4.0",
+                ),
                 "reference": Asset(name="cifar10's reference statistics", source="fid-refs of NVlabs/edm", licence="not stated"),
                 "inception": Asset(
                     name="Inception",
@@ -280,17 +282,17 @@ CARD = SuiteCard(
             training=Training(
                 batch_size=280, optimizer="adamw", learning_rate=2e-06, weight_decay=0.01, warmup=0.005, clip=10.0, precision="bfloat16"
             ),
-            data=Asset(
-                name="ImageNet-1k at 64x64 in EDM's format",
-                source="dataset_tool.py --resolution=64x64 --transform=center-crop of NVlabs/edm",
-                licence="ImageNet terms of access",
-            ),
-            teacher=Asset(
-                name="edm-imagenet-64x64-cond-adm as safetensors",
-                source="NVlabs/edm, converted by distillbench.suites.image_generation.convert_edm",
-                licence="CC BY-NC-SA 4.0",
-            ),
-            others={
+            assets={
+                "data": Asset(
+                    name="ImageNet-1k at 64x64 in EDM's format",
+                    source="dataset_tool.py --resolution=64x64 --transform=center-crop of NVlabs/edm",
+                    licence="ImageNet terms of access",
+                ),
+                "teacher": Asset(
+                    name="edm-imagenet-64x64-cond-adm as safetensors",
+                    source="NVlabs/edm, converted by distillbench.suites.image_generation.convert_edm",
+                    licence="CC BY-NC-SA 4.0",
+                ),
                 "reference": Asset(name="imagenet64's reference statistics", source="fid-refs of NVlabs/edm", licence="not stated"),
                 "inception": Asset(
                     name="Inception",
@@ -358,13 +360,13 @@ CARD = SuiteCard(
                 "recall",
                 "nfe",
             ],
-            others={
+            assets={
                 "inception": Asset(
                     name="Inception as pytorch-fid and torch-fidelity have it",
                     source="weights-inception-2015-12-05-6726825d.pth of toshas/torch-fidelity",
                     licence="Apache-2.0",
                     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-                ),
+                )
             },
             options={
                 "extractor": "inception_fidelity",

@@ -145,11 +145,11 @@ CARD = SuiteCard(
                 clip=1.0,
                 precision="bfloat16",
             ),
-            data=Asset(name="Dolly's raw.jsonl", source="MiniLLM/dolly on the hub", licence="CC BY-SA 3.0 (databricks-dolly-15k)"),
-            teacher=Asset(
-                name="the fine-tuned teacher with its tokenizer", source="docs/paper-settings.md names it", licence="as its page says"
-            ),
-            others={
+            assets={
+                "data": Asset(name="Dolly's raw.jsonl", source="MiniLLM/dolly on the hub", licence="CC BY-SA 3.0 (databricks-dolly-15k)"),
+                "teacher": Asset(
+                    name="the fine-tuned teacher with its tokenizer", source="docs/paper-settings.md names it", licence="as its page says"
+                ),
                 "student": Asset(
                     name="the student's initial weights with their tokenizer",
                     source="docs/paper-settings.md names them",

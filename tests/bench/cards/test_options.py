@@ -38,7 +38,7 @@ def setting(**options):
         summary="s",
         budget=Budget(student_examples=1),
         training=Training(batch_size=1, optimizer="sgd", learning_rate=0.1),
-        data=Asset(name="images", source="a page", licence="CC0"),
+        assets={"data": Asset(name="images", source="a page", licence="CC0")},
         options=options,
     )
 

@@ -222,7 +222,7 @@ def test_sizes_are_what_the_card_says() -> None:
 
 def test_digits_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     setting = SETTINGS["digits"]
-    assert setting.teacher is not None and setting.teacher.sha256 == sha256(digits.TEACHER.read_bytes())
+    assert setting.assets["teacher"].sha256 == sha256(digits.TEACHER.read_bytes())
     part = digits.partition()["tune"]
     with torch.no_grad():
         right = teacher_of("digits")(digits.load()[0][part]).argmax(1) == digits.load()[1][part]

@@ -136,7 +136,7 @@ def test_a_sheet_has_a_row_of_ten_for_every_class(tmp_path):
 
 
 def test_a_teacher_file_that_is_not_the_pinned_one_is_refused():
-    other = dataclasses.replace(DIGITS, teacher=dataclasses.replace(DIGITS.teacher, sha256="0" * 64))
+    other = dataclasses.replace(DIGITS, assets={"teacher": dataclasses.replace(DIGITS.assets["teacher"], sha256="0" * 64)})
     with pytest.raises(UserError, match="not the file that this setting pins"):
         suite.SUITE.problem(TrainContext("digits", other, SEEDS))
 

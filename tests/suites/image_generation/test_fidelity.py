@@ -45,7 +45,7 @@ def small(folder, monkeypatch):
         CARD,
         options=options,
         training=dataclasses.replace(CARD.training, batch_size=4),
-        others={**CARD.others, "inception": dataclasses.replace(CARD.others["inception"], sha256=digest)},
+        assets={**CARD.assets, "inception": dataclasses.replace(CARD.assets["inception"], sha256=digest)},
     )
     monkeypatch.setattr(suite, "CARD", dataclasses.replace(suite.CARD, settings={**suite.CARD.settings, NAME: setting}))
     entry = registry.find("suite", "image-generation")
@@ -54,8 +54,8 @@ def small(folder, monkeypatch):
 
 
 def test_the_card_pins_the_network_that_it_names():
-    assert CARD.options["extractor"] == "inception_fidelity" and CARD.others["inception"].sha256 == FIDELITY_SHA256
-    assert suite.CARD.settings["cifar10"].others["inception"].sha256 == NVIDIA_SHA256
+    assert CARD.options["extractor"] == "inception_fidelity" and CARD.assets["inception"].sha256 == FIDELITY_SHA256
+    assert suite.CARD.settings["cifar10"].assets["inception"].sha256 == NVIDIA_SHA256
     assert "extractor" not in suite.CARD.settings["cifar10"].options  # its identity is what it was
     assert not {"fid", "kid", "inception_score"} & set(CARD.metrics) and CARD.metrics[0] == "fd_inception_fidelity"
     assert {m.name for m in suite.CARD.at(NAME).metrics} == set(CARD.metrics)
@@ -118,9 +118,9 @@ def test_a_setting_names_only_what_is_on_the_list_and_what_it_pins(folder, small
     changed = dataclasses.replace(small, options={**small.options, **options})
     with pytest.raises(UserError, match=said):
         published.extractor(told(changed, folder[0]), "cpu")
-    rest = {role: a if role != "inception" else dataclasses.replace(a, sha256=None) for role, a in small.others.items()}
+    rest = {role: a if role != "inception" else dataclasses.replace(a, sha256=None) for role, a in small.assets.items()}
     with pytest.raises(UserError, match="pins SHA-256 none"):
-        published.extractor(told(dataclasses.replace(small, others=rest), folder[0]), "cpu")
+        published.extractor(told(dataclasses.replace(small, assets=rest), folder[0]), "cpu")
 
 
 def test_another_file_in_its_place_is_refused(folder, small, tmp_path):

@@ -256,7 +256,7 @@ def test_every_pair_of_the_card_has_places_for_all_its_roles():
     for name in ("instruct-gpt2", "instruct-gpt2-medium", "instruct-opt"):
         setting = registry.suite_card(registry.find("suite", "language-modeling")).settings[name]
         assert setting.tier == "paper" and set(setting.metrics) == METRICS and setting.metrics[0] == "rougel"
-        for role in ("data", "teacher", *setting.others):
+        for role in setting.assets:
             assert setting.options[f"{role}_path"]
 
 
