@@ -214,7 +214,7 @@ def test_variants_become_whole_settings():
     card = suite_card(variants={"wide": changed, "wider": second})
     wide, base = card.settings["wide"], card.settings["base"]
     assert card.variants == {}
-    assert wide.summary == "other" and wide.budget == base.budget and wide.data == base.data
+    assert wide.summary == "other" and wide.budget == base.budget and wide.assets == base.assets
     assert wide.options == {"width": 3, "net": {"name": "b"}}
     assert wide.training == dataclasses.replace(base.training, learning_rate=0.2)
     assert base.training.learning_rate == 0.1 and base.options["net"]["name"] == "a"
@@ -234,6 +234,22 @@ def test_a_variant_of_nothing_or_of_an_unknown_field_is_one_line(card, text):
             f"settings={{'a': {setting}}}, variants={{'v': {text}}})"
         )
     assert one_line(caught)
+
+
+def test_a_setting_of_a_record_from_before_has_the_same_assets():
+    """Records never change, and those made before have three fields for their assets."""
+    data, more = (Asset(name=n, source="s", licence="l", sha256=n * 64) for n in "ab")
+    today = dataclasses.replace(suite_card().settings["base"], options={}, assets={"data": data, "reference": more})
+    written = to_data(today)
+    assert written["assets"] == {"data": to_data(data), "reference": to_data(more)} and from_data(written) == today
+    before = {k: v for k, v in written.items() if k != "assets"} | {
+        "data": to_data(data),
+        "teacher": None,
+        "others": {"reference": to_data(more)},
+    }
+    assert from_data(before) == today
+    del before["others"]
+    assert from_data(before).assets == {"data": data}
 
 
 def test_metrics_are_found_by_name():
