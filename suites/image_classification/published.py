@@ -121,12 +121,13 @@ def evaluation_batches(ctx: JudgeContext) -> Iterator[tuple[Tensor, Tensor]]:
 
 def teacher(ctx: Context) -> nn.Module:
     """The setting's pretrained teacher."""
-    options, path = ctx.options(Options), _folder(ctx) / str(ctx.setting.options["teacher_path"][0])
+    options = ctx.options(Options)
     name, classes = options.teacher_net, options.classes
     if options.reader == "cifar100":
-        net, known = folders.cifar_teacher(name, path, classes), name
+        net, known = folders.cifar_teacher(name, ctx.place("teacher"), classes), name
     else:
-        net, known = folders.imagenet_teacher(name, path if path.exists() else None, classes), f"torchvision:{name}"
+        own = any((_folder(ctx) / p).exists() for p in ctx.setting.options["teacher_path"])  # else the library's own weights
+        net, known = folders.imagenet_teacher(name, ctx.place("teacher") if own else None, classes), f"torchvision:{name}"
     net.architecture = Architecture(known, {"outputs": classes})  # type: ignore[assignment]
     return net
 
