@@ -244,3 +244,41 @@ def test_weights_are_judged_outside_a_run_too(probed, tmp_path):
     record = execute(spec(), store)
     assert api.judge(api.weights(record, store.root), "my-suite/line") == {m.metric: m.value for m in record.measurements}
     assert len(probed.read_text().split()) == 40  # nothing is kept there: the probes were trained again
+
+
+TOGETHER = """
+import os, sys
+from pathlib import Path
+from distillbench.cards import registry
+from distillbench.cli.main import main
+place, store = sys.argv[1:]
+sys.path.insert(0, place)
+real, extra = registry.entry_points, registry.EntryPoint("mine", "my_suites", "distillbench.suites")
+registry.entry_points = lambda group: [*real(group=group), *([extra] if group == extra.group else [])]
+for i in range(2):  # the second time, what the judge has trained is found
+    code = main(["run", "my-suite/line", "--method", "scratch", "--seeds", "1", "--no-controls", "--budget", "640", "--out", store])
+    assert code == 0, code
+    if os.environ["RANK"] == "0":
+        [record] = Path(store, "records").rglob("*.record")
+        record.rename(Path(store, f"{i}.record"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(probed, tmp_path):
+    from tests.bench.training.test_processes import together
+
+    done = together(TOGETHER, tmp_path, tmp_path / "two")
+    assert all(code == 0 for code, *_ in done), done
+    first, again = (Record.read(tmp_path / "two" / f"{i}.record") for i in range(2))
+    steps = len(probed.read_text().split())
+    alone = execute(spec(), Store(tmp_path / "one"))
+    assert steps == 2 * 20 and first.environment["processes"] == 2  # each process takes every step, with its part of the batch
+    for record in (first, again):
+        for meter in ("student_examples", "student_steps"):
+            assert record.cost["phases"]["judge"][meter] == alone.cost["phases"]["judge"][meter]
+
+    def probes(store, record):
+        return json.loads((tmp_path / store / "artifacts" / record.artifacts["probes"]["sha256"]).read_text())
+
+    assert probes("two", first) == probes("two", again) == pytest.approx(probes("one", alone), abs=1e-4)
