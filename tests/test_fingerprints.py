@@ -26,6 +26,7 @@ from distillbench.checks.fingerprints import Outcome, fingerprint_file, joined, 
 from distillbench.errors import UserError
 from distillbench.problems.classification import losses
 from distillbench.problems.image_generation import matching
+from distillbench.runs.suite import Context
 from distillbench.suites import image_classification
 from distillbench.suites.image_classification import blobs, digits
 from distillbench.suites.image_generation import sampling
@@ -68,7 +69,7 @@ def test_setting(track, tmp_path_factory, monkeypatch):
     if track in HEAVY:  # its model is converted once in a session, where the setting's own tests look for it
         base = tmp_path_factory.getbasetemp()
         monkeypatch.setenv("DISTILLBENCH_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smollm2"))
-        smollm2.model_folder(registry.suite_card(entry).settings[name], None)
+        smollm2.model_folder(Context(name, registry.suite_card(entry).settings[name], {}))
     assert verify_setting(entry, name) is None
 
 
