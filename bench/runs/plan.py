@@ -128,7 +128,7 @@ def plan(
             a missing data folder.
     """
     entry, card, setting, setting_name = track(name)
-    if any(type(seed) is not int or not 0 <= seed <= LAST_SEED for seed in seeds) or len(seeds) > SEEDS:
+    if len(seeds) > SEEDS or any(type(seed) is not int or not 0 <= seed <= LAST_SEED for seed in seeds):  # so many take minutes to look at
         raise UserError(f"seeds are whole numbers from 0 to {LAST_SEED:,}, at most {SEEDS:,} at once")
     overrides = dict(overrides or {})
     data = data or os.environ.get("DISTILLBENCH_DATA")
