@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Protocol
 
 from distillbench.assets import Asset
@@ -478,8 +479,7 @@ class ImageGenerationSuite(Suite):
     def evaluate(self, student: Student, ctx: JudgeContext) -> Judgement:
         """Samples from the split's evaluation noise against real samples of that split, and a sheet of the first of them.
 
-        Every metric is the mean over independent draws, whose values the measurement keeps. Those without a direction on the card are
-        measured wherever they make sense.
+        Every metric is the mean over independent draws, whose values its measurement keeps.
 
         Raises:
             UserError: as :func:`sampling.drawn`, or what the world's metrics refuse.
@@ -489,13 +489,11 @@ class ImageGenerationSuite(Suite):
 
         world = WORLDS.of(ctx.setting)
         options = ctx.options(world.Options)
-        net = self.rebuild(student, ctx)
-        draws, spent = sampling.drawn(net, student, options, ctx, teacher=lambda: world.teacher(ctx))
+        draw = functools.partial(sampling.drawn, self.rebuild(student, ctx), student, options, ctx, teacher=lambda: world.teacher(ctx))
+        draws, spent = draw()
         found = [*world.measure(draws, ctx), Measurement("nfe", spent, len(draws))]
-        # The sheet shows the noise that all methods share: the first draw, or as many of its own where that is a large one.
-        first = draws[:1]
-        if options.samples > SHEET:
-            first, _ = sampling.drawn(net, student, options, ctx, teacher=lambda: world.teacher(ctx), draws=1, samples=SHEET)
+        # The sheet shows the noise that all methods share: the first draw, or a smaller one of its own where that is large.
+        first = draws[:1] if options.samples <= SHEET else draw(draws=1, samples=SHEET)[0]
         return Judgement(found, {"picture": Artifact.png(world.pixels(first, ctx))})
 
 
