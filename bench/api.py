@@ -23,6 +23,7 @@ from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import RunSpec
 from distillbench.runs.record import Record
 from distillbench.runs.store import Store
+from distillbench.runs.suite import JudgeContext, suite_of
 
 Name = str | os.PathLike[str]
 
@@ -177,9 +178,9 @@ def judge(student: Name, track: str, *, seed: int = 0, split: str = "test", data
         from distillbench.training.student import Student
 
         require(track, setting, device)
-        suite, judged = entry.load(), Student.read(Path(student))
+        suite, judged = suite_of(entry), Student.read(Path(student))
         try:
-            measured = suite.evaluate(judged, name, setting, seeds, split=split, data=place)
+            measured = suite.evaluate(judged, JudgeContext(name, setting, seeds, data=place, split=split, device=device)).measurements
         except UserError:
             raise
         except Exception as error:  # of torch or of a metric, for weights that were made for something else

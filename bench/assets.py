@@ -25,6 +25,9 @@ class Asset:
     sha256: str | None = None
 
 
+PLACES = ("path", "package", "hub", "published")  # options["<role>_<place>"] say where an asset may lie; its digest says what it is
+
+
 def cache_folder() -> Path:
     """Where what is computed once lies (converted models, teachers' responses): $DISTILLBENCH_CACHE, or ~/.cache/distillbench."""
     return Path(os.environ.get("DISTILLBENCH_CACHE") or Path.home() / ".cache" / "distillbench")
@@ -59,6 +62,23 @@ def locate(asset: Asset, options: dict[str, Any], role: str, data: Path | None) 
             if (Path(place) / name).is_file():
                 return _checked(Path(place) / name, asset)
     raise UserError(f"{asset.name} is not here ({asset.source}); looked for {'; '.join(tried)}")
+
+
+def place(options: dict[str, Any], role: str, data: Path | None) -> Path:
+    """What the user's folder holds of an asset: the first place of ``options["<role>_path"]`` that is there, a file or a folder.
+
+    Raises:
+        UserError: no folder was named, none of the places is there, or one lies outside the folder.
+    """
+    places = [str(p) for p in options[f"{role}_path"]]
+    if data is None:
+        raise UserError(f"name the folder that holds {' or '.join(places)} with --data DIR")
+    if any(Path(p).is_absolute() or ".." in Path(p).parts for p in places):  # a setting may come from somebody's record
+        raise UserError(f"the setting looks for {role} outside the folder of data: {', '.join(places)}")
+    there = [data / p for p in places if (data / p).exists()]
+    if not there:
+        raise UserError(f"{data / places[0]}: not found; docs/paper-settings.md says how the folder is laid out")
+    return there[0]
 
 
 def _in_hub_cache(repository: str, name: str) -> Path | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from distillbench.methods.classification import kd
 from distillbench.problems.classification.losses import cross_entropy, kl_divergence
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_classification as suite
 from distillbench.training.data import Batch, Batches
 from distillbench.training.run import Run
@@ -72,7 +73,7 @@ class InTurns:
 
 
 def problem(baton: Baton, me: int) -> Any:
-    made = suite.problem("digits", SETTING, SEEDS)
+    made = suite.SUITE.problem(TrainContext("digits", SETTING, SEEDS))
     made.teacher.logits(next(made.batches.stream(0)))  # the table is there, for the one and for the other
     return dataclasses.replace(made, batches=InTurns(made.batches, baton, me))
 

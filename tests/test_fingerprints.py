@@ -6,10 +6,12 @@ import contextlib
 import importlib.util
 import inspect
 import json
+import operator
 import os
 import re
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from distillbench.checks.fingerprints import Outcome, fingerprint_file, joined, 
 from distillbench.errors import UserError
 from distillbench.problems.classification import losses
 from distillbench.problems.image_generation import matching
+from distillbench.runs.suite import Context
 from distillbench.suites import image_classification
 from distillbench.suites.image_classification import blobs, digits
 from distillbench.suites.image_generation import sampling
@@ -66,7 +69,7 @@ def test_setting(track, tmp_path_factory, monkeypatch):
     if track in HEAVY:  # its model is converted once in a session, where the setting's own tests look for it
         base = tmp_path_factory.getbasetemp()
         monkeypatch.setenv("DISTILLBENCH_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smollm2"))
-        smollm2.model_folder(registry.suite_card(entry).settings[name], None)
+        smollm2.model_folder(Context(name, registry.suite_card(entry).settings[name], {}))
     assert verify_setting(entry, name) is None
 
 
@@ -119,7 +122,8 @@ def plant(patch, function, old, new):
     assert text.count(old) == 1, old
     names = {"__name__": function.__module__, "__file__": str(path)}
     exec(compile(text.replace(old, new), str(path), "exec"), names)
-    patch.setattr(function, "__code__", inspect.unwrap(names[function.__name__]).__code__)
+    changed = operator.attrgetter(function.__qualname__)(types.SimpleNamespace(**names))
+    patch.setattr(function, "__code__", inspect.unwrap(changed).__code__)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +176,18 @@ def test_a_changed_constant_in_the_surrogate_of_matching(monkeypatch):
     ("track", "function", "old", "new", "what"),
     [
         ("image-generation/gaussians", mmd.mmd2, "return within - 2 *", "return within - 2.0001 *", "mmd2 of the initial student"),
-        ("image-classification/blobs", image_classification.evaluate, "n_bins=15", "n_bins=16", "ece of the initial student"),
+        (
+            "image-classification/blobs",
+            type(image_classification.SUITE).evaluate,
+            "n_bins=15",
+            "n_bins=16",
+            "ece of the initial student",
+        ),
         ("image-classification/digits", digits.load, "/ 8 - 1", "/ 8.001 - 1", "first batch"),
-        ("image-classification/blobs", blobs.world, "0.8, 1.6", "0.8, 1.60001", "first batch"),
-        ("image-generation/gaussians", sampling.drawn, "% max(1, classes)", "% max(1, classes) + 0", None),
+        ("image-classification/blobs", blobs.classes, "0.8, 1.6", "0.8, 1.60001", "first batch"),
+        ("image-generation/gaussians", sampling.drawn, "% max(1, options.classes)", "% max(1, options.classes) + 0", None),
         ("language-modeling/markov", markov.kl, "1e-300).log() - q", "1e-300).log() * 1.00001 - q", "kl of the initial student"),
-        ("language-modeling/markov", markov.world, 'float(options["mean_length"])', '(1 + float(options["mean_length"]))', "first batch"),
+        ("language-modeling/markov", markov.chains, "1 / options.mean_length", "1 / (1 + options.mean_length)", "first batch"),
     ],
 )
 def test_a_changed_metric_and_a_changed_data_transform(monkeypatch, track, function, old, new, what):

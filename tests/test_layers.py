@@ -14,7 +14,7 @@ PACKAGES = {"bench": "distillbench", **{name: f"distillbench.{name}" for name in
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 # From the ground up: a room imports what lies below it, or itself, and nothing above.
 FLOORS = ("ground", "cards", "training", "runs", "problems", "checks", "cli")
-SHARED = ("base", "examples")  # modules of problems that belong to no kind
+
 BOARD_MAY = {
     "distillbench.assets",
     "distillbench.cards",
@@ -75,7 +75,7 @@ def room(name):
 def kind(name):
     """The kind of problem whose room a module stands in, or None."""
     parts = name.split(".")
-    return parts[2] if parts[:2] == ["distillbench", "problems"] and len(parts) > 2 and parts[2] not in SHARED else None
+    return parts[2] if parts[:2] == ["distillbench", "problems"] and len(parts) > 2 else None
 
 
 def broken_laws(name, tree, package=False):
@@ -110,7 +110,7 @@ def test_imports_go_down(name):
         ("distillbench.problems.x", "import importlib\nimportlib.import_module('distillbench.leaderboard.table')"),
         ("distillbench.errors", "from distillbench.cards.card import Card"),
         ("distillbench.cards.registry", "if TYPE_CHECKING:\n    from distillbench.training.run import Run"),
-        ("distillbench.runs.runner", "from distillbench.problems.base import Problem"),
+        ("distillbench.runs.runner", "from distillbench.problems.classification.problem import Classification"),
         ("distillbench.training.oracle", "from distillbench.problems.image_generation.edm import guided"),
         ("distillbench.problems.classification.losses", "from distillbench.problems.image_generation.edm import row_mean"),
         ("distillbench.methods.classification.x", "from distillbench.suites.metrics import mmd"),

@@ -180,7 +180,7 @@ def test_an_editable_install_finds_new_files_at_once(editable, tmp_path):
     new = {
         "bench/novel.py": "WHERE = __file__\n",
         "bench/problems/graphs/__init__.py": '"""A new kind of problem."""\nfrom distillbench.problems.graphs.edges import count\n',
-        "bench/problems/graphs/edges.py": "from distillbench.problems.base import Problem\n\n\ndef count(graph):\n    return len(graph)\n",
+        "bench/problems/graphs/edges.py": "from distillbench.training.problem import Problem\n\n\ndef count(g):\n    return len(g)\n",
         "methods/graphs/__init__.py": "",
         "methods/graphs/echo_graph.py": card.format(room="graphs", what="count", slug="echo_graph", problem="graphs"),
         "methods/classification/echo.py": card.format(room="classification", what="losses", slug="echo", problem="classification"),

@@ -304,22 +304,20 @@ class Setting:
     """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone.
 
     ``metrics`` names those of the suite's metrics that are judged here, the primary one first; none named means all of them.
-    ``others`` are further bytes that scores rest on (reference statistics, a feature network), by role. An asset of a role lies
-    at the first place of ``options["<role>_path"]`` that the user's folder has.
+    ``assets`` are the bytes that scores rest on, by role: ``data``, ``teacher``, reference statistics, a feature network. That of a
+    role lies at the first place of ``options["<role>_path"]`` that the user's folder has.
     """
 
     tier: Literal["analytic", "embedded", "paper"]
     summary: str
     budget: Budget
     training: Training
-    data: Asset | None = None
-    teacher: Asset | None = None
+    assets: dict[str, Asset] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] | list[str] = ()
     device: Literal["any", "cuda"] = "any"
     supersedes: int | None = None
     metrics: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
-    others: dict[str, Asset] = field(default_factory=dict, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,10 +109,9 @@ def read_settings(module: str) -> dict[str, Setting]:
 
 def _setting(table: dict[str, Any], known: dict[str, Setting]) -> Setting:
     assets = {role: Asset(**about) for role, about in table.pop("assets", {}).items()}
-    roles: dict[str, Any] = {role: assets.pop(role) for role in ("data", "teacher") if role in assets}
     if "of" not in table:
         parts: dict[str, Any] = {"budget": Budget(**table.pop("budget")), "training": Training(**table.pop("training"))}
-        return Setting(**table, **parts, **roles, others=assets)
+        return Setting(**table, **parts, assets=assets)
     of, summary, metrics = table.pop("of"), table.pop("summary", ""), table.pop("metrics", ())
     training, options = table.pop("training", {}), table.pop("options", {})
     if of not in known:
@@ -126,8 +125,7 @@ def _setting(table: dict[str, Any], known: dict[str, Setting]) -> Setting:
         metrics=metrics or base.metrics,
         training=dataclasses.replace(base.training, **training),
         options={**base.options, **options},
-        others={**base.others, **assets},
-        **roles,
+        assets={**base.assets, **assets},
     )
 
 
@@ -201,13 +199,21 @@ def from_data(value: Any) -> Any:
                 raise unknown("card class", str(name), CONSTRUCTORS)
             try:
                 gone = {"_", *GONE.get(name, ())}
-                return CONSTRUCTORS[name](**{k: from_data(v) for k, v in value.items() if k not in gone})
+                return CONSTRUCTORS[name](**_as_today(name, {k: from_data(v) for k, v in value.items() if k not in gone}))
             except (TypeError, KeyError, ValueError, AttributeError) as error:
                 raise UserError(f"a card in the record does not fit this version: {error}") from error
         return {k: from_data(v) for k, v in value.items()}
     if isinstance(value, list):
         return tuple(from_data(v) for v in value)
     return value
+
+
+def _as_today(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a class as they are now: records, which never change, hold settings that had three for their assets."""
+    if name == "Setting" and "assets" not in fields:
+        before = {"data": fields.pop("data", None), "teacher": fields.pop("teacher", None), **fields.pop("others", {})}
+        fields["assets"] = {role: asset for role, asset in before.items() if asset is not None}
+    return fields
 
 
 def resolve(card: Card, given: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import torch
 from distillbench.cards import registry
 from distillbench.cards.card import Card
 from distillbench.errors import NotApplicable, UserError
-from distillbench.problems.base import Problem
-from distillbench.problems.examples import Draw, Input
 from distillbench.runs.plan import RunSpec, plan
 from distillbench.runs.plan import track as find_track
+from distillbench.training.examples import Draw, Input
+from distillbench.training.problem import Problem
 
 Outcome = Literal["passed", "failed", "unproven", "skipped", "exempt"]
 

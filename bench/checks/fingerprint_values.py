@@ -29,6 +29,7 @@ from distillbench.problems.classification.problem import Classification
 from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
 from distillbench.training import run as engine
 from distillbench.training.learner import Learner
 from distillbench.training.observer import Observer
@@ -125,7 +126,7 @@ def _somewhere(entry: registry.Entry, card: Card, given: dict[str, Any], updates
 def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, given: dict[str, Any], updates: int) -> Values:
     setting, seeds, module = smaller(suite, name), seeds_by_role(0), entry.load()
     with doubles(_package(suite)), _uncounted():
-        problem = suite.load().problem(name, setting, seeds)
+        problem = suite_of(suite).problem(TrainContext(name, setting, seeds))
         budget = Budget(student_examples=updates * setting.training.batch_size)
         seen = _Seen()
         run = Run(
@@ -271,10 +272,10 @@ def of_setting(entry: registry.Entry, name: str, *, setting: Setting | None = No
     Raises:
         UserError: the setting cannot be loaded here.
     """
-    suite, seeds = entry.load(), seeds_by_role(0)
+    suite, seeds = suite_of(entry), seeds_by_role(0)
     setting = smaller(entry, name) if setting is None else setting
     with doubles(_package(entry)), _empty_cache():
-        problem = suite.problem(name, setting, seeds, data=data)
+        problem: Any = suite.problem(TrainContext(name, setting, seeds, data=data))
         stream = problem.batches if hasattr(problem, "batches") else problem.data
         batch = next(iter(stream.stream(0)))
         rest = {f.name: getattr(problem, f.name) for f in dataclasses.fields(problem) if f.name not in ("student", "teacher", "batches")}
@@ -287,7 +288,7 @@ def of_setting(entry: registry.Entry, name: str, *, setting: Setting | None = No
         if getattr(problem, "once", None) is not None:
             found["pass without augmentation"] = describe(next(iter(problem.once(setting.training.batch_size))))
         for which, student in _students(problem):
-            for m in suite.evaluate(student, name, setting, seeds, data=data):
+            for m in suite.evaluate(student, JudgeContext(name, setting, seeds, data=data)).measurements:
                 if m.metric not in OF_THE_MACHINE:
                     examples = None if m.per_example is None else torch.tensor(m.per_example)
                     found[f"{m.metric} of {which}"] = describe({"value": float(m.value), "examples": examples})

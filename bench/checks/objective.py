@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distillbench.cards.card import Choice, Flag
 from distillbench.checks.core import Failed, Objective, Skipped, Subject, Unproven, check
-from distillbench.problems.examples import ROWS, Role
+from distillbench.training.examples import ROWS, Role
 
 Values = Mapping[str, Tensor]
 Array = NDArray[np.float64]

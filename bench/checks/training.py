@@ -21,6 +21,7 @@ from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
+from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
 from distillbench.training.data import Batch, Batches, Request
 from distillbench.training.learner import Learner
 from distillbench.training.observer import Observer
@@ -59,7 +60,7 @@ class Trial:
     student: Student
     run: Run
     problem: Any
-    suite: Any
+    rebuild: Callable[[Student], nn.Module]
     teacher_faults: list[str]
     starts: dict[nn.Module, dict[str, Tensor]]
     ends: dict[nn.Module, dict[str, Tensor]]
@@ -89,7 +90,7 @@ def train(
         training: fields of the track's :class:`card.Training` to replace.
     """
     spec = subject.spec
-    suite = registry.find("suite", spec.suite).load()
+    suite = suite_of(registry.find("suite", spec.suite))
     setting = spec.setting_card
     rows = min(setting.training.batch_size, rows or setting.training.batch_size)
     setting = dataclasses.replace(
@@ -100,7 +101,7 @@ def train(
     roles = dict(seeds or spec.seeds)
     torch.set_num_threads(1)
     kept = answers() / "cache" if subject.card.problem == "language-modeling" else None
-    problem = suite.problem(spec.setting, setting, roles, cache=kept)
+    problem: Any = suite.problem(TrainContext(spec.setting, setting, roles, cache=kept))
     faults = _watch(problem.oracle)
     if edit is not None:
         problem = edit(problem)
@@ -117,7 +118,8 @@ def train(
         faults.append("it was left in train mode")
     if any(p.requires_grad or p.grad is not None for p in problem.oracle._module.parameters()):
         faults.append("a gradient reached its parameters")
-    return Trial(student, run, problem, suite, faults, seen.starts, seen.ends, seen.module)
+    rebuild = functools.partial(suite.rebuild, ctx=JudgeContext(spec.setting, setting, roles))
+    return Trial(student, run, problem, rebuild, faults, seen.starts, seen.ends, seen.module)
 
 
 @functools.cache
@@ -414,7 +416,7 @@ def export(subject: Subject) -> None:
         raise Failed("nothing was exported through run.fit or run.export")
     if not trial.student.averaged and _trains(trial):
         _as_trained(trial, module)
-    rebuilt = trial.suite.rebuild(Student.from_bytes(trial.student.to_bytes()))
+    rebuilt = trial.rebuild(Student.from_bytes(trial.student.to_bytes()))
     module.eval()
     with torch.no_grad():
         ours, theirs = (_answer(net, trial.problem) for net in (rebuilt, module))

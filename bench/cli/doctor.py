@@ -83,7 +83,7 @@ def _setting(track: str, data: str | None) -> Finding:
     if missing:
         return Finding(track, "missing", f"install {', '.join(missing)}")
     wanted = []
-    for role, asset in {"data": setting.data, "teacher": setting.teacher, **setting.others}.items():
+    for role, asset in setting.assets.items():
         places = setting.options.get(f"{role}_path", ())
         if asset is None or not places or f"{role}_published" in setting.options:
             continue

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from scipy.special import stdtrit
 
 from distillbench.cards import registry
 from distillbench.cards.card import Metric
 from distillbench.errors import UserError
 from distillbench.runs.record import Measurement, Record
+from distillbench.runs.suite import JudgeContext, suite_of
 from distillbench.training.student import Student
 
 
@@ -46,11 +48,13 @@ def guard(weights: Path, record: Record, *, margin: float, metrics: list[str] | 
     if not record.finished:
         raise UserError(f"the record's status is {record.status}: nothing to compare with")
     student = Student.read(weights)
-    card, suite = record.suite, registry.find("suite", record.suite.slug).load()
+    card, suite = record.suite, suite_of(registry.find("suite", record.suite.slug))
     wanted = [card.metric(m).name for m in metrics] if metrics else [card.primary]
     for raw in {m.name for m in card.shown}.intersection(wanted):
         raise UserError(f"{raw}: neither more nor less of it is better, so no student can fall short; name another --metric")
-    measured = suite.evaluate(student, record.setting_name, record.setting, record.identity["seeds"], split=record.split, data=data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    judging = JudgeContext(record.setting_name, record.setting, record.identity["seeds"], data=data, split=record.split, device=device)
+    measured = suite.evaluate(student, judging).measurements
     judged = {m.name for m in card.metrics}
     then = {m.metric: m for m in record.measurements if m.metric in judged}
     return [

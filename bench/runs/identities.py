@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distillbench.assets import PLACES
 from distillbench.cards.card import SLUG, Card, SuiteCard
 from distillbench.cards.reading import to_data
 from distillbench.identity import ENGINE, ROLES, derive_seed
 
 OWN = ("method", "seed", "seeds")  # the parts that are no arena
-PLACES = ("path", "package", "hub", "published")  # where an asset of a role may lie: its digest says what it is
 KINDS = Path(__file__).parents[1] / "problems"
 
 

@@ -128,7 +128,7 @@ def plan(
             a missing data folder.
     """
     entry, card, setting, setting_name = track(name)
-    if any(type(seed) is not int or not 0 <= seed <= LAST_SEED for seed in seeds) or len(seeds) > SEEDS:
+    if len(seeds) > SEEDS or any(type(seed) is not int or not 0 <= seed <= LAST_SEED for seed in seeds):  # so many take minutes to look at
         raise UserError(f"seeds are whole numbers from 0 to {LAST_SEED:,}, at most {SEEDS:,} at once")
     overrides = dict(overrides or {})
     data = data or os.environ.get("DISTILLBENCH_DATA")
@@ -219,8 +219,7 @@ def _expand(name: str, kinds: Sequence[str]) -> list[str]:
 
 def _digests(setting: Setting, data: str | None) -> dict[str, str]:
     """Role -> digest of every asset that the setting rests on."""
-    roles = {"data": setting.data, "teacher": setting.teacher, **setting.others}
-    return {role: _digest(asset, setting, data, role) for role, asset in roles.items() if asset is not None}
+    return {role: _digest(asset, setting, data, role) for role, asset in setting.assets.items()}
 
 
 def _digest(asset: Asset, setting: Setting, data: str | None, role: str) -> str:

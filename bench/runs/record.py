@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from distillbench.runs.packing import MAGIC, is_binary, open_up, pack, sound, sq
 SCHEMA = 2
 SUFFIX = ".record"
 PNG = b"\x89PNG\r\n\x1a\n"
+DIGEST = re.compile("[0-9a-f]{64}")
 
 Status = Literal["ok", "failed", "skipped", "over_budget"]
 
@@ -82,6 +84,7 @@ class Record:
         student: how to rebuild it: architecture, arguments, sha256 of its weights.
         before: of a record that was migrated: its ``schema`` and ``id`` before, and ``sources``, the digests it had then.
         picture: a sheet of a generator's samples, a PNG in base64.
+        artifacts: what judging gave to look at, name -> ``sha256`` of its bytes, under which the store keeps them, and ``kind``.
         digest: that of the file it was read from, or None.
     """
 
@@ -100,6 +103,7 @@ class Record:
     sources: dict[str, str] = field(default_factory=dict)
     before: dict[str, Any] | None = None
     picture: str | None = None
+    artifacts: dict[str, dict[str, str]] = field(default_factory=dict)
     digest: str | None = field(default=None, compare=False)
 
     @property
@@ -162,7 +166,7 @@ class Record:
 
     def _body(self) -> dict[str, Any]:
         """The fields of the file, those left out that a record does without."""
-        left_out = dict.fromkeys(("before", "picture")) | {"sources": {}}
+        left_out = dict.fromkeys(("before", "picture")) | {"sources": {}, "artifacts": {}}
         shown = {k: v for k, v in vars(self).items() if k != "digest" and not (k in left_out and v == left_out[k])}
         return {"schema": SCHEMA, **shown, "measurements": [_plain(m) for m in self.measurements]}
 
@@ -211,6 +215,8 @@ class Record:
             record = Record(**data, measurements=measured, digest=digest)
             if record.picture is not None and not base64.b64decode(record.picture, validate=True).startswith(PNG):
                 raise ValueError("picture")
+            if not all(set(a) == {"sha256", "kind"} and DIGEST.fullmatch(a["sha256"]) for a in record.artifacts.values()):
+                raise ValueError("artifacts")  # a digest names a file
             same = same and record.id == stated
             whole = same and fits(record.identity, record.method, record.suite, record.setting_name)
             _ = (record.track, record.slug, record.seed)  # an identity without its parts is damage too, met here and not in a table

@@ -7,13 +7,12 @@ import contextlib
 import datetime
 import functools
 import importlib.util
-import io
 import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,13 @@ from distillbench.cards import registry
 from distillbench.cards.card import Setting
 from distillbench.cards.reading import to_data
 from distillbench.errors import Diverged, NotApplicable, OverBudget, SaveError, UserError
+from distillbench.identity import canonical, sha256
 from distillbench.runs.code_of import code_of
+from distillbench.runs.identities import arena_of
 from distillbench.runs.plan import RunSpec
 from distillbench.runs.record import Measurement, Record, Status
 from distillbench.runs.store import Store
+from distillbench.runs.suite import Artifact, JudgeContext, Suite, TrainContext, suite_of
 from distillbench.training.nets import parameters
 from distillbench.training.observer import Observer
 from distillbench.training.run import Run, has_bfloat16
@@ -110,47 +112,59 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     if (now.digest, now.loose) != (spec.code.digest, spec.code.loose):
         raise UserError(f"{found.path}: it, or what it imports, changed since its runs were planned; run the same command again")
     imported = frozenset(sys.modules)
-    suite: Any = judge.load()
-    method: Any = found.load()
-    setting, seeds = spec.setting_card, spec.seeds
-    data = Path(spec.data) if spec.data else None
+    suite, distill = suite_of(judge), _distill(found)
+    setting = spec.setting_card
+    data, cache = Path(spec.data) if spec.data else None, store.root / "cache"
     require(f"{spec.suite}/{spec.setting}", setting, accelerator.device.type)
-    problem = suite.problem(spec.setting, setting, seeds, split=spec.split, data=data, cache=store.root / "cache")
+    training = TrainContext(spec.setting, setting, spec.seeds, data=data, cache=cache, tuning=spec.split == "tune")
+    shown = None if progress is None else _Shown(progress)
+    judging = JudgeContext(
+        spec.setting,
+        setting,
+        spec.seeds,
+        data=data,
+        cache=cache,
+        split=spec.split,
+        device=str(accelerator.device),
+        key=sha256(canonical([arena_of(spec.identity), spec.code.digest])),
+        checkpoint_seconds=checkpoint_seconds,
+        observer=shown,
+    )
+    problem = suite.problem(training)
     problem.student.to(accelerator.device)
     problem.oracle.to(accelerator.device)
     memory = _PeakMemory()
     run = Run(
-        seeds=seeds,
+        seeds=training.seeds,
         budget=setting.budget,
         training=setting.training,
         oracles=[problem.oracle],
         folder=store.folder(spec),
         checkpoint_seconds=checkpoint_seconds,
         accelerator=accelerator,
-        observer=_Shown(progress) if progress is not None else None,
+        observer=shown,
         code=spec.code.digest,
     )
     status: Status = "ok"
     reason: str | None = None
     measurements: list[Measurement] = []
     about: dict[str, Any] | None = None
-    sheet: str | None = None
+    artifacts: Mapping[str, Artifact] = {}
     try:
-        student = method.distill(problem, run, **spec.hyperparameters)
+        student = distill(problem, run, **spec.hyperparameters)
         if not isinstance(student, Student):
             raise UserError(
                 f"{spec.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)"
             )
         cost = run.cost()
-        about = _about(student, suite, store, accelerator)
-        measurements = list(suite.evaluate(student, spec.setting, setting, seeds, split=spec.split, data=data))
-        if hasattr(suite, "picture"):
-            sheet = png(suite.picture(student, setting, seeds, split=spec.split, data=data))
+        about = _about(student, suite, judging, store, accelerator)
+        judged = suite.evaluate(student, judging)
+        measurements, artifacts = list(judged.measurements), judged.artifacts
         _complete(measurements, spec)
         _nothing_else(imported, spec)
         over = run.over_budget()
-        if over is None and hasattr(suite, "exceeds") and not registry.method_card(found).control:
-            over = suite.exceeds(student, setting)  # a yardstick may cost more than a student
+        if over is None and not registry.method_card(found).control:
+            over = suite.exceeds(student, judging)  # a yardstick may cost more than a student
         if over is not None:
             status, reason = "over_budget", over
     except Diverged as error:
@@ -164,7 +178,9 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     except (Exception, SystemExit) as error:
         # A method's failure is a result; the traceback's last own line says where, without a wall of text.
         where, said = _where(error, found.path), " ".join(str(error).split())
-        status, reason, cost, measurements = "failed", f"{type(error).__name__}: {said}{where}", run.cost(), []
+        status, reason, cost, measurements, artifacts = "failed", f"{type(error).__name__}: {said}{where}", run.cost(), [], {}
+    if judging.bill:
+        cost["phases"]["judge"] = dict(judging.bill)  # of its own networks: no part of the total, which is the method's
     cost["total"]["peak_memory_bytes"] = memory.peak()
     cost["total"]["parameters"] = about["parameters"] if about else parameters(problem.student)
     return Record(
@@ -181,8 +197,16 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         environment=environment(accelerator, setting),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         trace=run.trace,
-        picture=sheet,
+        picture=_picture(artifacts),
+        artifacts={name: _kept(a, store, accelerator) for name, a in artifacts.items()},
     )
+
+
+def _distill(method: registry.Entry) -> Callable[..., object]:
+    found: Callable[..., object] | None = vars(method.load()).get("distill")
+    if found is None:
+        raise UserError(f"{method.path}: has no function distill(problem, run, ...); 'distillbench new method' writes a skeleton")
+    return found
 
 
 def require(track: str, setting: Setting, device: str) -> None:
@@ -194,13 +218,17 @@ def require(track: str, setting: Setting, device: str) -> None:
         raise UserError(f"{track} needs a GPU and there is none here; 'distillbench doctor' says what runs on this machine")
 
 
-def png(values: torch.Tensor) -> str:
-    """``values`` in [0, 1], (H, W) grey or (H, W, 3) colour, as a PNG in base64."""
-    from PIL import Image
+def _picture(artifacts: Mapping[str, Artifact]) -> str | None:
+    """The PNG called ``picture`` in base64, as boards show it."""
+    found = artifacts.get("picture")
+    return base64.b64encode(found.content).decode() if found is not None and found.kind == "png" else None
 
-    buffer = io.BytesIO()
-    Image.fromarray((values.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+
+def _kept(artifact: Artifact, store: Store, accelerator: Accelerator) -> dict[str, str]:
+    """Save an artifact; what the record says of it."""
+    if accelerator.is_main_process:
+        store.save_artifact(artifact.content)
+    return {"sha256": sha256(artifact.content), "kind": artifact.kind}
 
 
 def _nothing_else(imported: frozenset[str], spec: RunSpec) -> None:
@@ -216,7 +244,7 @@ def _nothing_else(imported: frozenset[str], spec: RunSpec) -> None:
         )
 
 
-def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator) -> dict[str, Any]:
+def _about(student: Student, suite: Suite, judging: JudgeContext, store: Store, accelerator: Accelerator) -> dict[str, Any]:
     """Save the weights; what the record says of them."""
     blob = student.to_bytes()
     digest = store.save_student(blob) if accelerator.is_main_process else ""
@@ -227,7 +255,7 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
         "recipe": to_data(student.recipe),
         "averaged": bool(student.averaged),
         **({"average": student.averaged} if student.averaged else {}),  # which one
-        "parameters": parameters(suite.rebuild(student)),
+        "parameters": parameters(suite.rebuild(student, judging)),
     }
 
 

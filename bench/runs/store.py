@@ -3,6 +3,7 @@
 <store>/store.json                                  schema of the store
 <store>/records/<suite>/<setting>/<method>/<id>-<digest>.record
 <store>/students/<sha256>.safetensors               exported weights
+<store>/artifacts/<sha256>                          pictures, texts and curves that judging gave
 <store>/runs/<id>/                                  lock and checkpoints of a run in progress
 <store>/passed/<code>-<fingerprint>                 code that has passed the fingerprints of a cell
 <store>/cache/                                      teacher outputs, keyed by bytes
@@ -112,6 +113,14 @@ class Store:
         path = self.root / "students" / f"{digest}.safetensors"
         if not path.exists():
             write_atomic(path, blob)
+        return digest
+
+    def save_artifact(self, content: bytes) -> str:
+        """Write what a judge wants to show under its own SHA-256, which is returned."""
+        digest = sha256(content)
+        path = self.root / "artifacts" / digest
+        if not path.exists():
+            write_atomic(path, content)
         return digest
 
     @contextlib.contextmanager

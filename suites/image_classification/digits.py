@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import distillbench.suites.image_classification.memory as memory
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed, sha256
+from distillbench.problems.classification.problem import Classification
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
+from distillbench.suites.image_classification.nets import rebuild
 from distillbench.training.data import Arrays
-from distillbench.training.student import tensor_digest
+from distillbench.training.nets import Architecture
+from distillbench.training.student import Student, tensor_digest
 
 TRAIN, TUNE, TEST = 1197, 200, 400
 TEACHER = Path(__file__).parent / "digits_teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How many training images may be looked at, and how many of them have their label."""
+
+    labelled: int
+    transfer: int
+    student: Architecture
 
 
 @cache
@@ -55,7 +71,7 @@ def partition() -> dict[str, Tensor]:
     return {"test": dealt[:TEST], "tune": dealt[TEST : TEST + TUNE], "train": dealt[TEST + TUNE :]}
 
 
-def splits(options: dict[str, Any], seed: int, sha: str | None) -> dict[str, Arrays]:
+def splits(options: Options, seed: int, sha: str | None) -> dict[str, Arrays]:
     """The setting's splits. The labelled and the transfer images are drawn from ``train`` with the run's data seed.
 
     ``labelled`` images have their label; ``transfer`` images in all (the labelled ones among them) may be looked at.
@@ -68,14 +84,49 @@ def splits(options: dict[str, Any], seed: int, sha: str | None) -> dict[str, Arr
         if name == "train":
             generator = torch.Generator().manual_seed(seed)
             shuffled = rows[torch.randperm(len(rows), generator=generator)]
-            first = _balanced(labels[shuffled], int(options["labelled"]))
+            first = _balanced(labels[shuffled], options.labelled)
             rest = torch.ones(len(rows), dtype=torch.bool)
             rest[first] = False
-            chosen = torch.cat([shuffled[first], shuffled[rest]])[: int(options["transfer"])]
-            labelled = torch.arange(len(chosen)) < int(options["labelled"])
+            chosen = torch.cat([shuffled[first], shuffled[rest]])[: options.transfer]
+            labelled = torch.arange(len(chosen)) < options.labelled
         digest = tensor_digest({"inputs": images[chosen], "labels": labels[chosen]})
         made[name] = Arrays(images[chosen], labels[chosen], labelled, digest)
     return made
+
+
+def classifier(sha: str | None = None) -> nn.Module:
+    """The shipped teacher as it was read, shared by all who only look at it. Raises UserError where the file is another one."""
+    return _read(TEACHER, sha)
+
+
+@cache
+def _read(path: Path, sha: str | None) -> nn.Module:
+    blob = path.read_bytes()
+    if sha is not None and sha256(blob) != sha:
+        raise UserError(f"{path}: not the teacher the card pins; restore it (git checkout) or reinstall distillbench")
+    return rebuild(Student.from_bytes(blob, str(path)))
+
+
+def _pinned(ctx: Context, role: str) -> str | None:
+    asset = ctx.setting.assets.get(role)
+    return asset.sha256 if asset is not None else None
+
+
+def teacher(ctx: Context) -> nn.Module:
+    """The shipped teacher. Raises UserError where its file is not the one the card pins."""
+    return copy.deepcopy(classifier(_pinned(ctx, "teacher")))
+
+
+def problem(ctx: TrainContext) -> Classification:
+    """What a method gets."""
+    options = ctx.options(Options)
+    made = splits(options, ctx.seeds["data"], _pinned(ctx, "data"))
+    return memory.problem(ctx, options.student, teacher(ctx), made["train"], made["tune"])
+
+
+def evaluation_batches(ctx: JudgeContext) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of the split."""
+    return memory.batches(splits(ctx.options(Options), ctx.seeds["data"], _pinned(ctx, "data"))[ctx.split])
 
 
 def _balanced(labels: Tensor, count: int) -> Tensor:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.errors import unknown
+from distillbench.training import student as students
 from distillbench.training.nets import Architecture, Marginalized
+from distillbench.training.student import Student
 
 
 class SmallCNN(nn.Module):
@@ -126,3 +128,8 @@ def _torchvision(name: str, outputs: int) -> nn.Module:
     net.stage_names = ("maxpool", "layer1", "layer2", "layer3", "layer4")  # type: ignore[assignment]
     net.head_name = "fc"  # type: ignore[assignment]
     return net
+
+
+def rebuild(student: Student) -> nn.Module:
+    """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
+    return students.rebuild(student, build)

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 import distillbench.suites.image_classification.folders as folders
-from distillbench.cards.card import Setting
+from distillbench.errors import UserError
 from distillbench.identity import derive_seed
+from distillbench.problems.classification.oracle import ClassifierOracle
+from distillbench.problems.classification.problem import Classification
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
+from distillbench.suites.image_classification.nets import build
 from distillbench.training.data import Batch, Batches, Request, epoch_rows
+from distillbench.training.nets import Architecture
 
 HELD_OUT = 10  # with --split tune, every tenth training image (by hash) is kept out of training and judged instead
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which data set, and the networks.
+
+    Attributes:
+        reader: which of :mod:`folders` reads the data.  workers: decoding processes.  teacher_net: the teacher's name there.
+    """
+
+    reader: Literal["cifar100", "imagenet1k"]
+    classes: int
+    workers: int
+    teacher_net: str
+    student: Architecture
 
 
 @dataclass(frozen=True)
@@ -45,25 +66,32 @@ class Streamed(Batches):
         return [(epoch, row) for row in request.rows.tolist()]
 
 
-def _dataset(name: str, options: dict[str, Any], data: Path, train: bool) -> folders.LabelledImages:
-    if options["reader"] == "cifar100":
-        return folders.cifar100(data, train, int(options["classes"]))
-    return folders.imagenet1k(data, "train" if train else "val", int(options["classes"]))
+def _folder(ctx: Context) -> Path:
+    if ctx.data is None:
+        raise UserError(f"{ctx.name} needs its data set and its teacher: name the folder that holds them with --data DIR")
+    return ctx.data
 
 
-def _transform(options: dict[str, Any], train: bool) -> folders.Transform:
-    return folders.cifar_transform(train) if options["reader"] == "cifar100" else folders.imagenet_transform(train)
+def _dataset(ctx: Context, train: bool) -> folders.LabelledImages:
+    options = ctx.options(Options)
+    if options.reader == "cifar100":
+        return folders.cifar100(_folder(ctx), train, options.classes)
+    return folders.imagenet1k(_folder(ctx), "train" if train else "val", options.classes)
+
+
+def _transform(ctx: Context, train: bool) -> folders.Transform:
+    return folders.cifar_transform(train) if ctx.options(Options).reader == "cifar100" else folders.imagenet_transform(train)
 
 
 def _held_out(count: int) -> Tensor:
     return torch.tensor([derive_seed("held out", i) % HELD_OUT == 0 for i in range(count)])
 
 
-def _training(name: str, setting: Setting, data: Path, split: str) -> tuple[folders.LabelledImages, Tensor]:
+def _training(ctx: TrainContext) -> tuple[folders.LabelledImages, Tensor]:
     """The training images, and the rows that may be trained on: without the held-out ones where the run is for tuning."""
-    dataset = _dataset(name, setting.options, data, train=True)
+    dataset = _dataset(ctx, train=True)
     rows = torch.arange(len(dataset))
-    return dataset, rows[~_held_out(len(dataset))] if split == "tune" else rows
+    return dataset, rows[~_held_out(len(dataset))] if ctx.tuning else rows
 
 
 def _labelled(loader: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[Batch]:
@@ -71,36 +99,56 @@ def _labelled(loader: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[Batch
         yield Batch(inputs, labels, index, torch.ones(len(labels), dtype=torch.bool))
 
 
-def one_pass(name: str, setting: Setting, data: Path, split: str, size: int) -> Iterator[Batch]:
+def one_pass(ctx: TrainContext, size: int) -> Iterator[Batch]:
     """Every training image once, without augmentation."""
-    dataset, rows = _training(name, setting, data, split)
-    view = folders.AugmentedView(dataset, _transform(setting.options, False), 0)
-    return _labelled(folders.one_pass(view, rows, size, int(setting.options["workers"])))
+    dataset, rows = _training(ctx)
+    view = folders.AugmentedView(dataset, _transform(ctx, False), 0)
+    return _labelled(folders.one_pass(view, rows, size, ctx.options(Options).workers))
 
 
-def training_batches(name: str, setting: Setting, data: Path, seed: int, split: str) -> Streamed:
+def training_batches(ctx: TrainContext) -> Streamed:
     """Augmented epochs over the training images."""
-    dataset, rows = _training(name, setting, data, split)
-    view = folders.AugmentedView(dataset, _transform(setting.options, True), seed)
-    return Streamed(view, rows, min(setting.training.batch_size, len(rows)), seed, int(setting.options["workers"]))
+    (dataset, rows), seed = _training(ctx), ctx.seeds["order"]
+    view = folders.AugmentedView(dataset, _transform(ctx, True), seed)
+    return Streamed(view, rows, min(ctx.setting.training.batch_size, len(rows)), seed, ctx.options(Options).workers)
 
 
-def evaluation_batches(name: str, setting: Setting, data: Path, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_batches(ctx: JudgeContext) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs, labels) of the published test split, or of the held-out training images, without augmentation."""
-    dataset = _dataset(name, setting.options, data, train=split == "tune")
+    tuning = ctx.split == "tune"
+    dataset = _dataset(ctx, train=tuning)
     rows = torch.arange(len(dataset))
-    if split == "tune":
+    if tuning:
         rows = rows[_held_out(len(dataset))]
-    view = folders.AugmentedView(dataset, _transform(setting.options, False), 0)
-    for inputs, labels, _ in folders.one_pass(view, rows, 256, int(setting.options["workers"])):
+    view = folders.AugmentedView(dataset, _transform(ctx, False), 0)
+    for inputs, labels, _ in folders.one_pass(view, rows, 256, ctx.options(Options).workers):
         yield inputs, labels
 
 
-def teacher(setting: Setting, data: Path) -> nn.Module:
+def teacher(ctx: Context) -> nn.Module:
     """The setting's pretrained teacher."""
-    name = str(setting.options["teacher_net"])
-    path = data / str(setting.options["teacher_path"][0])
-    classes = int(setting.options["classes"])
-    if setting.options["reader"] == "cifar100":
-        return folders.cifar_teacher(name, path, classes)
-    return folders.imagenet_teacher(name, path if path.exists() else None, classes)
+    options = ctx.options(Options)
+    name, classes = options.teacher_net, options.classes
+    if options.reader == "cifar100":
+        net, known = folders.cifar_teacher(name, ctx.place("teacher"), classes), name
+    else:
+        own = any((_folder(ctx) / p).exists() for p in ctx.setting.options["teacher_path"])  # else the library's own weights
+        net, known = folders.imagenet_teacher(name, ctx.place("teacher") if own else None, classes), f"torchvision:{name}"
+    net.architecture = Architecture(known, {"outputs": classes})  # type: ignore[assignment]
+    return net
+
+
+def problem(ctx: TrainContext) -> Classification:
+    """What a method gets: images streamed from disk."""
+    architecture, net = ctx.options(Options).student, teacher(ctx)
+    batches = training_batches(ctx)
+    return Classification(
+        setting=ctx.name,
+        student=build(architecture, ctx.seeds["init"]),
+        build=lambda a: build(a, ctx.seeds["init"]),
+        classes=int(architecture.arguments["outputs"]),
+        teacher=ClassifierOracle(net),
+        batches=batches,
+        labelled=batches,
+        once=functools.partial(one_pass, ctx),
+    )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Protocol
 
-from distillbench.cards.card import Metric, Setting, SuiteCard
+from distillbench.cards.card import Metric, SuiteCard
 from distillbench.cards.reading import read_settings
 from distillbench.cards.worlds import Worlds
+from distillbench.runs.suite import Artifact, Context, JudgeContext, Judgement, Suite, TrainContext
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from distillbench.problems.image_generation.problem import ImageGeneration
     from distillbench.runs.record import Measurement
+    from distillbench.suites.image_generation.sampling import Draws, Sampling
+    from distillbench.training.data import Arrays, Batches
     from distillbench.training.student import Student
 
-WORLDS = Worlds(__name__, ("gaussians", "digits", "published"))
 SHEET = 2000  # samples drawn for a picture, at most
 
 CARD = SuiteCard(
@@ -166,98 +169,93 @@ FINGERPRINT = {
 }
 
 
-def problem(
-    name: str,
-    setting: Setting,
-    seeds: Mapping[str, int],
-    *,
-    split: str = "test",
-    data: Path | None = None,
-    cache: Path | None = None,
-) -> ImageGeneration:
-    """The problem of one setting for one set of seeds.
+class World(Protocol):
+    """What a world's module has."""
 
-    Args:
-        split: where the student will be judged; training is the same for either.
-        data: the user's folder of data sets.  cache: not used; a denoiser is never asked twice about the same noisy sample.
-    """
-    from distillbench.problems.image_generation.oracle import DenoiserOracle
-    from distillbench.problems.image_generation.problem import ImageGeneration
-    from distillbench.suites.image_generation.nets import build
-    from distillbench.training.nets import Architecture
+    @property
+    def Options(self) -> type[Sampling]:
+        """The options of its settings."""
+        ...
 
-    options, world = setting.options, WORLDS.of(setting)
-    about = options["student"]
-    levels = {k: float(options[k]) for k in ("sigma_min", "sigma_max", "sigma_data")}
-    arguments = {"sigma_data": levels["sigma_data"], "sigma_min": levels["sigma_min"], **about["arguments"]}
-    architecture = Architecture(about["name"], {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
-    batches, train = world.batches(setting, seeds, data)
-    return ImageGeneration(
-        setting=name,
-        student=build(architecture, seeds["init"]),
-        build=lambda a: build(a, seeds["init"]),
-        teacher=DenoiserOracle(world.teacher(setting, data), guidance=float(options["guidance"])),
-        batches=batches,
-        steps=int(options["steps"]),
-        teacher_steps=int(options["teacher_steps"]),
-        train=train,
-        **levels,
-    )
+    def batches(self, ctx: TrainContext) -> tuple[Batches, Arrays | None]:
+        """Real samples that may be looked at, and all of them where they are in memory."""
+        ...
+
+    def teacher(self, ctx: Context) -> nn.Module:
+        """A teacher of the caller's own, in evaluation mode."""
+        ...
+
+    def measure(self, draws: Draws, ctx: JudgeContext) -> list[Measurement]:
+        """Judge draws of samples: every metric but the number of evaluations."""
+        ...
+
+    def pixels(self, draws: Draws, ctx: JudgeContext) -> Tensor:
+        """A sheet of the first draw's samples in [0, 1], (H, W) grey or (H, W, 3) colour."""
+        ...
 
 
-def rebuild(student: Student) -> Any:
-    """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from distillbench.suites.image_generation.nets import build
-    from distillbench.training import student as students
-
-    return students.rebuild(student, build)
+WORLDS: Worlds[World] = Worlds(__name__, ("gaussians", "digits", "published"))
 
 
-def generate(
-    student: Student,
-    setting: Setting,
-    seeds: Mapping[str, int],
-    *,
-    split: str = "test",
-    data: Path | None = None,
-    draws: int | None = None,
-    samples: int | None = None,
-) -> tuple[list[tuple[Any, Any]], float]:
-    """What is judged: independent draws of (samples (N, ...), labels (N,)), and the network evaluations per sample.
+class ImageGenerationSuite(Suite):
+    """The judge of generators."""
 
-    :func:`sampling.drawn` says how, and what it raises. ``draws`` and ``samples`` ask for fewer than the setting does.
-    """
-    from distillbench.suites.image_generation import sampling
+    def problem(self, ctx: TrainContext) -> ImageGeneration:
+        """As :meth:`Suite.problem`; training is the same for either split, and nothing is kept: no noisy sample is met twice."""
+        from distillbench.problems.image_generation.oracle import DenoiserOracle
+        from distillbench.problems.image_generation.problem import ImageGeneration
+        from distillbench.suites.image_generation.nets import build
 
-    world = WORLDS.of(setting)
-    return sampling.drawn(
-        rebuild(student), student, setting, seeds, split, teacher=lambda: world.teacher(setting, data), draws=draws, samples=samples
-    )
+        world = WORLDS.of(ctx.setting)
+        options = ctx.options(world.Options)
+        batches, train = world.batches(ctx)
+        return ImageGeneration(
+            setting=ctx.name,
+            student=build(options.architecture, ctx.seeds["init"]),
+            build=lambda a: build(a, ctx.seeds["init"]),
+            teacher=DenoiserOracle(world.teacher(ctx), guidance=options.guidance),
+            batches=batches,
+            steps=options.steps,
+            teacher_steps=options.teacher_steps,
+            train=train,
+            sigma_min=options.sigma_min,
+            sigma_max=options.sigma_max,
+            sigma_data=options.sigma_data,
+        )
+
+    def rebuild(self, student: Student, ctx: Context) -> nn.Module:
+        """As :meth:`Suite.rebuild`."""
+        from distillbench.suites.image_generation.nets import rebuild
+
+        return rebuild(student)
+
+    def exceeds(self, student: Student, ctx: JudgeContext) -> str | None:
+        """By how much a student's recipe takes more evaluations than the setting allows: only the teacher's weights get so far."""
+        from distillbench.suites.image_generation import sampling
+
+        options = ctx.options(WORLDS.of(ctx.setting).Options)
+        used = sampling.evaluations(student.recipe, sigma_max=options.sigma_max)
+        return f"nfe {used} of {options.steps}" if used > options.steps else None
+
+    def evaluate(self, student: Student, ctx: JudgeContext) -> Judgement:
+        """Samples from the split's evaluation noise against real samples of that split, and a sheet of the first of them.
+
+        Every metric is the mean over independent draws, whose values its measurement keeps.
+
+        Raises:
+            UserError: as :func:`sampling.drawn`, or what the world's metrics refuse.
+        """
+        from distillbench.runs.record import Measurement
+        from distillbench.suites.image_generation import sampling
+
+        world = WORLDS.of(ctx.setting)
+        options = ctx.options(world.Options)
+        draw = functools.partial(sampling.drawn, self.rebuild(student, ctx), student, options, ctx, teacher=lambda: world.teacher(ctx))
+        draws, spent = draw()
+        found = [*world.measure(draws, ctx), Measurement("nfe", spent, len(draws))]
+        # The sheet shows the noise that all methods share: the first draw, or a smaller one of its own where that is large.
+        first = draws[:1] if options.samples <= SHEET else draw(draws=1, samples=SHEET)[0]
+        return Judgement(found, {"picture": Artifact.png(world.pixels(first, ctx))})
 
 
-def exceeds(student: Student, setting: Setting) -> str | None:
-    """By how much a student's recipe takes more evaluations than the setting allows, or None: only the teacher's weights get so far."""
-    from distillbench.suites.image_generation import sampling
-
-    used, allowed = sampling.evaluations(student.recipe, sigma_max=float(setting.options["sigma_max"])), int(setting.options["steps"])
-    return f"nfe {used} of {allowed}" if used > allowed else None
-
-
-def evaluate(
-    student: Student, name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None
-) -> list[Measurement]:
-    """Judge plain weights on a split: samples from its evaluation noise, against real samples of that split.
-
-    Every metric is the mean over independent draws, whose values the measurement keeps; raises UserError as :func:`generate`.
-    Those without a direction on the card are measured wherever they make sense.
-    """
-    from distillbench.runs.record import Measurement
-
-    draws, spent = generate(student, setting, seeds, split=split, data=data)
-    return [*WORLDS.of(setting).measure(draws, setting, seeds, split, data), Measurement("nfe", spent, len(draws))]
-
-
-def picture(student: Student, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None) -> Any:
-    """A sheet of samples of the first draw, in [0, 1], (H, W) grey or (H, W, 3) colour, from the noise that all methods share."""
-    draws, _ = generate(student, setting, seeds, split=split, data=data, draws=1, samples=min(int(setting.options["samples"]), SHEET))
-    return WORLDS.of(setting).pixels(draws, setting.options)
+SUITE = ImageGenerationSuite()

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distillbench.cards.card import Setting
 from distillbench.errors import UserError
 from distillbench.identity import sha256
 from distillbench.runs.record import Measurement
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
 from distillbench.suites.image_classification import digits as images
-from distillbench.suites.image_classification import nets as classifiers
-from distillbench.suites.image_generation.nets import build
+from distillbench.suites.image_generation.nets import rebuild
+from distillbench.suites.image_generation.sampling import Draws, Sampling
 from distillbench.suites.metrics.images.diversity import diversity
 from distillbench.suites.metrics.images.frechet import frechet_from_samples
 from distillbench.suites.metrics.images.kid import polynomial_mmd2
@@ -29,6 +28,7 @@ from distillbench.training.student import Student, tensor_digest
 
 TEACHER = Path(__file__).parent / "digits_teacher.safetensors"
 CLASSES = 10
+Options = Sampling
 
 
 def split(name: str, sha: str | None = None) -> tuple[Tensor, Tensor]:
@@ -38,42 +38,35 @@ def split(name: str, sha: str | None = None) -> tuple[Tensor, Tensor]:
     return pixels[rows], labels[rows]
 
 
-def batches(setting: Setting, seeds: Mapping[str, int], data: Path | None) -> tuple[Batches, Arrays | None]:
+def batches(ctx: TrainContext) -> tuple[Batches, Arrays | None]:
     """All training images with their labels: the same for every seed, in the order of the run's."""
-    inputs, labels = split("train", setting.data.sha256 if setting.data else None)
+    inputs, labels = split("train", asset.sha256 if (asset := ctx.setting.assets.get("data")) else None)
     train = Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs, "labels": labels}))
-    return Shuffled(train, torch.arange(len(train)), setting.training.batch_size, seeds["order"]), train
-
-
-def teacher(setting: Setting, data: Path | None = None) -> nn.Module:
-    """The shipped teacher. Raises UserError where its file is not the one the card pins."""
-    blob = TEACHER.read_bytes()
-    if setting.teacher is not None and sha256(blob) != setting.teacher.sha256:
-        raise UserError(f"{TEACHER.name} is not the file that this setting pins; install distillbench again")
-    student = Student.from_bytes(blob, TEACHER.name)
-    net = build(student.architecture, 0)
-    net.load_state_dict(student.weights)
-    return net.eval()
+    return Shuffled(train, torch.arange(len(train)), ctx.setting.training.batch_size, ctx.seeds["order"]), train
 
 
 @cache
-def _classifier() -> nn.Module:
-    student = Student.from_bytes(images.TEACHER.read_bytes(), images.TEACHER.name)
-    net = classifiers.build(student.architecture, 0)
-    net.load_state_dict(student.weights)
-    return net.eval()
+def _read(path: Path, sha: str | None) -> nn.Module:
+    blob = path.read_bytes()
+    if sha is not None and sha256(blob) != sha:
+        raise UserError(f"{path.name} is not the file that this setting pins; install distillbench again")
+    return rebuild(Student.from_bytes(blob, path.name))
+
+
+def teacher(ctx: Context) -> nn.Module:
+    """The shipped teacher. Raises UserError where its file is not the one the card pins."""
+    asset = ctx.setting.assets.get("teacher")
+    return copy.deepcopy(_read(TEACHER, asset.sha256 if asset else None))
 
 
 @torch.no_grad()
 def features(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The shipped digit classifier's penultimate features (N, 74) and decisions (N,) of images (N, 1, 8, 8)."""
-    seen = trace(_classifier(), pixels)
+    seen = trace(images.classifier(), pixels)
     return seen.embedding, seen.logits.argmax(1)
 
 
-def measure(
-    draws: Sequence[tuple[Tensor, Tensor]], setting: Setting, seeds: Mapping[str, int], split_name: str, data: Path | None = None
-) -> list[Measurement]:
+def measure(draws: Draws, ctx: JudgeContext) -> list[Measurement]:
     """Judge the draws (samples, labels): the mean over draws of each metric, against the real images of the split.
 
     Features are those of :func:`features`; copying is told in pixels, where real images of the split are the yardstick.
@@ -82,7 +75,7 @@ def measure(
         UserError: more than half of the samples lie as close to a training image as one real image in a hundred does.
     """
     found: dict[str, list[float]] = {}
-    (seen_images, _), (held_out, classes) = split("train"), split(split_name)
+    (seen_images, _), (held_out, classes) = split("train"), split(ctx.split)
     real, _ = features(held_out)
     for samples, labels in draws:
         seen, decisions = features(samples)
@@ -108,7 +101,7 @@ def measure(
     return [Measurement.mean(name, values) for name, values in found.items()]
 
 
-def pixels(draws: Sequence[tuple[Tensor, Tensor]], options: Mapping[str, Any]) -> Tensor:
+def pixels(draws: Draws, ctx: JudgeContext) -> Tensor:
     """The first ten samples of each class as a sheet (89, 89) of grey values in [0, 1]: a row a class, ink dark."""
     samples, labels = draws[0]
     sheet = torch.ones(CLASSES * 9 - 1, CLASSES * 9 - 1)

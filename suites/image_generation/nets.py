@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from distillbench.errors import unknown
 from distillbench.problems.image_generation.edm import consistency_scalings, edm_scalings, per_row
+from distillbench.training import student as students
 from distillbench.training.nets import Architecture
+from distillbench.training.student import Student
 
 FREQUENCIES = 8
 
@@ -141,3 +143,8 @@ def build(architecture: Architecture, seed: int) -> nn.Module:
         net: nn.Module = kinds[architecture.name]()(**architecture.arguments)
     net.architecture = architecture  # type: ignore[assignment]
     return net
+
+
+def rebuild(student: Student) -> nn.Module:
+    """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
+    return students.rebuild(student, build)

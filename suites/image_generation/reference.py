@@ -15,18 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from distillbench.cards import registry
 from distillbench.cards.card import Setting
 from distillbench.errors import UserError, unknown
 from distillbench.files import write_atomic
+from distillbench.runs.suite import Context
 from distillbench.suites.image_generation import published
 from distillbench.suites.metrics.images.frechet import Moments
 
 
-def statistics(setting: Setting, data: Path) -> Moments:
+def statistics(ctx: Context) -> Moments:
     """Mean and covariance of the features of every image of the setting's data. Raises UserError where data or network are missing."""
-    network, images = published.extractor(setting, data), published.images_of(setting, data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, images = published.extractor(ctx, device), published.images_of(ctx)
     return Moments.stream(network.features(part) for part in published.stacked(images, range(len(images))))
 
 
@@ -39,7 +42,7 @@ def write(setting: Setting, data: Path) -> Path:
     place = data / str(setting.options["reference_path"][0])
     if place.exists():
         raise UserError(f"{place}: is there already; remove it to make it anew")
-    moments = statistics(setting, data)
+    moments = statistics(Context("the setting", setting, {}, data=data))
     content = io.BytesIO()
     np.savez(content, mu=moments.mean.numpy(), sigma=moments.covariance.numpy())
     write_atomic(place, content.getvalue())

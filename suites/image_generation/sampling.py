@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distillbench.cards.card import Setting
 from distillbench.errors import UserError, unknown
 from distillbench.identity import derive_seed
 from distillbench.problems.image_generation.edm import euler_solve, guided, heun_solve, renoise
 from distillbench.problems.image_generation.sde import SDES, sde_solve
+from distillbench.runs.suite import JudgeContext
+from distillbench.training.nets import Architecture
 from distillbench.training.student import Student, tensor_digest
+
+Draws = list[tuple[Tensor, Tensor]]  # of samples (N, ...) and labels (N,)
 
 RULES = {"denoise": (1, 0), "euler": (1, 0), "heun": (2, -1)}  # evaluations for n levels: a n + b
 SDE_RULES = {"reverse_diffusion": (1, 0), "ancestral": (1, 0), "predictor_corrector": (2, 0), "probability_flow": (2, -1)}
@@ -54,6 +58,34 @@ def evaluations(recipe: dict[str, Any], *, sigma_max: float) -> int:
 def _own(rule: str) -> list[str]:
     """The keys that a rule needs besides its levels."""
     return [] if rule in RULES else ["sde", "snr"] if rule == "predictor_corrector" else ["sde"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The options that the settings of every world have.
+
+    Attributes:
+        classes: labels lie below it; 0 for none.  guidance: of the teacher, classifier-free; 1 is none.
+        draws, samples: independent draws that are judged, and samples of each.
+        steps: network evaluations that a student's sample may take.  teacher_steps: levels of the teacher's own sampler.
+    """
+
+    classes: int
+    guidance: float
+    draws: int
+    samples: int
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+    steps: int
+    teacher_steps: int
+    student: Architecture
+
+    @property
+    def architecture(self) -> Architecture:
+        """The student's, with the levels that every denoiser has."""
+        arguments = {"sigma_data": self.sigma_data, "sigma_min": self.sigma_min, **self.student.arguments}
+        return replace(self.student, arguments={k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
 
 
 class Counted:
@@ -131,39 +163,38 @@ def sound(samples: Tensor, labels: Tensor | None = None) -> None:
 
 
 def drawn(
-    net: Any,
+    net: nn.Module,
     student: Student,
-    setting: Setting,
-    seeds: Mapping[str, int],
-    split: str,
+    options: Sampling,
+    ctx: JudgeContext,
     *,
     teacher: Callable[[], nn.Module],
     draws: int | None = None,
     samples: int | None = None,
-) -> tuple[list[tuple[Tensor, Tensor]], float]:
+) -> tuple[Draws, float]:
     """Independent draws of (samples (N, ...), labels (N,)) of a student, and the network evaluations that a sample took.
 
     Args:
-        net: its network.  teacher: gives the setting's, whose very weights may take more evaluations than the setting allows.
+        net: its network, which knows the ``shape`` of a sample.
+        teacher: gives the setting's, whose very weights may take more evaluations than the setting allows.
         draws, samples: fewer than the setting asks for.
 
     Raises:
         UserError: the recipe is none or takes too many evaluations; a sample is not finite; all samples (of a class) are the same.
     """
-    options = setting.options
-    used = evaluations(student.recipe, sigma_max=float(options["sigma_max"]))
-    if used > int(options["steps"]) and tensor_digest(student.weights) != tensor_digest(dict(teacher().state_dict())):
-        raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options['steps']}")
-    if setting.tier == "paper" and torch.cuda.is_available():
-        net.to("cuda")
-    classes = int(options["classes"])
+    used = evaluations(student.recipe, sigma_max=options.sigma_max)
+    if used > options.steps and tensor_digest(student.weights) != tensor_digest(dict(teacher().state_dict())):
+        raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options.steps}")
+    if ctx.setting.tier == "paper":
+        net.to(ctx.device)
+    shape: tuple[int, ...] = net.shape  # type: ignore[assignment]
     made, spent = [], 0.0
-    for i in range(draws or int(options["draws"])):
-        generator = torch.Generator().manual_seed(derive_seed(f"{split} noise {i}", seeds["evaluation"]))
-        noise = torch.randn(samples or int(options["samples"]), *net.shape, generator=generator)
-        labels = torch.arange(len(noise)) % max(1, classes)
-        given = labels if classes else None
-        found, spent = sample(net, student.recipe, noise, given, generator, sigma_min=float(options["sigma_min"]))
+    for i in range(draws or options.draws):
+        generator = torch.Generator().manual_seed(derive_seed(f"{ctx.split} noise {i}", ctx.seeds["evaluation"]))
+        noise = torch.randn(samples or options.samples, *shape, generator=generator)
+        labels = torch.arange(len(noise)) % max(1, options.classes)
+        given = labels if options.classes else None
+        found, spent = sample(net, student.recipe, noise, given, generator, sigma_min=options.sigma_min)
         sound(found, given)
         made.append((found, labels))
     return made, spent

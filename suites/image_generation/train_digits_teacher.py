@@ -14,11 +14,12 @@ import math
 
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.files import write_atomic
 from distillbench.identity import sha256
 from distillbench.problems.image_generation.edm import denoising_loss, per_row
 from distillbench.suites.image_generation import CARD
-from distillbench.suites.image_generation.digits import TEACHER, split
+from distillbench.suites.image_generation.digits import TEACHER, Options, split
 from distillbench.suites.image_generation.nets import build
 from distillbench.training.nets import Architecture
 from distillbench.training.student import Student
@@ -32,19 +33,19 @@ def main() -> None:
     """Train, report, write."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    options = CARD.settings["digits"].options
-    arguments = {**options["student"]["arguments"], **{k: options[k] for k in ("sigma_data", "sigma_min")}}
-    net = build(Architecture(options["student"]["name"], {**arguments, "dropout": DROPOUT}), SEED)
-    average = build(Architecture(options["student"]["name"], arguments), SEED)
+    options = options_of(CARD.settings["digits"], Options)
+    about = options.architecture
+    net = build(Architecture(about.name, {**about.arguments, "dropout": DROPOUT}), SEED)
+    average = build(about, SEED)
     mean = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, s / 100) * 0.5 * (1 + math.cos(math.pi * s / STEPS)))
     data, labels = split("train")
 
     def loss(images: torch.Tensor, classes: torch.Tensor | None, model: torch.nn.Module) -> torch.Tensor:
-        sigma = (MEAN + STD * torch.randn(len(images))).exp().clamp(options["sigma_min"], options["sigma_max"])
+        sigma = (MEAN + STD * torch.randn(len(images))).exp().clamp(options.sigma_min, options.sigma_max)
         noisy = images + per_row(sigma, images) * torch.randn_like(images)
-        return denoising_loss(model(noisy, sigma, classes), images, sigma, sigma_data=options["sigma_data"]).mean()
+        return denoising_loss(model(noisy, sigma, classes), images, sigma, sigma_data=options.sigma_data).mean()
 
     for _ in range(STEPS):
         rows = torch.randint(len(data), (BATCH,))

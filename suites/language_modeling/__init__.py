@@ -142,12 +142,11 @@ FINGERPRINT = {
 }
 
 
-def rebuild(student: Student) -> LanguageModel:
+def network(student: Student) -> LanguageModel:
     """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
-    from distillbench.suites.language_modeling.nets import rebuild as network
+    from distillbench.suites.language_modeling.nets import rebuild
 
-    return network(student)
+    return rebuild(student)
 
 
-SUITE = LanguageSuite(Worlds(__name__, ("markov", "markov_bytes", "instruct")), rebuild)
-problem, evaluate = SUITE.problem, SUITE.evaluate
+SUITE = LanguageSuite(Worlds(__name__, ("markov", "markov_bytes", "instruct")), network)

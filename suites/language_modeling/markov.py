@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from distillbench.cards.card import Setting
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed, sha256
 from distillbench.problems.language_modeling.generation import respond
@@ -20,14 +18,44 @@ from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import Prompts, Texts
 from distillbench.runs.record import Measurement
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
 from distillbench.suites.language_modeling.nets import Chain, Windowed, build
 from distillbench.training.nets import Architecture
 
 EOS = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The chain, its texts, and what there is of them.
+
+    Attributes:
+        chain: which of all that may be drawn.  vocab: tokens, the end of sequence among them.  order: tokens that the next one depends on.
+        spread: standard deviation of the logits.  mean_length, length: of responses in tokens, expected without a limit and at most.
+        prompts: of which ``references`` have a response of the truth.  validation: responses apart.
+        samples: responses of the teacher to a prompt.
+        teacher_texts: the teacher is estimated from so many texts, each count raised by ``smoothing``; 0: the truth teaches.
+        teacher_rank: the teacher is the truth's best approximation by logits of this rank; 0: the truth teaches.
+    """
+
+    chain: int
+    vocab: int
+    order: int
+    spread: float
+    mean_length: float
+    length: int
+    prompts: int
+    references: int
+    validation: int
+    samples: int
+    teacher_texts: int = 0
+    smoothing: float = 0.0
+    teacher_rank: int = 0
+    student: Architecture = field(hash=False)
+
+
 @dataclass(frozen=True)
-class World:
+class Chains:
     """The chain that is the truth, the teacher, and where texts begin.
 
     Attributes:
@@ -42,14 +70,17 @@ class World:
     length: int
 
 
-def world(setting: Setting, split: str) -> World:
-    """The world of a split: hyper-parameters are tuned on another chain than the one reported."""
-    options = setting.options
-    vocab, order = int(options["vocab"]), int(options["order"])
-    generator = torch.Generator().manual_seed(derive_seed(f"markov {split}", int(options["chain"])))
-    logits = float(options["spread"]) * torch.randn(vocab**order, vocab, generator=generator, dtype=torch.float64)
+@functools.lru_cache(maxsize=8)
+def chains(options: Options, split: str) -> Chains:
+    """The chains of a split: hyper-parameters are tuned on another one than the one reported.
+
+    They are made once and shared by all who only look at them: a limited teacher takes a second to fit.
+    """
+    vocab, order = options.vocab, options.order
+    generator = torch.Generator().manual_seed(derive_seed(f"markov {split}", options.chain))
+    logits = options.spread * torch.randn(vocab**order, vocab, generator=generator, dtype=torch.float64)
     logits[:, EOS] = -math.inf
-    ends = 1 / float(options["mean_length"])
+    ends = 1 / options.mean_length
     law = (1 - ends) * logits.softmax(1)
     law[:, EOS] = ends
     start = torch.rand(vocab**order, generator=generator, dtype=torch.float64)
@@ -57,17 +88,12 @@ def world(setting: Setting, split: str) -> World:
     for i in range(order):
         start[(places // vocab**i) % vocab == EOS] = 0
     truth = _chain(law.log(), vocab, order)
-    found = World(truth, truth, start / start.sum(), int(options["length"]))
-    if int(options.get("teacher_texts", 0)):
-        return World(truth, _estimated(found, setting, split), found.start, found.length)
-    if int(options.get("teacher_rank", 0)):
-        return World(
-            truth, _chain(limited(law, found.start, found.length, int(options["teacher_rank"])), vocab, order), found.start, found.length
-        )
+    found = Chains(truth, truth, start / start.sum(), options.length)
+    if options.teacher_texts:
+        return replace(found, teacher=_estimated(found, options, split))
+    if options.teacher_rank:
+        return replace(found, teacher=_chain(limited(law, found.start, found.length, options.teacher_rank), vocab, order))
     return found
-
-
-_FITTED: dict[str, Tensor] = {}  # a fit takes a second, and every run of a grid asks for one of a few
 
 
 def limited(law: Tensor, start: Tensor, length: int, rank: int) -> Tensor:
@@ -78,31 +104,28 @@ def limited(law: Tensor, start: Tensor, length: int, rank: int) -> Tensor:
     """
     if rank >= law.shape[1] - 1:
         return law.log()
-    key = sha256(law.numpy().tobytes() + start.numpy().tobytes() + f"{length} {rank}".encode())
-    if key not in _FITTED:
-        weight = visits(law, start, length)
-        seen = weight > 0
-        weight, target = weight[seen] / weight.sum(), law[seen]
-        # Contexts that no text reaches keep the bias alone.
-        logits = target.log()
-        bias = (weight[:, None] * logits).sum(0)
-        u, s, v = torch.linalg.svd(weight.sqrt()[:, None] * (logits - bias), full_matrices=False)
-        left = (u[:, :rank] * s[:rank] / weight.sqrt()[:, None]).contiguous().requires_grad_()
-        right, bias = v[:rank].contiguous().requires_grad_(), bias.requires_grad_()
-        solver = torch.optim.LBFGS([left, right, bias], max_iter=500, history_size=20, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    weight = visits(law, start, length)
+    seen = weight > 0
+    weight, target = weight[seen] / weight.sum(), law[seen]
+    # Contexts that no text reaches keep the bias alone.
+    logits = target.log()
+    bias = (weight[:, None] * logits).sum(0)
+    u, s, v = torch.linalg.svd(weight.sqrt()[:, None] * (logits - bias), full_matrices=False)
+    left = (u[:, :rank] * s[:rank] / weight.sqrt()[:, None]).contiguous().requires_grad_()
+    right, bias = v[:rank].contiguous().requires_grad_(), bias.requires_grad_()
+    solver = torch.optim.LBFGS([left, right, bias], max_iter=500, history_size=20, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
-        def cross_entropy() -> Tensor:
-            solver.zero_grad()
-            loss: Tensor = -(weight[:, None] * target * (left @ right + bias).log_softmax(1)).sum()
-            loss.backward()
-            return loss
+    def cross_entropy() -> Tensor:
+        solver.zero_grad()
+        loss: Tensor = -(weight[:, None] * target * (left @ right + bias).log_softmax(1)).sum()
+        loss.backward()
+        return loss
 
-        with torch.enable_grad():
-            solver.step(cross_entropy)
-        fitted = bias.detach().log_softmax(0).repeat(len(law), 1)
-        fitted[seen] = (left @ right + bias).detach().log_softmax(1)
-        _FITTED[key] = fitted
-    return _FITTED[key]
+    with torch.enable_grad():
+        solver.step(cross_entropy)
+    fitted = bias.detach().log_softmax(0).repeat(len(law), 1)
+    fitted[seen] = (left @ right + bias).detach().log_softmax(1)
+    return fitted
 
 
 def _chain(log_law: Tensor, vocab: int, order: int) -> Chain:
@@ -112,19 +135,19 @@ def _chain(log_law: Tensor, vocab: int, order: int) -> Chain:
     return net.eval().requires_grad_(False)
 
 
-def _estimated(found: World, setting: Setting, split: str) -> Chain:
+def _estimated(found: Chains, options: Options, split: str) -> Chain:
     """A chain counted from ``teacher_texts`` texts of the truth, each count raised by ``smoothing``."""
-    options, truth = setting.options, found.truth
-    counts = torch.full((truth.vocab**truth.order, truth.vocab), float(options["smoothing"]), dtype=torch.float64)
-    seed = derive_seed(f"teacher texts {split}", int(options["chain"]))
-    texts = draw(found, truth, starts(found, int(options["teacher_texts"]), derive_seed("prompts", seed)), seed)
+    truth = found.truth
+    counts = torch.full((truth.vocab**truth.order, truth.vocab), options.smoothing, dtype=torch.float64)
+    seed = derive_seed(f"teacher texts {split}", options.chain)
+    texts = draw(found, truth, starts(found, options.teacher_texts, derive_seed("prompts", seed)), seed)
     batch = texts.take(torch.arange(len(texts)))
     states = batch.predicted.take(truth(batch.ids, batch.attention)).argmax(1)
     counts.index_put_((states, batch.predicted.labels), torch.ones(len(states), dtype=torch.float64), accumulate=True)
     return _chain((counts / counts.sum(1, keepdim=True)).log(), truth.vocab, truth.order)
 
 
-def starts(found: World, count: int, seed: int) -> Prompts:
+def starts(found: Chains, count: int, seed: int) -> Prompts:
     """``count`` prompts from their law; each is a context of the chain."""
     place = torch.multinomial(found.start, count, replacement=True, generator=torch.Generator().manual_seed(seed))
     vocab, order = found.truth.vocab, found.truth.order
@@ -137,28 +160,40 @@ def tokenizer(vocab: int) -> str:
     return sha256(f"markov alphabet of {vocab}".encode())
 
 
-def draw(found: World, model: LanguageModel, prompts: Prompts, seed: int) -> Texts:
+def draw(found: Chains, model: LanguageModel, prompts: Prompts, seed: int) -> Texts:
     """One response of ``model`` to every prompt."""
     uniforms = torch.rand(len(prompts), found.length, generator=torch.Generator().manual_seed(seed))
     ids, real = respond(model, prompts, uniforms, eos=EOS)
     return Texts.join(prompts, torch.arange(len(prompts)), ids, real)
 
 
-def problem(
-    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
-) -> LanguageModeling:
+def of(ctx: Context, split: str) -> Chains:
+    """The chains of a context's setting."""
+    return chains(ctx.options(Options), split)
+
+
+def problem(ctx: TrainContext) -> LanguageModeling:
     """What a method gets: prompts, references to some of them, the chain as the teacher."""
-    options, found = setting.options, world(setting, split)
-    prompts = starts(found, int(options["prompts"]), seeds["data"])
-    references = draw(found, found.truth, prompts, derive_seed("references", seeds["data"])).some(torch.arange(int(options["references"])))
-    others = starts(found, int(options["validation"]), derive_seed("validation", seeds["data"]))
-    about = options["student"]
+    return posed(ctx, ctx.options(Options))
+
+
+def posed(ctx: TrainContext, options: Options) -> LanguageModeling:
+    """The problem of a chain."""
+    seeds, found = ctx.seeds, chains(options, "tune" if ctx.tuning else "test")
+    prompts = starts(found, options.prompts, seeds["data"])
+    references = draw(found, found.truth, prompts, derive_seed("references", seeds["data"])).some(torch.arange(options.references))
+    others = starts(found, options.validation, derive_seed("validation", seeds["data"]))
     return LanguageModeling(
-        setting=name,
-        student=build(Architecture(about["name"], dict(about["arguments"])), seeds["init"]),
+        setting=ctx.name,
+        student=build(options.student, seeds["init"]),
         build=lambda a: build(a, seeds["init"]),
         teacher=LanguageOracle(
-            found.teacher, tokenizer=tokenizer(found.truth.vocab), vocab=found.truth.vocab, eos=EOS, seed=seeds["teacher"], cache=cache
+            copy.deepcopy(found.teacher),
+            tokenizer=tokenizer(found.truth.vocab),
+            vocab=found.truth.vocab,
+            eos=EOS,
+            seed=seeds["teacher"],
+            cache=ctx.cache,
         ),
         prompts=prompts,
         references=references,
@@ -166,8 +201,8 @@ def problem(
         vocab=found.truth.vocab,
         eos=EOS,
         length=found.length,
-        samples=int(options["samples"]),
-        batch_size=setting.training.batch_size,
+        samples=options.samples,
+        batch_size=ctx.setting.training.batch_size,
         order=seeds["order"],
     )
 
@@ -221,12 +256,12 @@ def divergences(p: Tensor, q: Tensor, start: Tensor, length: int) -> dict[str, f
     }
 
 
-def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None) -> list[Measurement]:
+def measure(net: LanguageModel, ctx: JudgeContext) -> list[Measurement]:
     """Exact metrics; there is nothing to sample, so they have no spread within a run."""
-    found = world(setting, split)
+    found = of(ctx, ctx.split)
     vocab, order = found.truth.vocab, found.truth.order
     q = laws(net, vocab, order)
-    scores: dict[str, Any] = divergences(laws(found.teacher, vocab, order), q, found.start, found.length)
+    scores = divergences(laws(found.teacher, vocab, order), q, found.start, found.length)
     scores["acceptance"] = 1 - scores["tv"]
     if found.teacher is not found.truth:
         scores["truth_kl"] = divergences(laws(found.truth, vocab, order), q, found.start, found.length)["kl"]

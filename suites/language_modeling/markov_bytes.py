@@ -7,14 +7,12 @@ so that text and symbols correspond one to one: laws of texts can be compared ex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from distillbench.cards.card import Setting
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.oracle import LanguageOracle
@@ -22,8 +20,17 @@ from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import Prompts, retokenise, retokenise_prompts
 from distillbench.problems.language_modeling.tokenizers import Alphabet
 from distillbench.runs.record import Measurement
+from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites.language_modeling import markov
 from distillbench.suites.language_modeling.markov import EOS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(markov.Options):
+    """Those of the chain, and how many of its ``letters`` are symbols alone."""
+
+    single: int
+    letters: int
 
 
 def alphabets(vocab: int, single: int, letters: int) -> tuple[Alphabet, Alphabet]:
@@ -43,24 +50,22 @@ def alphabets(vocab: int, single: int, letters: int) -> tuple[Alphabet, Alphabet
     return Alphabet([b"", *signs], EOS), Alphabet([b"", *signs[:single], *(pairs[i * len(pairs) // wanted] for i in range(wanted))], EOS)
 
 
-def _alphabets(setting: Setting) -> tuple[Alphabet, Alphabet]:
-    options = setting.options
-    return alphabets(int(options["vocab"]), int(options["single"]), int(options["letters"]))
+def _alphabets(options: Options) -> tuple[Alphabet, Alphabet]:
+    return alphabets(options.vocab, options.single, options.letters)
 
 
-def problem(
-    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
-) -> LanguageModeling:
+def problem(ctx: TrainContext) -> LanguageModeling:
     """What a method gets: the problem of markov with every text in letters, and a teacher that answers in symbols."""
-    letters, symbols = _alphabets(setting)
-    found = markov.problem(name, setting, seeds, split=split, data=data, cache=cache)
-    begun = Prompts.of(found.validation.ids[:, : int(setting.options["order"])].tolist(), symbols.digest, EOS)
+    options = ctx.options(Options)
+    letters, symbols = _alphabets(options)
+    found = markov.posed(ctx, options)
+    begun = Prompts.of(found.validation.ids[:, : options.order].tolist(), symbols.digest, EOS)
     prompts, others = (retokenise_prompts(replace(p, tokenizer=symbols.digest), symbols, letters) for p in (found.prompts, begun))
     references, validation = (replace(texts, tokenizer=symbols.digest) for texts in (found.references, found.validation))
     return replace(
         found,
         teacher=LanguageOracle(
-            found.teacher.module, tokenizer=symbols.digest, vocab=symbols.vocab, eos=EOS, seed=seeds["teacher"], cache=cache
+            found.teacher.module, tokenizer=symbols.digest, vocab=symbols.vocab, eos=EOS, seed=ctx.seeds["teacher"], cache=ctx.cache
         ),
         prompts=prompts,
         references=retokenise(references, symbols, letters, prompts),
@@ -117,14 +122,15 @@ def text_kl(p: Tensor, q: Tensor, start: Tensor, length: int, spelled: Sequence[
     return total / count
 
 
-def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None) -> list[Measurement]:
+def measure(net: LanguageModel, ctx: JudgeContext) -> list[Measurement]:
     """The exact metric, of a student over letters or, as the teacher is, over symbols.
 
     Raises:
         UserError: the student's vocabulary is neither, or it looks further back than the setting's students do.
     """
-    letters, symbols = _alphabets(setting)
-    found, order = markov.world(setting, split), int(setting.options["order"])
+    options = ctx.options(Options)
+    letters, symbols = _alphabets(options)
+    found, order = markov.chains(options, ctx.split), options.order
     size = len(net.head[0])
     if size == symbols.vocab:
         q, spelled = markov.laws(net, symbols.vocab, order), [[i] for i in range(symbols.vocab)]

@@ -6,7 +6,7 @@ from distillbench.cards.card import Metric, SuiteCard
 from distillbench.cards.reading import read_settings
 from distillbench.cards.worlds import Worlds
 from distillbench.problems.language_modeling.suite import LanguageSuite
-from distillbench.suites.language_modeling import rebuild
+from distillbench.suites.language_modeling import network
 
 CARD = SuiteCard(
     slug="speculative",
@@ -195,5 +195,4 @@ FINGERPRINT = {
 
 
 # The target is the teacher, the draft the student.
-SUITE = LanguageSuite(Worlds(__name__, ("markov", "smollm2", "spec_bench")), rebuild)
-problem, evaluate = SUITE.problem, SUITE.evaluate
+SUITE = LanguageSuite(Worlds(__name__, ("markov", "smollm2", "spec_bench")), network)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from distillbench.cards.card import Setting
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.runs.record import Measurement
+from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites.language_modeling import markov
 from distillbench.suites.language_modeling.markov import EOS
 
 GAMMAS = range(1, 9)
 
 
-def problem(
-    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
-) -> LanguageModeling:
+def problem(ctx: TrainContext) -> LanguageModeling:
     """As :func:`markov.problem`: the draft is the student."""
-    return markov.problem(name, setting, seeds, split=split, data=data, cache=cache)
+    return markov.problem(ctx)
 
 
 def efficiency(p: Tensor, q: Tensor, start: Tensor, length: int, gamma: int) -> tuple[float, float]:
@@ -66,9 +61,9 @@ def scores(p: Tensor, q: Tensor, start: Tensor, length: int) -> dict[str, float]
     return found
 
 
-def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None) -> list[Measurement]:
+def measure(net: LanguageModel, ctx: JudgeContext) -> list[Measurement]:
     """Exact metrics; there is nothing to sample, so they have no spread within a run."""
-    found = markov.world(setting, split)
+    found = markov.of(ctx, ctx.split)
     vocab, order = found.truth.vocab, found.truth.order
     p, q = (markov.laws(model, vocab, order) for model in (found.teacher, net))
     # the sum of a law may pass 1 by rounding; no metric may leave its range for that

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distillbench.assets import cache_folder, locate, made
-from distillbench.cards.card import Setting
+from distillbench.assets import cache_folder, made
 from distillbench.code import digest_of
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed
@@ -23,20 +23,45 @@ from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import Prompts, Texts
 from distillbench.runs.record import Measurement
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
 from distillbench.training.nets import Architecture
 
 TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # the model's own chat format, without its default system prompt
 
 
-def model_folder(setting: Setting, data: Path | None) -> Path:
+@dataclass(frozen=True)
+class Options:
+    """The draft, and the questions.
+
+    Attributes:
+        layers: of the target that the draft starts as.  prompt_length, length: tokens of a prompt and of a response, at most.
+        test, tune, validation: questions of these splits; the others are trained on.
+        samples, top_k: responses of the target to a prompt, and how many of its probabilities per token are kept.
+        timed, timed_length: prompts that the clock runs on, and tokens of their responses.  gamma: proposals per block.
+    """
+
+    layers: tuple[int, ...]
+    prompt_length: int
+    length: int
+    test: int
+    tune: int
+    validation: int
+    samples: int
+    top_k: int
+    timed: int
+    timed_length: int
+    gamma: int
+
+
+def model_folder(ctx: Context) -> Path:
     """The target in transformers' format, converted once from the pinned GGUF file.
 
     Raises:
         UserError: the file is not here, or is another one.
     """
-    assert setting.teacher is not None
-    gguf = locate(setting.teacher, setting.options, "teacher", data)
-    name = f"{setting.teacher.sha256}-{digest_of(language_models.__name__)[:16]}"  # the bytes it comes from, and the code that converts
+    gguf = ctx.locate("teacher")
+    pinned = ctx.setting.assets["teacher"].sha256
+    name = f"{pinned}-{digest_of(language_models.__name__)[:16]}"  # the bytes it comes from, and the code that converts
     return made(cache_folder() / "models" / name, lambda place: _convert(gguf, place))
 
 
@@ -49,15 +74,14 @@ def _convert(gguf: Path, place: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(place)
 
 
-def questions(setting: Setting, data: Path | None) -> list[tuple[str, str]]:
+def questions(ctx: Context) -> list[tuple[str, str]]:
     """Questions and worked answers, in the file's order: the question alone, without its options.
 
     Raises:
         UserError: the file is not here, or is another one.
     """
-    assert setting.data is not None
     found = []
-    for _, text in sorted(json.loads(locate(setting.data, setting.options, "data", data).read_text(encoding="utf-8")).items()):
+    for _, text in sorted(json.loads(ctx.locate("data").read_text(encoding="utf-8")).items()):
         for part in text.split("\n\nQ: ")[1:]:
             question, _, answer = part.partition("\nA: Let's think step by step. ")
             stem = re.split(r"\s\(A\)", question)[0].strip()
@@ -67,61 +91,58 @@ def questions(setting: Setting, data: Path | None) -> list[tuple[str, str]]:
     return found
 
 
-def splits(setting: Setting, data: Path | None) -> tuple[Any, dict[str, list[tuple[list[int], list[int]]]]]:
+def splits(ctx: Context) -> tuple[Any, dict[str, list[tuple[list[int], list[int]]]]]:
     """The tokenizer, and prompts with references as token ids, by split: ``train``, ``validation``, ``tune`` and ``test``.
 
     The split is fixed by the setting, not by a run's seed; a question is in one of them only, and questions asked twice are taken once.
     """
-    options = setting.options
-    tokenizer = language_models.load_tokenizer(str(model_folder(setting, data)))
+    options = ctx.options(Options)
+    tokenizer = language_models.load_tokenizer(str(model_folder(ctx)))
     pairs: dict[str, tuple[list[int], list[int]]] = {}
-    for question, answer in questions(setting, data):
+    for question, answer in questions(ctx):
         prompt = tokenizer(TURN.format(question))["input_ids"]
         reference = tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]
-        if len(prompt) <= int(options["prompt_length"]):
-            pairs.setdefault(question, (prompt, reference[: int(options["length"])]))
+        if len(prompt) <= options.prompt_length:
+            pairs.setdefault(question, (prompt, reference[: options.length]))
     listed = list(pairs.values())
     order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(derive_seed("split", 0))).tolist()
     parts, place = {}, 0
-    for name in ("test", "tune", "validation"):
-        count = int(options[name])
+    for name, count in (("test", options.test), ("tune", options.tune), ("validation", options.validation)):
         parts[name] = [listed[i] for i in order[place : place + count]]
         place += count
     parts["train"] = [listed[i] for i in order[place:]]
     return tokenizer, parts
 
 
-def problem(
-    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
-) -> LanguageModeling:
+def problem(ctx: TrainContext) -> LanguageModeling:
     """What a method gets: the training questions, their references, the real target, and its first layers as the draft."""
-    options = setting.options
-    tokenizer, parts = splits(setting, data)
+    options, seeds = ctx.options(Options), ctx.seeds
+    tokenizer, parts = splits(ctx)
     digest = tokenizer_digest(tokenizer)
-    target = language_models.load(str(model_folder(setting, data)))
+    target = language_models.load(str(model_folder(ctx)))
     eos, vocab = int(tokenizer.eos_token_id), len(tokenizer)
     texts = {k: _texts(v, digest, eos) for k, v in parts.items()}
 
     def build(architecture: Architecture) -> TransformersLM:
-        return _inherit(language_models.build(architecture, seeds["init"]), target, options["layers"])
+        return _inherit(language_models.build(architecture, seeds["init"]), target, options.layers)
 
-    config = {**target.config, "num_hidden_layers": len(options["layers"])}
+    config = {**target.config, "num_hidden_layers": len(options.layers)}
     prompts, references = texts["train"]
     return LanguageModeling(
-        setting=name,
+        setting=ctx.name,
         student=build(Architecture("transformers", {"config": config})),
         build=build,
         teacher=LanguageOracle(
-            target, tokenizer=digest, vocab=vocab, eos=eos, seed=seeds["teacher"], cache=cache_folder(), top_k=int(options["top_k"])
+            target, tokenizer=digest, vocab=vocab, eos=eos, seed=seeds["teacher"], cache=cache_folder(), top_k=options.top_k
         ),
         prompts=prompts,
         references=references,
         validation=texts["validation"][1],
         vocab=vocab,
         eos=eos,
-        length=int(options["length"]),
-        samples=int(options["samples"]),
-        batch_size=setting.training.batch_size,
+        length=options.length,
+        samples=options.samples,
+        batch_size=ctx.setting.training.batch_size,
         order=seeds["order"],
     )
 
@@ -131,7 +152,7 @@ def _texts(pairs: list[tuple[list[int], list[int]]], digest: str, eos: int) -> t
     return prompts, prompts.with_responses([r for _, r in pairs], pad=eos)
 
 
-def _inherit(draft: TransformersLM, target: TransformersLM, layers: Any) -> TransformersLM:
+def _inherit(draft: TransformersLM, target: TransformersLM, layers: Sequence[int]) -> TransformersLM:
     """Give ``draft`` the target's embeddings (frozen: they are the projection as well), chosen layers and last norm."""
     theirs = dict(target.body.state_dict())
     names = {f"layers.{new}.": f"layers.{old}." for new, old in enumerate(layers)}
@@ -144,7 +165,7 @@ def _inherit(draft: TransformersLM, target: TransformersLM, layers: Any) -> Tran
     return draft
 
 
-def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None) -> list[Measurement]:
+def measure(net: LanguageModel, ctx: JudgeContext) -> list[Measurement]:
     """Judge a draft on texts that the target sampled for the split's questions: the same ones for every method and seed.
 
     Wall-clock speed is measured with transformers' assisted generation, on a few of them.
@@ -155,20 +176,20 @@ def measure(net: LanguageModel, setting: Setting, seeds: Mapping[str, int], spli
     from distillbench.suites.speculative.decoding import measured_speedup
     from distillbench.suites.speculative.judge import judge
 
-    options = setting.options
-    tokenizer, parts = splits(setting, data)
-    target = language_models.load(str(model_folder(setting, data)))
+    options = ctx.options(Options)
+    tokenizer, parts = splits(ctx)
+    target = language_models.load(str(model_folder(ctx)))
     if not isinstance(net, TransformersLM) or net.head[0].shape[0] != target.head[0].shape[0]:
         raise UserError(f"a draft of this setting is a transformers model over {target.head[0].shape[0]} tokens, the target's")
     eos, vocab = int(tokenizer.eos_token_id), len(tokenizer)
-    prompts, _ = _texts(parts[split], tokenizer_digest(tokenizer), eos)
+    prompts, _ = _texts(parts[ctx.split], tokenizer_digest(tokenizer), eos)
     oracle = LanguageOracle(
-        target, tokenizer=prompts.tokenizer, vocab=vocab, eos=eos, seed=derive_seed("judge", seeds["teacher"]), cache=cache_folder()
+        target, tokenizer=prompts.tokenizer, vocab=vocab, eos=eos, seed=derive_seed("judge", ctx.seeds["teacher"]), cache=cache_folder()
     )
-    texts = oracle.responses(prompts, samples=1, length=int(options["length"]), role=f"judge {split}")
+    texts = oracle.responses(prompts, samples=1, length=options.length, role=f"judge {ctx.split}")
     found = judge(target, net, texts, vocab=vocab)
-    timed = prompts.take(torch.arange(int(options["timed"])))
+    timed = prompts.take(torch.arange(options.timed))
     return [
         *found,
-        *measured_speedup(target, copy.deepcopy(net), timed, length=int(options["timed_length"]), gamma=int(options["gamma"]), eos=eos),
+        *measured_speedup(target, copy.deepcopy(net), timed, length=options.timed_length, gamma=options.gamma, eos=eos),
     ]

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from distillbench.cards.card import Setting
 from distillbench.errors import UserError, unknown
-from distillbench.problems.language_modeling.files import Vocabulary, json_lines, load_pair, place
+from distillbench.problems.language_modeling.files import Vocabulary, json_lines, load_pair
 from distillbench.problems.language_modeling.models import TransformersLM, load
 from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import Prompts, Texts
 from distillbench.runs.record import Measurement
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
 
 SUBSETS = {
     "mt_bench": ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"),
@@ -31,6 +31,28 @@ SUBSETS = {
     "math_reasoning": ("math_reasoning",),
     "rag": ("rag",),
 }
+
+
+@dataclass(frozen=True)
+class Options:
+    """The protocol.
+
+    Attributes:
+        template: what a question stands in, at ``{turn}``.  max_prompt, length: tokens of a prompt and of a response, at most.
+        temperature: that the target samples at.  gamma: proposals per block.  timed: prompts of each subset that the clock runs on.
+        tuning, validation: prompts of the training file that the split tune judges, and that are held out.
+        samples: responses of the target to a prompt.
+    """
+
+    template: str
+    max_prompt: int
+    length: int
+    temperature: float
+    gamma: int
+    timed: int
+    tuning: int
+    validation: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -99,30 +121,30 @@ def _conversation(turns: Sequence[Any]) -> Example | None:
     return Example(said[0][1], said[1][1] if answered else None)
 
 
-def training(setting: Setting, data: Path | None) -> tuple[list[Example], list[Example], list[str]]:
+def training(ctx: Context) -> tuple[list[Example], list[Example], list[str]]:
     """Examples to train on, examples for validation, and prompts that the split for tuning judges; none is a question of Spec-Bench.
 
     Raises:
         UserError: a file is missing or of another form, or too short.
     """
-    path, options = place(setting, data, "data"), setting.options
-    questions = {q for subset in load_questions(place(setting, data, "questions")).values() for q in subset}
+    path, options = ctx.place("data"), ctx.options(Options)
+    questions = {q for subset in load_questions(ctx.place("questions")).values() for q in subset}
     examples = [e for e in load_examples(path) if e.prompt not in questions]
-    tuning, held = int(options["tuning"]), int(options["tuning"]) + int(options["validation"])
+    tuning, held = options.tuning, options.tuning + options.validation
     if len(examples) <= held:
         raise UserError(f"{path}: has {len(examples)} prompts, and the first {held} are held out of training")
     return examples[held:], examples[tuning:held], [e.prompt for e in examples[:tuning]]
 
 
-def pool(prompts: Sequence[str], vocabulary: Vocabulary, options: Mapping[str, Any]) -> Prompts:
+def pool(prompts: Sequence[str], vocabulary: Vocabulary, options: Options) -> Prompts:
     """Prompts in the chat model's template as tokens. Of more than ``max_prompt`` tokens the first and last halves are kept.
 
     What the tokenizer puts before a text by itself is there too, as in the authors' code.
     """
-    most = int(options["max_prompt"])
+    most = options.max_prompt
     tokens = []
     for prompt in prompts:
-        ids = vocabulary.ids(str(options["template"]).replace("{turn}", prompt), special=True)
+        ids = vocabulary.ids(options.template.replace("{turn}", prompt), special=True)
         tokens.append(ids if len(ids) <= most else ids[: most // 2] + ids[-(most - most // 2) :])
     return Prompts.of(tokens, vocabulary.digest, vocabulary.eos)
 
@@ -137,9 +159,7 @@ def references(prompts: Prompts, examples: Sequence[Example], vocabulary: Vocabu
     return prompts.with_responses(responses, torch.tensor(rows), pad=vocabulary.eos)
 
 
-def problem(
-    name: str, setting: Setting, seeds: Mapping[str, int], *, split: str, data: Path | None, cache: Path | None
-) -> LanguageModeling:
+def problem(ctx: TrainContext) -> LanguageModeling:
     """What a method gets: the user's prompts, the target as the teacher, the draft as the student.
 
     Raises:
@@ -147,30 +167,30 @@ def problem(
     """
     from distillbench.suites.language_modeling.nets import build
 
-    train, held, _ = training(setting, data)
-    options, pair = setting.options, load_pair(setting, data)
+    train, held, _ = training(ctx)
+    options, pair = ctx.options(Options), load_pair(ctx.place("teacher"), ctx.place("student"))
     rows = [m.head[0].shape[0] for m in (pair.teacher, pair.student)]
     if rows[0] != rows[1]:
         raise UserError(
-            f"{place(setting, data, 'student')}: its projection has {rows[1]} rows and the target's {rows[0]}; "
+            f"{ctx.place('student')}: its projection has {rows[1]} rows and the target's {rows[0]}; "
             f"the library's assisted decoding, which the clock runs, needs as many (resize_token_embeddings pads them)"
         )
-    vocabulary, length = pair.vocabulary, int(options["length"])
+    vocabulary, length = pair.vocabulary, options.length
     prompts = pool([e.prompt for e in train], vocabulary, options)
     return LanguageModeling(
-        setting=name,
+        setting=ctx.name,
         student=pair.student,
-        build=lambda a: build(a, seeds["init"]),
-        teacher=_oracle(pair.teacher, vocabulary, seeds, cache),
+        build=lambda a: build(a, ctx.seeds["init"]),
+        teacher=_oracle(pair.teacher, vocabulary, ctx.seeds, ctx.cache),
         prompts=prompts,
         references=references(prompts, train, vocabulary, length),
         validation=references(pool([e.prompt for e in held], vocabulary, options), held, vocabulary, length),
         vocab=vocabulary.size,
         eos=vocabulary.eos,
         length=length,
-        samples=int(options["samples"]),
-        batch_size=setting.training.batch_size,
-        order=seeds["order"],
+        samples=options.samples,
+        batch_size=ctx.setting.training.batch_size,
+        order=ctx.seeds["order"],
     )
 
 
@@ -180,7 +200,7 @@ def _oracle(target: TransformersLM, vocabulary: Vocabulary, seeds: Mapping[str, 
     )
 
 
-def measure(net: TransformersLM, setting: Setting, seeds: Mapping[str, int], split: str, data: Path | None) -> list[Measurement]:
+def measure(net: TransformersLM, ctx: JudgeContext) -> list[Measurement]:
     """The judge's metrics over all questions, the acceptance on each subset, and the measured speed-up.
 
     The target answers every question once, and these texts are the same for every draft and seed. On the split for tuning they answer
@@ -192,24 +212,25 @@ def measure(net: TransformersLM, setting: Setting, seeds: Mapping[str, int], spl
     from distillbench.suites.speculative.decoding import measured_speedup
     from distillbench.suites.speculative.judge import judge
 
-    options, folder = setting.options, place(setting, data, "teacher")
-    vocabulary, length, temperature = Vocabulary.of(folder), int(options["length"]), float(options["temperature"])
+    options, folder = ctx.options(Options), ctx.place("teacher")
+    vocabulary, length, temperature = Vocabulary.of(folder), options.length, options.temperature
     if net.head[0].shape[0] < vocabulary.size:
         raise UserError(f"the draft's projection has {net.head[0].shape[0]} rows; the target's tokenizer has {vocabulary.size} entries")
-    tuning = split == "tune"
-    asked = {"held_out": training(setting, data)[2]} if tuning else load_questions(place(setting, data, "questions"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    target, draft = load(str(folder)).to(device), net.to(device)
+    tuning = ctx.split == "tune"
+    asked = {"held_out": training(ctx)[2]} if tuning else load_questions(ctx.place("questions"))
+    target, draft = load(str(folder)).to(ctx.device), net.to(ctx.device)
     prompts = pool([q for questions in asked.values() for q in questions], vocabulary, options)
-    texts = _oracle(target, vocabulary, seeds, None).responses(prompts, samples=1, length=length, temperature=temperature, role="questions")
+    texts = _oracle(target, vocabulary, ctx.seeds, None).responses(
+        prompts, samples=1, length=length, temperature=temperature, role="questions"
+    )
     found = judge(target, draft, texts, vocab=vocabulary.size, temperature=temperature)
     begin, timed = 0, []
     for name, questions in asked.items():
         rows = torch.arange(begin, begin + len(questions))
         begin += len(questions)
-        timed += rows[: int(options["timed"])].tolist()
+        timed += rows[: options.timed].tolist()
         if not tuning:
             of_subset = judge(target, draft, texts.some(rows), vocab=vocabulary.size, temperature=temperature, gammas=[1])
             found += [Measurement(f"acceptance_{name}", m.value, m.n, m.examples) for m in of_subset if m.metric == "acceptance"]
     clock = prompts.take(torch.tensor(timed))
-    return [*found, *measured_speedup(target, draft, clock, length=length, gamma=int(options["gamma"]), eos=vocabulary.eos)]
+    return [*found, *measured_speedup(target, draft, clock, length=length, gamma=options.gamma, eos=vocabulary.eos)]

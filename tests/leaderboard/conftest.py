@@ -30,7 +30,7 @@ def suite(slug: str = "image-classification", settings: Sequence[str] = ("digits
         summary="handwritten digits, 8x8",
         budget=Budget(student_examples=examples),
         training=Training(batch_size=64, optimizer="adamw", learning_rate=3e-3),
-        data=Asset(name="digits", source="https://example.org/digits", licence="CC BY 4.0", sha256="ab" * 32),
+        assets={"data": Asset(name="digits", source="https://example.org/digits", licence="CC BY 4.0", sha256="ab" * 32)},
     )
     given = {
         "version": 1,

@@ -37,7 +37,8 @@ def small(track, **options):
     slug, _, name = track.partition("/")
     setting = registry.suite_card(registry.find("suite", slug)).settings[name]
     training = dataclasses.replace(setting.training, batch_size=3, precision="float32")
-    return dataclasses.replace(setting, options={**setting.options, "workers": 0, **options}, training=training)
+    here = {"workers": 0} if "workers" in setting.options else {}
+    return dataclasses.replace(setting, options={**setting.options, **here, **options}, training=training)
 
 
 def write_images(folder, names, count, side, suffix):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distillbench.problems.examples import PADDING, Draw, Input, far, like, widened
+from distillbench.training.examples import PADDING, Draw, Input, far, like, widened
 
 WIDTH = 7  # of an embedding
 SURE = 1e4  # a logit of a very confident network

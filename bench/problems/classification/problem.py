@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.errors import NotApplicable
-from distillbench.problems.base import Problem
 from distillbench.problems.classification.examples import EXAMPLES
 from distillbench.problems.classification.oracle import ClassifierOracle
-from distillbench.problems.examples import Input
 from distillbench.training.data import Arrays, Batch, Batches
+from distillbench.training.examples import Input
 from distillbench.training.nets import Outputs, trace
+from distillbench.training.problem import Problem
 
 
 @dataclass(frozen=True)

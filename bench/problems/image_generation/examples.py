@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distillbench.problems.examples import Draw, Input, far, like
+from distillbench.training.examples import Draw, Input, far, like
 
 FAR = 1e4  # a component of a sample, or a logit, that is far out
 HEADS = 2  # of a discriminator

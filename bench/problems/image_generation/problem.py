@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distillbench.problems.base import Problem
-from distillbench.problems.examples import Input
 from distillbench.problems.image_generation.edm import karras_grid, karras_level
 from distillbench.problems.image_generation.examples import EXAMPLES
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.training.data import Arrays, Batches
+from distillbench.training.examples import Input
 from distillbench.training.noise import Rows
+from distillbench.training.problem import Problem
 
 
 @dataclass(frozen=True)

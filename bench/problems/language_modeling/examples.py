@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distillbench.problems.examples import PADDING, Draw, Input, Values, far, like, widened
+from distillbench.training.examples import PADDING, Draw, Input, Values, far, like, widened
 
 WIDTH = 3  # of a state
 TOP = 3  # entries of a teacher's answer that are kept

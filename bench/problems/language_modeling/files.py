@@ -1,4 +1,4 @@
-"""What a paper setting of language modelling finds in the user's folder: places, JSONL files, models that share a tokenizer."""
+"""What a paper setting of language modelling finds in the user's folder: JSONL files, models that share a tokenizer."""
 
 from __future__ import annotations
 
@@ -8,27 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillbench.cards.card import Setting
 from distillbench.errors import UserError
 from distillbench.identity import sha256
 from distillbench.problems.language_modeling.models import TransformersLM, load, load_tokenizer
-
-
-def place(setting: Setting, data: Path | None, role: str) -> Path:
-    """Where the user's folder holds ``role``: the first of the card's places that is there.
-
-    Raises:
-        UserError: no folder was named, none of the places is there, or one lies outside the folder.
-    """
-    places = [str(p) for p in setting.options[f"{role}_path"]]
-    if data is None:
-        raise UserError(f"name the folder that holds {' or '.join(places)} with --data DIR")
-    if any(Path(p).is_absolute() or ".." in Path(p).parts for p in places):  # a setting may come from somebody's record
-        raise UserError(f"the setting looks for {role} outside the folder of data: {', '.join(places)}")
-    there = [data / p for p in places if (data / p).exists()]
-    if not there:
-        raise UserError(f"{data / places[0]}: not found; docs/paper-settings.md says how the folder is laid out")
-    return there[0]
 
 
 def json_lines(path: Path, fields: Mapping[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
@@ -132,15 +114,15 @@ class Pair:
     vocabulary: Vocabulary
 
 
-def load_pair(setting: Setting, data: Path | None) -> Pair:
-    """The models of the roles ``teacher`` and ``student``, each a folder in transformers' format with its tokenizer.
+def load_pair(teacher: Path, student: Path) -> Pair:
+    """The models of two folders, each in transformers' format with its tokenizer.
 
     A projection may have more rows than the tokenizer has entries, and the two models different numbers of them.
 
     Raises:
         UserError: a folder is missing or unreadable, the tokenizers differ, or a projection has fewer rows than the tokenizer entries.
     """
-    folders = {role: place(setting, data, role) for role in ("teacher", "student")}
+    folders = {"teacher": teacher, "student": student}
     vocabularies = {role: Vocabulary.of(path) for role, path in folders.items()}
     if vocabularies["teacher"].digest != vocabularies["student"].digest:
         raise UserError(

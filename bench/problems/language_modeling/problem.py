@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from distillbench.errors import NotApplicable
-from distillbench.problems.base import Problem
-from distillbench.problems.examples import Input
 from distillbench.problems.language_modeling.alignment import AlignedBatch, align, responses
 from distillbench.problems.language_modeling.examples import EXAMPLES
 from distillbench.problems.language_modeling.generation import respond
@@ -20,6 +18,8 @@ from distillbench.problems.language_modeling.texts import Prompts, TextBatches, 
 from distillbench.problems.language_modeling.token_losses import Projection, Teacher
 from distillbench.problems.language_modeling.tokenizers import Tokenizer
 from distillbench.training.data import Batches, Request, epoch_rows
+from distillbench.training.examples import Input
+from distillbench.training.problem import Problem
 from distillbench.training.run import Run
 
 

@@ -5,13 +5,12 @@ Importing this leaves torch alone, so that a card's module stays light.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from distillbench.cards.card import Setting
 from distillbench.cards.worlds import Worlds
+from distillbench.runs.suite import Context, JudgeContext, Judgement, Suite, TrainContext
 
 if TYPE_CHECKING:
     from distillbench.problems.language_modeling.models import LanguageModel
@@ -20,44 +19,37 @@ if TYPE_CHECKING:
     from distillbench.training.student import Student
 
 
+class LanguageWorld(Protocol):
+    """The functions of a world's module."""
+
+    def problem(self, ctx: TrainContext) -> LanguageModeling:
+        """What a method gets; the teacher's responses and answers are kept in the context's cache."""
+        ...
+
+    def measure(self, net: LanguageModel, ctx: JudgeContext) -> list[Measurement]:
+        """Judge a student's network."""
+        ...
+
+
 @dataclass(frozen=True)
-class LanguageSuite:
-    """``problem`` and ``evaluate`` of a suite whose every world is a module with the functions ``problem`` and ``measure``.
+class LanguageSuite(Suite):
+    """A suite whose every world is such a module.
 
     Attributes:
-        worlds: those modules.  rebuild: the network of an exported student.
+        worlds: those modules.  network: the network of an exported student.
     """
 
-    worlds: Worlds
-    rebuild: Callable[[Student], LanguageModel]
+    worlds: Worlds[LanguageWorld]
+    network: Callable[[Student], LanguageModel]
 
-    def problem(
-        self,
-        name: str,
-        setting: Setting,
-        seeds: Mapping[str, int],
-        *,
-        split: str = "test",
-        data: Path | None = None,
-        cache: Path | None = None,
-    ) -> LanguageModeling:
-        """The problem of one setting for one set of seeds.
+    def problem(self, ctx: TrainContext) -> LanguageModeling:
+        """As :meth:`Suite.problem`."""
+        return self.worlds.of(ctx.setting).problem(ctx)
 
-        Args:
-            split: where the student will be judged.  data: the user's folder of data sets and models.
-            cache: for the teacher's responses and laws, keyed by the bytes they come from.
-        """
-        found: LanguageModeling = self.worlds.of(setting).problem(name, setting, seeds, split=split, data=data, cache=cache)
-        return found
+    def rebuild(self, student: Student, ctx: Context) -> LanguageModel:
+        """As :meth:`Suite.rebuild`."""
+        return self.network(student)
 
-    def evaluate(
-        self, student: Student, name: str, setting: Setting, seeds: Mapping[str, int], *, split: str = "test", data: Path | None = None
-    ) -> list[Measurement]:
-        """Judge plain weights on a split.
-
-        Raises:
-            UserError: the student cannot be rebuilt, or is one that the setting's world refuses to judge.
-        """
-        world = self.worlds.of(setting)
-        found: list[Measurement] = world.measure(self.rebuild(student), setting, seeds, split, data)
-        return found
+    def evaluate(self, student: Student, ctx: JudgeContext) -> Judgement:
+        """As :meth:`Suite.evaluate`."""
+        return Judgement(self.worlds.of(ctx.setting).measure(self.network(student), ctx))

@@ -191,7 +191,7 @@ def suite_card(**more):
         summary="base",
         budget=Budget(student_examples=100),
         training=Training(batch_size=10, optimizer="sgd", learning_rate=0.1, milestones=(0.5,)),
-        data=Asset(name="d", source="s", licence="l"),
+        assets={"data": Asset(name="d", source="s", licence="l")},
         options={"width": 3, "net": {"name": "a", "deep": [1, 2]}},
     )
     return SuiteCard(
@@ -205,6 +205,22 @@ def suite_card(**more):
         settings={"base": base},
         **more,
     )
+
+
+def test_a_setting_of_a_record_from_before_has_the_same_assets():
+    """Records never change, and those made before have three fields for their assets."""
+    data, more = (Asset(name=n, source="s", licence="l", sha256=n * 64) for n in "ab")
+    today = dataclasses.replace(suite_card().settings["base"], options={}, assets={"data": data, "reference": more})
+    written = to_data(today)
+    assert written["assets"] == {"data": to_data(data), "reference": to_data(more)} and from_data(written) == today
+    before = {k: v for k, v in written.items() if k != "assets"} | {
+        "data": to_data(data),
+        "teacher": None,
+        "others": {"reference": to_data(more)},
+    }
+    assert from_data(before) == today
+    del before["others"]
+    assert from_data(before).assets == {"data": data}
 
 
 def test_metrics_are_found_by_name():

@@ -13,9 +13,9 @@ import torch
 
 from distillbench.checks import CHECKS, check_method, objective
 from distillbench.problems.classification.problem import Classification
-from distillbench.problems.examples import PADDING, ROWS, Draw
 from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.training.examples import PADDING, ROWS, Draw
 
 ROOT = Path(__file__).parents[3]
 OBJECTIVE = [name for name, check in CHECKS.items() if check.__module__ == objective.__name__ and name != "card"]
@@ -342,8 +342,8 @@ def test_a_method_that_does_not_say_its_kind_is_told_how(tmp_path: Path) -> None
 OUTSIDE = '''"""A kind of problem that nobody here has heard of, and a method for it."""
 
 from distillbench.cards.card import Card, Paper
-from distillbench.problems.base import Problem
-from distillbench.problems.examples import Input, like
+from distillbench.training.problem import Problem
+from distillbench.training.examples import Input, like
 
 CARD = Card(
     slug="outside",

@@ -17,6 +17,7 @@ from distillbench.runs.plan import plan
 from distillbench.runs.record import Measurement, Record, read_records
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import suite_of
 
 TRACK = "image-classification/blobs"
 FIT = "return run.fit(problem.student, loss, problem.batches)"
@@ -143,11 +144,15 @@ def test_over_budget_is_scored_and_said(store, write_method, body, budget, says)
 @pytest.fixture
 def judge(monkeypatch):
     """``judge(change)`` makes the suite score as ``change(measurements)`` says."""
-    suite = registry.find("suite", "image-classification").load()
-    real = suite.evaluate
+    kind = type(suite_of(registry.find("suite", "image-classification")))
+    real = kind.evaluate
+
+    def judged(change, *a):
+        found = real(*a)
+        return dataclasses.replace(found, measurements=change(found.measurements))
 
     def install(change):
-        monkeypatch.setattr(suite, "evaluate", lambda *a, **k: change(real(*a, **k)))
+        monkeypatch.setattr(kind, "evaluate", lambda *a: judged(change, *a))
 
     return install
 

@@ -10,6 +10,7 @@ from distillbench.runs.guard import guard
 from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import suite_of
 
 
 @pytest.fixture
@@ -20,9 +21,14 @@ def spec():
 @pytest.fixture
 def judge(monkeypatch):
     """``judge(change)`` makes the suite score as ``change(measurements)`` says."""
-    suite = registry.find("suite", "image-generation").load()
-    real = suite.evaluate
-    return lambda change: monkeypatch.setattr(suite, "evaluate", lambda *a, **k: change(real(*a, **k)))
+    kind = type(suite_of(registry.find("suite", "image-generation")))
+    real = kind.evaluate
+
+    def judged(change, *a):
+        found = real(*a)
+        return dataclasses.replace(found, measurements=change(found.measurements))
+
+    return lambda change: monkeypatch.setattr(kind, "evaluate", lambda *a: judged(change, *a))
 
 
 def test_they_are_measured_and_described_by_the_record(spec, tmp_path):

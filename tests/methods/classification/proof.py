@@ -14,6 +14,7 @@ import torch
 from distillbench.cards.card import Budget
 from distillbench.problems.classification.problem import Classification
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_classification
 from distillbench.training.run import Run
 from distillbench.training.student import Student
@@ -83,7 +84,7 @@ def short_run(method: ModuleType, setting: str = "blobs", examples: int = 1280, 
     """``distill`` with a small budget, the card's defaults and ``hp`` over them."""
     about = image_classification.CARD.settings[setting]
     seeds = seeds_by_role(0)
-    problem = image_classification.problem(setting, about, seeds)
+    problem = image_classification.SUITE.problem(TrainContext(setting, about, seeds))
     run = Run(seeds=seeds, budget=Budget(student_examples=examples), training=about.training, oracles=[problem.oracle])
     defaults = {name: h.default for name, h in method.CARD.hyperparameters.items()}
     return method.distill(problem, run, **{**defaults, **hp}), run, problem

@@ -11,7 +11,7 @@ import torch
 
 from distillbench.methods.classification.lelp import hidden_part, lelp_loss, project, subclass_directions, subclass_target
 from distillbench.problems.classification.losses import kl_divergence, soft_cross_entropy
-from distillbench.suites.image_classification import rebuild
+from distillbench.suites.image_classification.nets import rebuild
 from tests.methods.classification.tracks import distilled
 from tests.oracles.classification import lelp as oracle
 from tests.oracles.differences import gradient

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distillbench.methods.classification.self_distill_ridge import kernel_coefficients, limit, optimal_truth_weight, ridge_weights
-from distillbench.suites.image_classification import rebuild
+from distillbench.suites.image_classification.nets import rebuild
 from distillbench.training.nets import head, trace
 from tests.methods.classification.tracks import distilled, track
 from tests.oracles.classification import self_distill_ridge as oracle

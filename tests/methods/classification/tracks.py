@@ -10,6 +10,7 @@ from distillbench.cards.card import SuiteCard
 from distillbench.cards.reading import resolve
 from distillbench.problems.classification.problem import Classification
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext, suite_of
 from distillbench.training.run import Run
 from distillbench.training.student import Student
 
@@ -21,7 +22,7 @@ def track(setting: str = "blobs", *, examples: int = 1280, seed: int = 0, **trai
     assert isinstance(card, SuiteCard)
     about = card.settings[setting]
     seeds = seeds_by_role(seed)
-    problem: Classification = entry.load().problem(setting, about, seeds)
+    problem: Classification = suite_of(entry).problem(TrainContext(setting, about, seeds))
     budget = dataclasses.replace(about.budget, student_examples=examples)
     recipe = dataclasses.replace(about.training, **training)
     return problem, Run(seeds=seeds, budget=budget, training=recipe, oracles=[problem.oracle])

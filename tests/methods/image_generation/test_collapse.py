@@ -4,11 +4,13 @@ The law of N particles, smoothed by noise, is itself a mixture of Gaussians; so 
 every step. SDS (Poole et al. 2022, arXiv 2209.14988) is the same descent without a fake score: each particle answers itself.
 """
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.methods.image_generation.diff_instruct import instruct_loss
 from distillbench.methods.image_generation.sid import identity_loss
 from distillbench.methods.image_generation.sim import implicit_loss
@@ -18,8 +20,8 @@ from distillbench.suites.image_generation import gaussians
 from distillbench.suites.image_generation.nets import GaussianMixture
 from distillbench.suites.metrics.modes import coverage, spread_ratio
 
-OPTIONS = suite.CARD.settings["gaussians"].options
-MEANS, STD = gaussians.means(OPTIONS), float(OPTIONS["std"])
+OPTIONS = options_of(suite.CARD.settings["gaussians"], gaussians.Options)
+MEANS, STD = gaussians.means(OPTIONS), OPTIONS.std
 PARTICLES, STEPS, RATE = 320, 250, 0.2
 LOW, HIGH = 0.02, 0.3  # noise levels: a mode is 0.1 wide and 0.77 from the next, so they look at one mode at a time
 
@@ -38,7 +40,7 @@ def descend(kind, width=1.0):
     loss, through = LOSSES[kind]
     teacher = GaussianMixture(MEANS.tolist(), STD)
     generator = torch.Generator().manual_seed(0)
-    x = gaussians.draw({**OPTIONS, "std": width * STD}, PARTICLES, 1)[0].double()
+    x = gaussians.draw(dataclasses.replace(OPTIONS, std=width * STD), PARTICLES, 1)[0].double()
     for step in range(STEPS):
         x.requires_grad_(True)
         sigma = LOW * (HIGH / LOW) ** torch.rand(PARTICLES, generator=generator, dtype=torch.float64)

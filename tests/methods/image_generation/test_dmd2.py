@@ -17,6 +17,7 @@ from distillbench.problems.image_generation.adversarial import logistic_critic_l
 from distillbench.problems.image_generation.edm import denoising_loss, guided, karras_level
 from distillbench.problems.image_generation.matching import matching_gradient, surrogate_loss
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles import differences
@@ -135,7 +136,7 @@ def test_5_guidance_of_one_is_the_conditional_model():
 
 def distil(method, steps_allowed=1, batches=8, **changed):
     setting = suite.CARD.settings["gaussians"]
-    problem = dataclasses.replace(suite.problem("gaussians", setting, seeds_by_role(0)), steps=steps_allowed)
+    problem = dataclasses.replace(suite.SUITE.problem(TrainContext("gaussians", setting, seeds_by_role(0))), steps=steps_allowed)
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3)
     run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * batches), training=training, oracles=[problem.teacher])
     hyper = {name: h.default for name, h in method.CARD.hyperparameters.items()}

@@ -15,6 +15,7 @@ from distillbench.errors import UserError
 from distillbench.methods.image_generation import gdd_i
 from distillbench.methods.image_generation.gdd_i import body, critic_loss, generator_loss, r1_penalty
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation.nets import build
 from distillbench.training.nets import Architecture
@@ -85,7 +86,7 @@ def test_2_the_generator_follows_the_logit_most_where_it_is_found_out():
 
 def problem_of(setting="digits", batches=3):
     found = suite.CARD.settings[setting]
-    problem = suite.problem(setting, found, seeds_by_role(0))
+    problem = suite.SUITE.problem(TrainContext(setting, found, seeds_by_role(0)))
     size = found.training.batch_size
     training = Training(batch_size=size, optimizer="adamw", learning_rate=1e-3)
     run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=size * batches), training=training, oracles=[problem.teacher])

@@ -12,6 +12,7 @@ from distillbench.methods.image_generation.ode_pairs import CARD, distill, pair_
 from distillbench.methods.image_generation.rectified_flow import flow_loss
 from distillbench.problems.image_generation.edm import heun_solve, karras_grid
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion
@@ -96,7 +97,7 @@ def test_7_it_is_the_flows_loss_where_all_is_noise():
 def trained(batches, **values):
     """A short training without the judge."""
     setting = suite.CARD.settings["gaussians"]
-    problem = suite.problem("gaussians", setting, seeds_by_role(0))
+    problem = suite.SUITE.problem(TrainContext("gaussians", setting, seeds_by_role(0)))
     budget = Budget(student_examples=256 * batches)
     run = Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[problem.teacher])
     return distill(problem, run, **resolve(CARD, values)), run

@@ -12,6 +12,7 @@ from distillbench.cards.reading import resolve
 from distillbench.methods.image_generation.progressive_distillation import CARD, distill, levels, progressive_loss, two_step_target
 from distillbench.problems.image_generation.edm import edm_scalings, euler_solve, euler_step, karras_grid
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion
@@ -141,7 +142,7 @@ def test_7_where_the_step_ends_at_no_noise_the_target_is_the_second_answer():
 
 
 def problem(setting):
-    return suite.problem(setting, suite.CARD.settings[setting], seeds_by_role(0))
+    return suite.SUITE.problem(TrainContext(setting, suite.CARD.settings[setting], seeds_by_role(0)))
 
 
 def test_grids_are_nested_and_the_last_is_the_one_that_is_sampled():

@@ -21,6 +21,7 @@ from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Learner, Run
 from tests.oracles.image_generation import rcm as oracle
@@ -154,7 +155,7 @@ def test_the_regulariser_and_the_fake_scores_loss_equal_the_authors():
 
 def world(batches, name="gaussians"):
     setting = suite.CARD.settings[name]
-    problem = suite.problem(name, setting, seeds_by_role(0))
+    problem = suite.SUITE.problem(TrainContext(name, setting, seeds_by_role(0)))
     budget = Budget(student_examples=batches * setting.training.batch_size)
     return problem, Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[problem.teacher])
 

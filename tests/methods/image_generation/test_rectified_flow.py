@@ -14,6 +14,7 @@ from distillbench.methods.image_generation.rectified_flow import CARD, distill, 
 from distillbench.problems.image_generation.edm import euler_solve, euler_step, heun_solve, karras_grid, per_row
 from distillbench.problems.image_generation.start import initialise, ode_pairs
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles.image_generation import rectified_flow as oracle
@@ -166,7 +167,7 @@ def test_equals_the_authors_numbers(schedule):
 
 def world(name, batches):
     setting = suite.CARD.settings[name]
-    problem = suite.problem(name, setting, seeds_by_role(0))
+    problem = suite.SUITE.problem(TrainContext(name, setting, seeds_by_role(0)))
     budget = Budget(student_examples=batches * setting.training.batch_size)
     return problem, Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[problem.teacher])
 

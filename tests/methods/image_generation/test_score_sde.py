@@ -3,13 +3,15 @@
 import pytest
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.methods.image_generation.score_sde import distill
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import plan, track
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
-from distillbench.suites.image_generation import gaussians, sampling
+from distillbench.suites.image_generation import gaussians, nets, sampling
 from distillbench.suites.metrics.modes import between_modes, coverage, spread_ratio
 from distillbench.training.run import Run
 from distillbench.training.student import tensor_digest
@@ -17,7 +19,7 @@ from distillbench.training.student import tensor_digest
 
 def world(name):
     setting = track(f"image-generation/{name}")[2]
-    return suite.problem(name, setting, seeds_by_role(0)), setting
+    return suite.SUITE.problem(TrainContext(name, setting, seeds_by_role(0))), setting
 
 
 def leave(name, **values):
@@ -56,11 +58,11 @@ def test_no_recipe_takes_more_evaluations_than_it_was_given(sampler, steps, leve
 def found(**values):
     """Within-mode spread (1 is right), share between modes (0.011) and coverage of 4,000 samples of the mixture."""
     student, problem, _ = leave("gaussians", **values)
-    setting = suite.CARD.settings["gaussians"]
+    options = options_of(suite.CARD.settings["gaussians"], gaussians.Options)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(4000, 2, generator=generator)
-    samples, _ = sampling.sample(suite.rebuild(student), student.recipe, noise, None, generator, sigma_min=problem.sigma_min)
-    modes, std = gaussians.means(setting.options), float(setting.options["std"])
+    samples, _ = sampling.sample(nets.rebuild(student), student.recipe, noise, None, generator, sigma_min=problem.sigma_min)
+    modes, std = gaussians.means(options), options.std
     between = float(between_modes(samples, modes, std).double().mean())
     return spread_ratio(samples, modes, std), between, coverage(samples, modes, std)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.methods.image_generation.sid import identity_loss
 from distillbench.problems.image_generation.edm import denoising_loss, karras_level
 from distillbench.suites import image_generation as suite
@@ -97,7 +98,7 @@ def test_7_alpha_one_is_the_product_of_two_differences():
 
 # --- the exact mixture ---
 
-OPTIONS = suite.CARD.settings["gaussians"].options
+OPTIONS = options_of(suite.CARD.settings["gaussians"], gaussians.Options)
 
 
 def mixture_gradient(fake_shift, alpha, count=400):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.methods.image_generation.sid import identity_loss
 from distillbench.methods.image_generation.sim import implicit_loss
 from distillbench.suites import image_generation as suite
@@ -112,7 +113,7 @@ def test_the_length_is_that_of_the_whole_row():
 
 
 def test_4_zero_gradient_where_generator_and_teacher_agree_on_the_analytic_mixture():
-    options = suite.CARD.settings["gaussians"].options
+    options = options_of(suite.CARD.settings["gaussians"], gaussians.Options)
     net = GaussianMixture(gaussians.means(options).tolist(), 0.1)
     generator = torch.Generator().manual_seed(0)
     x = gaussians.draw(options, 400, 1)[0].double().requires_grad_(True)

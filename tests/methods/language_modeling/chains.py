@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from distillbench.cards.card import Budget
+from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import language_modeling as suite
 from distillbench.training.run import Run
 from distillbench.training.student import tensor_digest
@@ -19,7 +20,7 @@ class Killed(Exception):
 def markov(**options):
     setting = suite.CARD.settings["markov"]
     setting = dataclasses.replace(setting, options={**setting.options, **options})
-    return setting, suite.problem("markov", setting, SEEDS, split="tune")
+    return setting, suite.SUITE.problem(TrainContext("markov", setting, SEEDS, tuning=True))
 
 
 def run(setting, problem, steps, folder=None, kill_at=None, **training):
@@ -47,7 +48,7 @@ def run(setting, problem, steps, folder=None, kill_at=None, **training):
 def scores(setting, student):
     """The exact metrics of an exported student."""
     torch.set_num_threads(1)
-    return {m.metric: m.value for m in suite.evaluate(student, "markov", setting, SEEDS, split="tune")}
+    return {m.metric: m.value for m in suite.SUITE.evaluate(student, JudgeContext("markov", setting, SEEDS, split="tune")).measurements}
 
 
 def digest(student):

@@ -13,6 +13,7 @@ from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.problems.language_modeling.token_losses import Projection, token_losses
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import language_modeling
 from distillbench.training.run import Run
 from distillbench.training.student import Student
@@ -21,7 +22,7 @@ MARKOV = language_modeling.CARD.settings["markov"]
 
 
 def markov(seed: int = 0) -> LanguageModeling:
-    return language_modeling.problem("markov", MARKOV, seeds_by_role(seed), split="tune")
+    return language_modeling.SUITE.problem(TrainContext("markov", MARKOV, seeds_by_role(seed), tuning=True))
 
 
 def short_run(method: ModuleType, *, examples: int = 320, micro_batches: int = 1, **hp: Any) -> tuple[Student, Run, LanguageModeling]:

@@ -11,6 +11,7 @@ from distillbench.cards.card import SuiteCard
 from distillbench.cards.reading import resolve
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
 from distillbench.training.run import Run
 from distillbench.training.student import Student
 
@@ -24,7 +25,7 @@ def track(
     assert isinstance(card, SuiteCard)
     about = card.settings[setting]
     seeds = seeds_by_role(seed)
-    problem: LanguageModeling = entry.load().problem(setting, about, seeds)
+    problem: LanguageModeling = suite_of(entry).problem(TrainContext(setting, about, seeds))
     budget = dataclasses.replace(about.budget, student_examples=examples)
     recipe = dataclasses.replace(about.training, **training)
     run = Run(seeds=seeds, budget=budget, training=recipe, oracles=[problem.oracle], folder=folder, checkpoint_seconds=0.0)
@@ -43,5 +44,5 @@ def score(student: Student, metric: str = "kl", seed: int = 0) -> float:
     """An exact metric of the track's test chain."""
     entry = registry.find("suite", "language-modeling")
     assert isinstance(entry.card, SuiteCard)
-    found = entry.load().evaluate(student, "markov", entry.card.settings["markov"], seeds_by_role(seed))
+    found = suite_of(entry).evaluate(student, JudgeContext("markov", entry.card.settings["markov"], seeds_by_role(seed))).measurements
     return float({m.metric: m.value for m in found}[metric])

@@ -21,6 +21,7 @@ from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import language_modeling
 from distillbench.training.run import Run
 from tests.oracles.differences import gradient as differences
@@ -238,11 +239,11 @@ def test_6_log1mexp_keeps_its_digits_and_a_likelihood_of_one_is_finite():
 def trained(method, setting, batches, **hp):
     about = language_modeling.CARD.settings[setting]
     seeds = seeds_by_role(0)
-    problem = language_modeling.problem(setting, about, seeds)
+    problem = language_modeling.SUITE.problem(TrainContext(setting, about, seeds))
     budget = Budget(student_examples=batches * about.training.batch_size)
     run = Run(seeds=seeds, budget=budget, training=about.training, oracles=[problem.oracle])
     student = method.distill(problem, run, **hp)
-    [first, *_] = language_modeling.evaluate(student, setting, about, seeds)
+    [first, *_] = language_modeling.SUITE.evaluate(student, JudgeContext(setting, about, seeds)).measurements
     return first.value, run, student
 
 
@@ -261,7 +262,7 @@ def test_next_token_training_joins_in_with_its_weight():
 
 def test_with_one_tokenizer_every_token_is_a_chunk():
     about = language_modeling.CARD.settings["markov"]
-    problem = language_modeling.problem("markov", about, seeds_by_role(0))
+    problem = language_modeling.SUITE.problem(TrainContext("markov", about, seeds_by_role(0)))
     batch = next(problem.aligned(problem.teacher_text()).stream(0))
     assert batch.chunks_per_row == pytest.approx(batch.per_row)
     values = torch.rand(batch.predicted.count)

@@ -9,6 +9,7 @@ import torch
 from distillbench.methods.language_modeling import distillspec, gkd, undistilled
 from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import Sampled
+from distillbench.runs.suite import JudgeContext
 from distillbench.suites import language_modeling
 from tests.methods.language_modeling.policy import MARKOV, by_logits, captured, logits, short_run
 from tests.oracles.differences import gradient
@@ -129,7 +130,7 @@ def test_5_greedy_decoding_asks_whether_the_two_agree_on_the_first_token() -> No
 def test_training_raises_the_acceptance_of_the_draft() -> None:
     def acceptance(method: object, **hp: object) -> float:
         student, run, _ = short_run(method, examples=3200, **hp)  # type: ignore[arg-type]
-        scores = language_modeling.evaluate(student, "markov", MARKOV, run.seeds, split="tune")
+        scores = language_modeling.SUITE.evaluate(student, JudgeContext("markov", MARKOV, run.seeds, split="tune")).measurements
         return next(m.value for m in scores if m.metric == "acceptance")
 
     assert acceptance(distillspec) > acceptance(undistilled) + 0.05

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distillbench.methods.language_modeling import scratch, tvd_draft
 from distillbench.methods.language_modeling.tvd_draft import exact_loss, reward_deviation, reward_mean, sampled_loss
 from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.runs.suite import JudgeContext
 from distillbench.suites import language_modeling
 from tests.methods.language_modeling.policy import MARKOV, by_logits, captured, logits, short_run
 from tests.oracles.differences import gradient
@@ -180,7 +181,7 @@ def test_mean_of_probabilities_is_a_chance() -> None:
 def test_training_is_accepted_more_often_than_training_on_references() -> None:
     def acceptance(method: object) -> float:
         student, run, _ = short_run(method, examples=6400)  # type: ignore[arg-type]
-        scores = language_modeling.evaluate(student, "markov", MARKOV, run.seeds, split="tune")
+        scores = language_modeling.SUITE.evaluate(student, JudgeContext("markov", MARKOV, run.seeds, split="tune")).measurements
         return next(m.value for m in scores if m.metric == "acceptance")
 
     assert acceptance(tvd_draft) > acceptance(scratch) + 0.03

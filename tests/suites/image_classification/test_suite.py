@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from distillbench.cards.card import Budget, Setting
+from distillbench.cards.options import options_of
 from distillbench.cli import main as cli
 from distillbench.errors import UserError
 from distillbench.identity import sha256
@@ -30,10 +31,12 @@ from distillbench.methods.classification import kd
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import plan
 from distillbench.runs.record import Measurement, read_records
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
 from distillbench.suites import image_classification as suite
 from distillbench.suites.image_classification import blobs, digits
 from distillbench.suites.image_classification.cifar_nets import CIFAR_PAIRS, NETS
-from distillbench.suites.image_classification.nets import build
+from distillbench.suites.image_classification.nets import build, rebuild
+from distillbench.training.data import Arrays
 from distillbench.training.learner import rate
 from distillbench.training.nets import Architecture, Marginalized, parameters
 from distillbench.training.run import Run
@@ -56,13 +59,25 @@ def fails(*parts: str) -> Iterator[None]:
 
 
 def setting_problem(name: str, seed: int = 0, **options: Any) -> Any:
-    return suite.problem(name, SETTINGS[name], seeds_by_role(seed), **options)
+    return suite.SUITE.problem(TrainContext(name, SETTINGS[name], seeds_by_role(seed), **options))
+
+
+def teacher_of(name: str) -> nn.Module:
+    return suite._world(SETTINGS[name]).teacher(Context(name, SETTINGS[name], {}))
+
+
+def splits_of(name: str) -> dict[str, Arrays]:
+    seed = seeds_by_role(0)["data"]
+    if name == "blobs":
+        return blobs.splits(options_of(SETTINGS[name], blobs.Options), seed)
+    return digits.splits(options_of(SETTINGS[name], digits.Options), seed, None)
 
 
 def judge(student: Student | nn.Module, name: str = "digits", split: str = "test") -> dict[str, Measurement]:
     if isinstance(student, nn.Module):
         student = Student.of(student)
-    return {m.metric: m for m in suite.evaluate(student, name, SETTINGS[name], seeds_by_role(0), split=split)}
+    ctx = JudgeContext(name, SETTINGS[name], seeds_by_role(0), split=split)
+    return {m.metric: m for m in suite.SUITE.evaluate(student, ctx).measurements}
 
 
 # --- blobs: the truth is known --------------------------------------------------------------------------------------
@@ -70,14 +85,14 @@ def judge(student: Student | nn.Module, name: str = "digits", split: str = "test
 
 def posterior(inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """p(c | x) from scipy's densities."""
-    means, spreads = (t.double().numpy() for t in blobs.world(SETTINGS["blobs"].options))
+    means, spreads = (t.double().numpy() for t in blobs.classes(options_of(SETTINGS["blobs"], blobs.Options)))
     logs = np.stack([multivariate_normal.logpdf(inputs, m, s**2 * np.eye(len(m))) for m, s in zip(means, spreads, strict=True)], axis=1)
     return np.exp(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
 
 
 def test_blobs_teacher_is_the_exact_posterior() -> None:
-    inputs, _ = blobs.draw(SETTINGS["blobs"].options, 20_000, 5)
-    teacher = suite._teacher(SETTINGS["blobs"], None)
+    inputs, _ = blobs.draw(options_of(SETTINGS["blobs"], blobs.Options), 20_000, 5)
+    teacher = teacher_of("blobs")
     with torch.no_grad():
         answer = teacher(inputs).softmax(1).numpy()
     assert np.abs(answer - posterior(inputs.double().numpy())).max() < 1e-6
@@ -87,7 +102,7 @@ def test_blobs_no_classifier_beats_the_teacher() -> None:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
     from sklearn.neighbors import KNeighborsClassifier
 
-    options = SETTINGS["blobs"].options
+    options = options_of(SETTINGS["blobs"], blobs.Options)
     x, y = (t.numpy() for t in blobs.draw(options, 10_000, 6))
     inputs, labels = (t.numpy() for t in blobs.draw(options, 20_000, 7))
     bayes = posterior(inputs).argmax(1) == labels
@@ -102,7 +117,7 @@ def test_blobs_no_classifier_beats_the_teacher() -> None:
 
 
 def test_blobs_splits() -> None:
-    options = SETTINGS["blobs"].options
+    options = options_of(SETTINGS["blobs"], blobs.Options)
     one, two = blobs.splits(options, 1), blobs.splits(options, 2)
     assert {n: len(a) for n, a in one.items()} == {"train": 1000, "tune": 1000, "test": 4000}
     assert int(one["train"].labelled.sum()) == 50
@@ -113,7 +128,7 @@ def test_blobs_splits() -> None:
 
 
 def test_unlabelled_examples_carry_the_teachers_decision() -> None:
-    problem, truth = setting_problem("blobs"), blobs.splits(SETTINGS["blobs"].options, seeds_by_role(0)["data"])["train"]
+    problem, truth = setting_problem("blobs"), blobs.splits(options_of(SETTINGS["blobs"], blobs.Options), seeds_by_role(0)["data"])["train"]
     train = problem.train
     decided = torch.from_numpy(posterior(train.inputs.double().numpy()).argmax(1))
     assert torch.equal(train.labels[train.labelled], truth.labels[train.labelled])
@@ -152,7 +167,7 @@ def test_digits_partition_is_frozen_disjoint_and_balanced() -> None:
 def test_digits_problem(name: str) -> None:
     images, truth = digits.load()
     number = {row.numpy().tobytes(): i for i, row in enumerate(images)}
-    teacher = suite._teacher(SETTINGS[name], None)
+    teacher = teacher_of(name)
     labelled_sets, tests = [], []
     for seed in range(3):
         problem = setting_problem(name, seed)
@@ -165,7 +180,7 @@ def test_digits_problem(name: str) -> None:
         with torch.no_grad():
             assert torch.equal(train.labels[~train.labelled], teacher(train.inputs).argmax(1)[~train.labelled])
         labelled_sets.append(frozenset(index[train.labelled].tolist()))
-        tests.append(digits.splits(SETTINGS[name].options, seeds_by_role(seed)["data"], None)["test"])
+        tests.append(digits.splits(options_of(SETTINGS[name], digits.Options), seeds_by_role(seed)["data"], None)["test"])
         batch = next(problem.labelled.stream(0))
         assert bool(batch.labelled.all())
     assert len(set(labelled_sets)) == 3
@@ -175,8 +190,8 @@ def test_digits_problem(name: str) -> None:
 @pytest.mark.parametrize("name", ["blobs", *DIGITS])
 @pytest.mark.parametrize("split", ["test", "tune"])
 def test_no_problem_holds_what_it_is_judged_on(name: str, split: str) -> None:
-    problem = setting_problem(name, split=split)
-    judged = suite._splits(SETTINGS[name], seeds_by_role(0)["data"])
+    problem = setting_problem(name, tuning=split == "tune")
+    judged = splits_of(name)
     held = rows(problem.train.inputs)
     for stream in (problem.batches.stream(0), problem.labelled.stream(0)):
         for _ in range(20):
@@ -200,17 +215,17 @@ def test_sizes_are_what_the_card_says() -> None:
     for name in DIGITS:
         about = SETTINGS[name].options["student"]
         sizes[name] = parameters(build(Architecture(about["name"], about["arguments"]), 0))
-    teacher = suite._teacher(SETTINGS["digits"], None)
+    teacher = teacher_of("digits")
     assert (sizes["digits"], sizes["digits-tiny"], parameters(teacher)) == (3752, 987, 62434)
     assert "3.7k" in SETTINGS["digits"].summary and "62k" in SETTINGS["digits"].summary and "1.0k" in SETTINGS["digits-tiny"].summary
 
 
 def test_digits_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     setting = SETTINGS["digits"]
-    assert setting.teacher is not None and setting.teacher.sha256 == sha256(digits.TEACHER.read_bytes())
+    assert setting.assets["teacher"].sha256 == sha256(digits.TEACHER.read_bytes())
     part = digits.partition()["tune"]
     with torch.no_grad():
-        right = suite._teacher(setting, None)(digits.load()[0][part]).argmax(1) == digits.load()[1][part]
+        right = teacher_of("digits")(digits.load()[0][part]).argmax(1) == digits.load()[1][part]
     assert float(right.float().mean()) == pytest.approx(0.99)
     blob = bytearray(digits.TEACHER.read_bytes())
     for damaged in (blob[:1000], blob[:-1] + bytes([blob[-1] ^ 1])):
@@ -250,7 +265,7 @@ def test_random_student_against_numpy() -> None:
     images, labels = digits.load()[0][part], digits.load()[1][part].numpy()
     with torch.no_grad():
         logits = net.eval()(images).double().numpy()
-        theirs = suite._teacher(SETTINGS["digits"], None)(images).argmax(1).numpy()
+        theirs = teacher_of("digits")(images).argmax(1).numpy()
     p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
     sure, right = p.max(1), p.argmax(1) == labels
     bins = np.minimum((sure * 15).astype(int), 14)
@@ -283,7 +298,7 @@ def test_perfect_student_and_per_example_values() -> None:
 
 def test_the_teacher_agrees_with_itself() -> None:
     for name in ("digits", "blobs"):
-        teacher = suite._teacher(SETTINGS[name], None)
+        teacher = teacher_of(name)
         found = judge(teacher, name)
         assert found["agreement"].value == 1
         assert {m.name for m in suite.CARD.metrics} == set(found)
@@ -315,7 +330,7 @@ def test_marginalized_sums_the_mass_of_its_groups() -> None:
         assert net.body(inputs).shape == (64, 30)
         mass = net.body(inputs).softmax(1).view(64, 10, 3).sum(2)
         assert torch.allclose(net(inputs).softmax(1), mass, atol=1e-6)
-        again = suite.rebuild(Student.from_bytes(Student.of(net).to_bytes()))
+        again = rebuild(Student.from_bytes(Student.of(net).to_bytes()))
         assert torch.equal(again(inputs), net(inputs))
 
 
@@ -414,7 +429,7 @@ def test_cifar100_tune_split(cifar: Path) -> None:
     setting = dataclasses.replace(SETTINGS["cifar100"], options={**SETTINGS["cifar100"].options, "workers": 0})
     seen: dict[str, set[int]] = {}
     for split in ("test", "tune"):
-        problem = suite.problem("cifar100", setting, seeds_by_role(0), split=split, data=cifar)
+        problem = suite.SUITE.problem(TrainContext("cifar100", setting, seeds_by_role(0), tuning=split == "tune", data=cifar))
         stream = problem.batches.stream(0)
         epoch = len(problem.batches.rows) // 64
         seen[split] = set(problem.batches.rows.tolist())
@@ -425,7 +440,7 @@ def test_cifar100_tune_split(cifar: Path) -> None:
     light = dataclasses.replace(
         setting, options={**setting.options, "teacher_net": "resnet56", "teacher_path": ["teachers/resnet56.safetensors"]}
     )
-    found = suite.evaluate(student, "cifar100", light, seeds_by_role(0), split="tune", data=cifar)
+    found = suite.SUITE.evaluate(student, JudgeContext("cifar100", light, seeds_by_role(0), split="tune", data=cifar)).measurements
     assert found[0].n == len(held_out)
 
 
@@ -478,14 +493,14 @@ def test_imagenet1k_end_to_end(imagenet: Path, precision: str) -> None:
     setting = imagenet_setting(**({} if precision == "bfloat16" else {"precision": precision}))
     assert setting.training.precision == precision
     seeds = seeds_by_role(0)
-    problem = suite.problem("imagenet1k", setting, seeds, data=imagenet)
+    problem = suite.SUITE.problem(TrainContext("imagenet1k", setting, seeds, data=imagenet))
     seen: list[tuple[torch.dtype, torch.Size]] = []
     problem.student.conv1.register_forward_hook(lambda m, i, o: seen.append((o.dtype, i[0].shape)))
     run = Run(seeds=seeds, budget=setting.budget, training=setting.training, oracles=[problem.oracle])
     student = kd.distill(problem, run, temperature=4.0, ce_weight=0.1, kd_weight=0.9)
     assert seen == [(getattr(torch, precision), torch.Size([4, 3, 224, 224]))] * 2
     assert {v.dtype for v in student.weights.values()} <= {torch.float32, torch.int64}
-    found = suite.evaluate(student, "imagenet1k", setting, seeds, data=imagenet)
+    found = suite.SUITE.evaluate(student, JudgeContext("imagenet1k", setting, seeds, data=imagenet)).measurements
     assert {m.metric: m.n for m in found} == dict.fromkeys(("top1", "nll", "ece", "agreement"), 6)
     with torch.no_grad():
         batch = next(problem.batches.stream(0))
@@ -494,17 +509,18 @@ def test_imagenet1k_end_to_end(imagenet: Path, precision: str) -> None:
 
 def test_imagenet1k_tune_split_and_teachers(imagenet: Path, tmp_path: Path) -> None:
     setting = imagenet_setting()
-    train = {s: set(suite.problem("imagenet1k", setting, seeds_by_role(0), split=s, data=imagenet).batches.rows.tolist())
-             for s in ("test", "tune")}  # fmt: skip
-    held_out = train["test"] - train["tune"]
-    assert len(train["test"]) == 36 and 0 < len(held_out) < 12
+    told = {tuning: TrainContext("imagenet1k", setting, seeds_by_role(0), tuning=tuning, data=imagenet) for tuning in (False, True)}
+    train = {tuning: set(suite.SUITE.problem(ctx).batches.rows.tolist()) for tuning, ctx in told.items()}  # type: ignore[attr-defined]
+    held_out = train[False] - train[True]
+    assert len(train[False]) == 36 and 0 < len(held_out) < 12
     student = Student.of(build(Architecture("torchvision:resnet18", {"outputs": 3}), 0))
-    assert suite.evaluate(student, "imagenet1k", setting, seeds_by_role(0), split="tune", data=imagenet)[0].n == len(held_out)
+    ctx = JudgeContext("imagenet1k", setting, seeds_by_role(0), split="tune", data=imagenet)
+    assert suite.SUITE.evaluate(student, ctx).measurements[0].n == len(held_out)
     thousand = dataclasses.replace(setting, options={**setting.options, "classes": 1000})
     with fails("resnet34.safetensors: does not fit resnet34", "fc.weight"):
-        suite.problem("imagenet1k", thousand, seeds_by_role(0), data=imagenet)
+        suite.SUITE.problem(TrainContext("imagenet1k", thousand, seeds_by_role(0), data=imagenet))
     (tmp_path / "teachers").mkdir()
     (tmp_path / "imagenet").symlink_to(imagenet / "imagenet")
     save_file(get_model("resnet34", weights=None).state_dict(), tmp_path / "teachers/resnet34.safetensors")
     with fails("3 class folders where 1000 are expected"):
-        suite.problem("imagenet1k", thousand, seeds_by_role(0), data=tmp_path)
+        suite.SUITE.problem(TrainContext("imagenet1k", thousand, seeds_by_role(0), data=tmp_path))

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.errors import UserError
 from distillbench.problems.image_generation.edm import guided, heun_solve, karras_grid
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import plan
-from distillbench.runs.runner import execute, png
+from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import Artifact, JudgeContext, TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_classification import digits as images
 from distillbench.suites.image_generation import digits, gaussians, sampling
@@ -32,7 +34,7 @@ def small(setting=DIGITS, **options):
 
 
 def judge(student, setting, split="tune", name="digits"):
-    return {m.metric: m.value for m in suite.evaluate(student, name, setting, SEEDS, split=split)}
+    return {m.metric: m.value for m in suite.SUITE.evaluate(student, JudgeContext(name, setting, SEEDS, split=split)).measurements}
 
 
 # --- digits ---
@@ -43,12 +45,12 @@ def test_teacher_training_and_test_images_are_disjoint():
     assert sum(len(r) for r in rows.values()) == 1797
     assert len(torch.cat(list(rows.values())).unique()) == 1797
     train, _ = digits.split("train")
-    assert torch.equal(suite.problem("digits", DIGITS, SEEDS).train.inputs, train)
+    assert torch.equal(suite.SUITE.problem(TrainContext("digits", DIGITS, SEEDS)).train.inputs, train)
     assert float(train.min()) == -1 and float(train.max()) == 1
 
 
 def test_the_teacher_is_the_students_architecture_and_near_the_real_floor():
-    problem = suite.problem("digits", DIGITS, SEEDS)
+    problem = suite.SUITE.problem(TrainContext("digits", DIGITS, SEEDS))
     teacher = problem.teacher.trainable_copy()
     assert {k: v.shape for k, v in teacher.state_dict().items()} == {k: v.shape for k, v in problem.student.state_dict().items()}
     many, one = judge(Student.of(teacher, problem.heun()), small()), judge(Student.of(teacher, problem.recipe()), small())
@@ -61,7 +63,7 @@ def test_class_accuracy_ranks_nothing():
     assert "class_accuracy" not in {m.name for m in suite.CARD.metrics}
     blur = torch.stack([digits.split("train")[0][digits.split("train")[1] == c].mean(0) for c in range(10)])
     labels = torch.arange(10).repeat(20)
-    found = {m.metric: m.value for m in digits.measure([(blur[labels], labels)], DIGITS, SEEDS, "tune")}
+    found = {m.metric: m.value for m in digits.measure([(blur[labels], labels)], JudgeContext("name", DIGITS, SEEDS, split="tune"))}
     assert found["class_accuracy"] > 0.9
     assert found["fd_digits_cnn"] > 3
     assert found["diversity"] == 0 and found["diversity_error"] > 6
@@ -69,7 +71,7 @@ def test_class_accuracy_ranks_nothing():
 
 
 def test_real_images_are_at_the_floor_of_every_metric():
-    found = {m.metric: m.value for m in digits.measure([digits.split("tune")], DIGITS, SEEDS, "test")}
+    found = {m.metric: m.value for m in digits.measure([digits.split("tune")], JudgeContext("name", DIGITS, SEEDS))}
     assert found["fd_digits_cnn"] < 1 and abs(found["kid_digits_cnn"]) < 0.05 and found["diversity_error"] < 0.05
     assert min(found["precision"], found["recall"]) > 0.85 and found["copied_fraction"] < 0.05
     assert 0.4 < found["closer_to_training"] < 0.6
@@ -77,11 +79,11 @@ def test_real_images_are_at_the_floor_of_every_metric():
 
 def test_a_copy_of_the_training_set_is_named_though_its_distance_is_small():
     with pytest.raises(UserError, match="copies its training set: 100% of its samples"):
-        digits.measure([digits.split("train")], DIGITS, SEEDS, "test")
+        digits.measure([digits.split("train")], JudgeContext("name", DIGITS, SEEDS))
 
 
 def test_a_student_may_not_take_more_steps_and_only_the_teachers_very_weights_may():
-    problem = suite.problem("digits", DIGITS, SEEDS)
+    problem = suite.SUITE.problem(TrainContext("digits", DIGITS, SEEDS))
     teacher = problem.teacher.trainable_copy()
     with torch.no_grad():
         teacher.leave.bias += 1e-3
@@ -91,7 +93,7 @@ def test_a_student_may_not_take_more_steps_and_only_the_teachers_very_weights_ma
 
 def test_few_steps_are_evenly_placed_and_counted():
     few = small(suite.CARD.settings["digits-few"])
-    problem = suite.problem("digits-few", few, SEEDS)
+    problem = suite.SUITE.problem(TrainContext("digits-few", few, SEEDS))
     sigmas = problem.few_steps()
     assert len(sigmas) == 2 and sigmas[0] == 80
     assert sigmas[1] == pytest.approx(((80 ** (1 / 7) + 0.02 ** (1 / 7)) / 2) ** 7)
@@ -115,23 +117,28 @@ def test_a_sheet_has_a_row_of_ten_for_every_class(tmp_path):
 
     from PIL import Image
 
-    problem = suite.problem("digits", DIGITS, SEEDS)
+    problem = suite.SUITE.problem(TrainContext("digits", DIGITS, SEEDS))
     student = Student.of(problem.teacher.trainable_copy(), problem.recipe())
-    sheet = suite.picture(student, DIGITS, SEEDS, split="tune")
+    ctx = JudgeContext("digits", DIGITS, SEEDS, split="tune")
+    options = options_of(DIGITS, digits.Options)
+    drawn, _ = sampling.drawn(suite.SUITE.rebuild(student, ctx), student, options, ctx, teacher=lambda: digits.teacher(ctx), draws=1)
+    sheet = digits.pixels(drawn, ctx)
     assert sheet.shape == (89, 89) and float(sheet.min()) >= 0 and float(sheet.max()) <= 1
-    (samples, labels), *_ = suite.generate(student, DIGITS, SEEDS, split="tune", draws=1)[0]
+    [(samples, labels)] = drawn
     assert torch.allclose(sheet[27:35, 9:17], (1 - samples[labels == 3][1, 0].clamp(-1, 1)) / 2)
-    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(png(sheet)))))
+    image = np.asarray(Image.open(io.BytesIO(Artifact.png(sheet).content)))
     assert np.allclose(image / 255, sheet.numpy(), atol=1 / 255)
     record = execute(plan("image-generation/digits", ["teacher_one_step"], [0], controls=False, split="tune")[0], Store(tmp_path))
     assert record.status == "ok", record.reason
-    assert record.picture == png(sheet)
+    assert base64.b64decode(record.picture) == Artifact.png(sheet).content
+    kept = tmp_path / "artifacts" / record.artifacts["picture"]["sha256"]
+    assert kept.read_bytes() == Artifact.png(sheet).content and record.artifacts["picture"]["kind"] == "png"
 
 
 def test_a_teacher_file_that_is_not_the_pinned_one_is_refused():
-    other = dataclasses.replace(DIGITS, teacher=dataclasses.replace(DIGITS.teacher, sha256="0" * 64))
+    other = dataclasses.replace(DIGITS, assets={"teacher": dataclasses.replace(DIGITS.assets["teacher"], sha256="0" * 64)})
     with pytest.raises(UserError, match="not the file that this setting pins"):
-        suite.problem("digits", other, SEEDS)
+        suite.SUITE.problem(TrainContext("digits", other, SEEDS))
 
 
 @pytest.mark.slow
@@ -153,12 +160,12 @@ def test_the_teacher_under_a_methods_name_is_over_budget_and_a_control_is_not(tm
 
 
 def mixture(classes):
-    arguments = {"means": gaussians.means(GUIDED.options).tolist(), "std": 0.1, "classes": classes}
+    arguments = {"means": gaussians.means(options_of(GUIDED, gaussians.Options)).tolist(), "std": 0.1, "classes": classes}
     return build(Architecture("gaussian-mixture", arguments), 0)
 
 
 def test_the_conditional_teacher_is_the_posterior_mean_over_its_own_modes():
-    net, modes = mixture(4), gaussians.means(GUIDED.options).numpy()
+    net, modes = mixture(4), gaussians.means(options_of(GUIDED, gaussians.Options)).numpy()
     x, sigma = np.random.default_rng(0).standard_normal((8, 2)), np.linspace(0.05, 5, 8)
     labels = torch.arange(8) % 4
     mine = net(torch.tensor(x), torch.tensor(sigma), labels).numpy()
@@ -191,7 +198,7 @@ def test_the_graph_of_a_guided_answer_reaches_the_sample_and_only_where_asked():
 @pytest.mark.slow
 def test_the_guided_teacher_scores_at_the_floor_against_its_own_exact_flow():
     setting = dataclasses.replace(GUIDED, options={**GUIDED.options, "draws": 2})
-    problem = suite.problem("gaussians-guided", setting, SEEDS)
+    problem = suite.SUITE.problem(TrainContext("gaussians-guided", setting, SEEDS))
     teacher = problem.teacher.trainable_copy()
     many = judge(Student.of(teacher, problem.heun()), setting, "test", "gaussians-guided")
     unguided = judge(Student.of(teacher, {k: v for k, v in problem.heun().items() if k != "guidance"}), setting, "test", "gaussians-guided")
@@ -200,9 +207,9 @@ def test_the_guided_teacher_scores_at_the_floor_against_its_own_exact_flow():
 
 
 def test_the_right_samples_under_wrong_labels_are_far_away():
-    reference, labels = gaussians.reference(GUIDED, 500, 1)
-    right = {m.metric: m.value for m in gaussians.measure([(reference, labels)], GUIDED, SEEDS, "test")}
-    wrong = {m.metric: m.value for m in gaussians.measure([(reference, (labels + 1) % 4)], GUIDED, SEEDS, "test")}
+    reference, labels = gaussians.reference(options_of(GUIDED, gaussians.Options), 500, 1)
+    right = {m.metric: m.value for m in gaussians.measure([(reference, labels)], JudgeContext("name", GUIDED, SEEDS))}
+    wrong = {m.metric: m.value for m in gaussians.measure([(reference, (labels + 1) % 4)], JudgeContext("name", GUIDED, SEEDS))}
     assert right["mmd2"] < 0.01 < 0.1 < wrong["mmd2"]
     assert right["sliced_wasserstein"] == wrong["sliced_wasserstein"]  # which does not see labels
 
@@ -218,7 +225,7 @@ def test_twice_the_steps_of_the_exact_flow_change_nothing_a_metric_sees():
 
 
 def test_stages_are_those_of_the_network_and_an_exact_teacher_has_none():
-    problem = suite.problem("digits", DIGITS, SEEDS)
+    problem = suite.SUITE.problem(TrainContext("digits", DIGITS, SEEDS))
     x, s, c = torch.randn(3, 1, 8, 8), torch.ones(3), torch.arange(3)
     output, stages = staged(problem.student, x, s, c)
     assert torch.equal(output, problem.student(x, s, c))

@@ -12,8 +12,9 @@ from distillbench.errors import UserError
 from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import Context, JudgeContext
 from distillbench.suites import image_generation as suite
-from distillbench.suites.image_generation import published, reference
+from distillbench.suites.image_generation import published, reference, sampling
 from distillbench.suites.metrics.images.extractors import FIDELITY_SHA256, NVIDIA_SHA256, PUBLISHED, fidelity_inception
 from distillbench.suites.metrics.images.frechet import frechet_from_samples
 from tests.suites.image_generation.fixtures import TINY, write_data, write_inception
@@ -44,7 +45,7 @@ def small(folder, monkeypatch):
         CARD,
         options=options,
         training=dataclasses.replace(CARD.training, batch_size=4),
-        others={**CARD.others, "inception": dataclasses.replace(CARD.others["inception"], sha256=digest)},
+        assets={**CARD.assets, "inception": dataclasses.replace(CARD.assets["inception"], sha256=digest)},
     )
     monkeypatch.setattr(suite, "CARD", dataclasses.replace(suite.CARD, settings={**suite.CARD.settings, NAME: setting}))
     entry = registry.find("suite", "image-generation")
@@ -53,8 +54,8 @@ def small(folder, monkeypatch):
 
 
 def test_the_card_pins_the_network_that_it_names():
-    assert CARD.options["extractor"] == "inception_fidelity" and CARD.others["inception"].sha256 == FIDELITY_SHA256
-    assert suite.CARD.settings["cifar10"].others["inception"].sha256 == NVIDIA_SHA256
+    assert CARD.options["extractor"] == "inception_fidelity" and CARD.assets["inception"].sha256 == FIDELITY_SHA256
+    assert suite.CARD.settings["cifar10"].assets["inception"].sha256 == NVIDIA_SHA256
     assert "extractor" not in suite.CARD.settings["cifar10"].options  # its identity is what it was
     assert not {"fid", "kid", "inception_score"} & set(CARD.metrics) and CARD.metrics[0] == "fd_inception_fidelity"
     assert {m.name for m in suite.CARD.at(NAME).metrics} == set(CARD.metrics)
@@ -75,7 +76,7 @@ def test_a_run_is_judged_in_the_named_features(folder, small, tmp_path, capsys):
     assert record.status == "ok", record.reason
     assert {m.metric for m in record.measurements} == set(CARD.metrics)
     # By hand: the same samples against all images, through the network and without their statistics.
-    network, images = fidelity_inception(data / WEIGHTS, sha256=digest), published.images_of(small, data)
+    network, images = fidelity_inception(data / WEIGHTS, sha256=digest), published.images_of(told(small, data))
     real = network.features(torch.stack([images.image(i) for i in range(len(images))]))
     truth = frechet_from_samples(network.features(_samples(small, data, record)), real, minimum=2)
     assert record.value("fd_inception_fidelity") == pytest.approx(truth, rel=1e-5)
@@ -86,14 +87,20 @@ def test_a_run_is_judged_in_the_named_features(folder, small, tmp_path, capsys):
     assert record.suite.primary == "fd_inception_fidelity"
 
 
+def told(setting, data):
+    return Context(NAME, setting, {}, data=data)
+
+
 def _samples(setting, data, record):
     from distillbench.training.nets import Architecture
     from distillbench.training.student import Student
 
-    teacher = published.teacher(setting, data)
+    teacher = published.teacher(told(setting, data))
     about = record.student
     student = Student(dict(teacher.state_dict()), Architecture(about["architecture"], about["arguments"]), about["recipe"])
-    [(samples, _)], _ = suite.generate(student, setting, record.identity["seeds"], data=data)
+    ctx = JudgeContext(NAME, setting, record.identity["seeds"], data=data)
+    options = ctx.options(published.Options)
+    [(samples, _)], _ = sampling.drawn(suite.SUITE.rebuild(student, ctx), student, options, ctx, teacher=lambda: teacher)
     return samples
 
 
@@ -110,15 +117,16 @@ def _samples(setting, data, record):
 def test_a_setting_names_only_what_is_on_the_list_and_what_it_pins(folder, small, options, said):
     changed = dataclasses.replace(small, options={**small.options, **options})
     with pytest.raises(UserError, match=said):
-        published.extractor(changed, folder[0])
+        published.extractor(told(changed, folder[0]), "cpu")
+    rest = {role: a if role != "inception" else dataclasses.replace(a, sha256=None) for role, a in small.assets.items()}
     with pytest.raises(UserError, match="pins SHA-256 none"):
-        published.extractor(dataclasses.replace(small, others={}), folder[0])
+        published.extractor(told(dataclasses.replace(small, assets=rest), folder[0]), "cpu")
 
 
 def test_another_file_in_its_place_is_refused(folder, small, tmp_path):
     (tmp_path / WEIGHTS).write_bytes(b"another network")
     with pytest.raises(UserError, match="has sha256"):
-        published.extractor(small, tmp_path)
+        published.extractor(told(small, tmp_path), "cpu")
 
 
 @pytest.mark.slow
@@ -127,7 +135,7 @@ def test_statistics_of_another_network_are_refused(folder, small, tmp_path):
     images = torch.zeros(SAMPLES, 3, 8, 8)
     there = dataclasses.replace(small, options={**small.options, "reference_path": ["cifar10/reference.npz"]})  # of 64 features
     with pytest.raises(UserError, match="2048 features against 64 in the reference"):
-        published.measure([(images, torch.zeros(SAMPLES))], there, {}, "test", data)
+        published.measure([(images, torch.zeros(SAMPLES))], JudgeContext("name", there, {}, data=data))
 
 
 def test_two_rules_or_two_networks_are_two_tracks(folder, small):

@@ -11,8 +11,9 @@ from distillbench.errors import UserError
 from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
 from distillbench.suites import image_generation as suite
-from distillbench.suites.image_generation import published
+from distillbench.suites.image_generation import nets, published
 from distillbench.suites.metrics.images.extractors import NVIDIA_SHA256, Extractor
 from distillbench.training.student import Student
 from tests.suites.image_generation.fixtures import TINY, write_data
@@ -88,7 +89,7 @@ def test_other_statistics_are_another_track(data):
 def test_fid_of_a_real_gaussian_fit_is_the_closed_form(data):
     setting = suite.CARD.settings["cifar10"]
     samples = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    found = {m.metric: m.value for m in published.measure([(samples, torch.zeros(80))], setting, {}, "test", data)}
+    found = {m.metric: m.value for m in published.measure([(samples, torch.zeros(80))], JudgeContext("name", setting, {}, data=data))}
     seen = stand_in(None, resize="tensorflow").features(samples).double().numpy()
     values = np.linalg.eigvalsh(np.cov(seen.T))
     # against mu 0, sigma I the square root is that of the covariance alone
@@ -99,7 +100,7 @@ def test_fid_of_a_real_gaussian_fit_is_the_closed_form(data):
 def test_too_few_samples_are_an_error_and_not_a_number(data):
     setting = suite.CARD.settings["cifar10"]
     with pytest.raises(UserError, match="60 samples are too few"):
-        published.measure([(torch.rand(60, 3, 8, 8), torch.zeros(60))], setting, {}, "test", data)
+        published.measure([(torch.rand(60, 3, 8, 8), torch.zeros(60))], JudgeContext("name", setting, {}, data=data))
 
 
 def test_another_network_is_never_called_fid(data, monkeypatch, tmp_path):
@@ -127,21 +128,21 @@ def test_what_is_missing_is_said_at_planning_time(data, role, said):
 def test_a_missing_feature_network_is_said_before_any_training(data):
     (data / "inception-2015-12-05.pt").unlink()
     with pytest.raises(UserError, match=r"inception-2015-12-05\.pt: not found"):
-        suite.problem("cifar10", suite.CARD.settings["cifar10"], {"init": 0, "order": 0, "data": 0}, data=data)
+        suite.SUITE.problem(TrainContext("cifar10", suite.CARD.settings["cifar10"], {"init": 0, "order": 0, "data": 0}, data=data))
 
 
 def test_a_place_outside_the_folder_is_refused(data):
     setting = suite.CARD.settings["cifar10"]
     evil = dataclasses.replace(setting, options={**setting.options, "teacher_path": ["../../etc/passwd"]})
     with pytest.raises(UserError, match="outside the folder of data"):
-        published.teacher(evil, data)
+        published.teacher(Context("cifar10", evil, {}, data=data))
 
 
 def test_a_world_from_a_record_cannot_name_a_module():
     setting = suite.CARD.settings["digits"]
     evil = dataclasses.replace(setting, options={**setting.options, "world": "train_digits_teacher"})
     with pytest.raises(UserError, match="unknown world"):
-        suite.problem("digits", evil, {"init": 0, "order": 0, "data": 0})
+        suite.SUITE.problem(TrainContext("digits", evil, {"init": 0, "order": 0, "data": 0}))
 
 
 def test_the_cards_networks_are_edms():
@@ -169,6 +170,6 @@ def test_a_diffusers_teacher_is_a_teacher_too(data, tmp_path):
     folder = tmp_path / "unet"
     write_diffusers(folder)
     student = from_diffusers(folder)
-    again = suite.rebuild(Student.from_bytes(student.to_bytes()))
+    again = nets.rebuild(Student.from_bytes(student.to_bytes()))
     x = torch.randn(2, *again.shape)
     assert torch.isfinite(again(x, torch.ones(2), torch.zeros(2, dtype=torch.int64))).all()

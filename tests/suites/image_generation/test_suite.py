@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.cards.reading import read_card
 from distillbench.errors import UserError
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import image_generation as suite
-from distillbench.suites.image_generation import gaussians, sampling
+from distillbench.suites.image_generation import gaussians, nets, sampling
 from distillbench.suites.image_generation.nets import GaussianMixture, build
 from distillbench.training.nets import Architecture
 from distillbench.training.student import Student
@@ -23,15 +25,15 @@ from tests.oracles.image_generation import diffusion as oracle
 
 SETTING = suite.CARD.settings["gaussians"]
 SEEDS = seeds_by_role(0)
-MEANS = gaussians.means(SETTING.options)
+MEANS = gaussians.means(options_of(SETTING, gaussians.Options))
 
 
 def world(setting=SETTING, seeds=SEEDS):
-    return suite.problem("gaussians", setting, seeds)
+    return suite.SUITE.problem(TrainContext("gaussians", setting, seeds))
 
 
 def judge(student, setting=SETTING, seeds=SEEDS, split="test"):
-    return {m.metric: m.value for m in suite.evaluate(student, "gaussians", setting, seeds, split=split)}
+    return {m.metric: m.value for m in suite.SUITE.evaluate(student, JudgeContext("gaussians", setting, seeds, split=split)).measurements}
 
 
 def mixture(means, std):
@@ -127,7 +129,7 @@ def test_a_fresh_student_answers_c_skip_x_and_rebuilds_bit_for_bit():
     with torch.no_grad():
         problem.student.leave.weight.normal_()
     student = Student.from_bytes(Student.of(problem.student, problem.recipe()).to_bytes())
-    assert torch.equal(suite.rebuild(student)(x, s), problem.student.eval()(x, s))
+    assert torch.equal(nets.rebuild(student)(x, s), problem.student.eval()(x, s))
 
 
 def test_labels_change_a_conditional_network_only():
@@ -248,7 +250,11 @@ def test_every_method_is_judged_from_the_same_noise_and_a_split_has_its_own():
     student = Student.of(problem.teacher.trainable_copy(), problem.recipe())
 
     def draws(seeds=SEEDS, split="test"):
-        return torch.stack([samples for samples, _ in suite.generate(student, SETTING, seeds, split=split)[0]])
+        ctx = JudgeContext("gaussians", SETTING, seeds, split=split)
+        made, _ = sampling.drawn(
+            nets.rebuild(student), student, ctx.options(gaussians.Options), ctx, teacher=lambda: gaussians.teacher(ctx)
+        )
+        return torch.stack([samples for samples, _ in made])
 
     first = draws()
     assert torch.equal(first, draws())

@@ -13,6 +13,7 @@ from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import Context, TrainContext
 from distillbench.suites import language_modeling as suite
 from distillbench.suites.language_modeling import instruct
 from tests.suites.language_modeling.fixtures import sentences, tokenizer, write_gpt2, write_lines
@@ -66,7 +67,7 @@ def data(made, tmp_path, monkeypatch):
 def problem(data, **options):
     setting = suite.CARD.settings["instruct-gpt2"]
     setting = dataclasses.replace(setting, options={**setting.options, **options})
-    return suite.problem("instruct-gpt2", setting, seeds_by_role(0), data=data)
+    return suite.SUITE.problem(TrainContext("instruct-gpt2", setting, seeds_by_role(0), data=data))
 
 
 def test_a_run_goes_from_the_users_files_to_a_record(data, tmp_path):
@@ -150,7 +151,7 @@ def test_what_is_judged_or_held_out_is_not_trained_on(data):
     rows[21] = dict(rows[2], output="a held-out prompt")
     rows[3] = {"instruction": test["instruction"], "input": "", "output": "a judged prompt"}
     write_lines(path, rows)
-    found = instruct.dolly(suite.CARD.settings["instruct-gpt2"], data)
+    found = instruct.dolly(Context("instruct-gpt2", suite.CARD.settings["instruct-gpt2"], {}, data=data))
     assert (len(found.train), len(found.tuning), len(found.validation)) == (30, 4, 3)
     parts = [{e.prompt for e in part} for part in (found.train, found.tuning, found.validation)]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
@@ -158,9 +159,9 @@ def test_what_is_judged_or_held_out_is_not_trained_on(data):
 
 
 def test_a_model_that_knows_the_answer_scores_one_and_the_draws_follow_the_seed(data, monkeypatch):
-    setting, seen = suite.CARD.settings["instruct-gpt2"], []
+    ctx, seen = Context("instruct-gpt2", suite.CARD.settings["instruct-gpt2"], {}, data=data), []
     words = tokenizer()
-    examples = instruct.judged_set(setting, data, "sni")
+    examples = instruct.judged_set(ctx, "sni")
     answers = [[*words.encode(e.references[1]), 0] for e in examples]
 
     def parrot(net, prompts, uniforms, *, eos, vocab):
@@ -172,8 +173,8 @@ def test_a_model_that_knows_the_answer_scores_one_and_the_draws_follow_the_seed(
 
     monkeypatch.setattr(instruct, "respond", parrot)
     vocabulary = instruct.Vocabulary.of(data / "instruct/init-gpt2-120M")
-    assert instruct.scores(None, examples, vocabulary, setting.options, 5) == [1.0, 1.0]
-    instruct.scores(None, examples, vocabulary, setting.options, 5)
+    assert instruct.scores(None, examples, vocabulary, ctx.options(instruct.Options), 5) == [1.0, 1.0]
+    instruct.scores(None, examples, vocabulary, ctx.options(instruct.Options), 5)
     assert len(seen) == 4 and not torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
 
 
@@ -255,7 +256,7 @@ def test_every_pair_of_the_card_has_places_for_all_its_roles():
     for name in ("instruct-gpt2", "instruct-gpt2-medium", "instruct-opt"):
         setting = registry.suite_card(registry.find("suite", "language-modeling")).settings[name]
         assert setting.tier == "paper" and set(setting.metrics) == METRICS and setting.metrics[0] == "rougel"
-        for role in ("data", "teacher", *setting.others):
+        for role in setting.assets:
             assert setting.options[f"{role}_path"]
 
 

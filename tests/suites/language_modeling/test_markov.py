@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.errors import UserError
-from distillbench.suites.language_modeling import CARD, evaluate, markov, problem
+from distillbench.runs.suite import JudgeContext, TrainContext
+from distillbench.suites.language_modeling import CARD, SUITE, markov
 from distillbench.suites.language_modeling.nets import build
 from distillbench.training.nets import Architecture
 from distillbench.training.student import Student
@@ -93,14 +95,18 @@ def student(order=2, seed=0):
     return net
 
 
+def problem(*told, **more):
+    return SUITE.problem(TrainContext(*told, **more))
+
+
 def scores(net, where, split="test"):
-    return {m.metric: m.value for m in evaluate(Student.of(net), "markov", where, SEEDS, split=split)}
+    return {m.metric: m.value for m in SUITE.evaluate(Student.of(net), JudgeContext("markov", where, SEEDS, split=split)).measurements}
 
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_metrics_are_those_of_every_text_enumerated(order):
     where, net = setting(order), student(order)
-    world = markov.world(where, "test")
+    world = markov.chains(options_of(where, markov.Options), "test")
     starts = start_laws(world, order)
     np.testing.assert_allclose(sum(starts.values()), 1)  # prompts hold no end of sequence
     teacher = table(world.teacher)
@@ -117,7 +123,7 @@ def test_metrics_are_those_of_every_text_enumerated(order):
 
 def test_truth_and_estimated_teacher_are_two():
     where, net = setting(1, teacher_texts=60, smoothing=0.1), student(1)
-    world = markov.world(where, "test")
+    world = markov.chains(options_of(where, markov.Options), "test")
     starts = start_laws(world, 1)
     truth, teacher, q = table(world.truth), table(world.teacher), table(net)
     found = scores(net, where)
@@ -130,14 +136,15 @@ def test_truth_and_estimated_teacher_are_two():
 
 def test_more_texts_bring_the_teacher_to_the_truth():
     far, near = (
-        scores(markov.world(w, "test").teacher, w)["truth_kl"] for w in (setting(1, teacher_texts=n, smoothing=0.1) for n in (100, 6000))
+        scores(markov.chains(options_of(w, markov.Options), "test").teacher, w)["truth_kl"]
+        for w in (setting(1, teacher_texts=n, smoothing=0.1) for n in (100, 6000))
     )
     assert near < far / 5 and near < 1e-3
 
 
 def test_the_teacher_scores_zero_and_a_smaller_window_is_judged_too():
     where = setting()
-    teacher = markov.world(where, "test").teacher
+    teacher = markov.chains(options_of(where, markov.Options), "test").teacher
     found = scores(teacher, where)
     assert found["acceptance"] == pytest.approx(1) and all(abs(found[n]) < 1e-9 for n in ("kl", "reverse_kl", "tv"))
     assert scores(student(1), where)["kl"] > 0.01
@@ -149,7 +156,7 @@ def test_sampled_texts_agree_with_the_sums():
     """The mean log-ratio of the teacher's sampled responses is the KL; the teacher's responses are those of its law."""
     where, net = setting(mean_length=3, samples=60), student()
     p = problem("markov", where, SEEDS)
-    world = markov.world(where, "test")
+    world = markov.chains(options_of(where, markov.Options), "test")
     teacher, q = table(world.teacher), table(net)
     texts = p.teacher.responses(p.prompts, samples=150, length=LENGTH)
     ratios, lengths = [], []
@@ -169,7 +176,7 @@ def test_sampled_texts_agree_with_the_sums():
 
 def test_prompts_follow_their_law():
     where = setting(prompts=4000)
-    starts = start_laws(markov.world(where, "test"), 2)
+    starts = start_laws(markov.chains(options_of(where, markov.Options), "test"), 2)
     pool = [tuple(x) for x in problem("markov", where, SEEDS).prompts.ids.tolist()]
     for prompt, mass in starts.items():
         assert abs(pool.count(prompt) / 4000 - mass) < 4 * np.sqrt(mass * (1 - mass) / 4000)
@@ -177,7 +184,7 @@ def test_prompts_follow_their_law():
 
 def test_the_tune_split_is_another_chain_and_seeds_another_pool():
     where = setting()
-    worlds = {split: markov.world(where, split) for split in ("test", "tune")}
+    worlds = {split: markov.chains(options_of(where, markov.Options), split) for split in ("test", "tune")}
     assert not torch.equal(worlds["test"].teacher.log_law, worlds["tune"].teacher.log_law)
     assert not torch.equal(worlds["test"].start, worlds["tune"].start)
     assert scores(worlds["test"].teacher, where, "tune")["kl"] > 0.01
@@ -186,7 +193,7 @@ def test_the_tune_split_is_another_chain_and_seeds_another_pool():
     assert one.prompts.digest == same.prompts.digest != other.prompts.digest
     assert one.references.digest == same.references.digest != other.references.digest
     assert one.teacher.digest == other.teacher.digest  # the chain is the setting's, not the seed's
-    assert one.prompts.digest != problem("markov", where, SEEDS, split="tune").prompts.digest
+    assert one.prompts.digest != problem("markov", where, SEEDS, tuning=True).prompts.digest
 
 
 def test_references_belong_to_the_pool_and_validation_does_not_repeat_them():

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from distillbench.cards.card import Budget
+from distillbench.cards.options import options_of
 from distillbench.errors import UserError
 from distillbench.methods.language_modeling import gkd, seqkd, teacher
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
 from distillbench.problems.language_modeling.texts import retokenise, retokenise_prompts
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import language_modeling
 from distillbench.suites.language_modeling import markov, markov_bytes
 from distillbench.suites.language_modeling.nets import build
@@ -24,17 +26,18 @@ from distillbench.training.student import Student
 SETTING = language_modeling.CARD.settings["markov-bytes"]
 SEEDS = seeds_by_role(0)
 LETTERS, SYMBOLS = markov_bytes.alphabets(16, 5, 8)
-WORLD = markov.world(SETTING, "test")
+OPTIONS = options_of(SETTING, markov_bytes.Options)
+WORLD = markov.chains(OPTIONS, "test")
 STUDENT = Architecture("window-lm", {"vocab": 9, "order": 5, "width": 6})
 
 
 @pytest.fixture(scope="module")
 def problem():
-    return language_modeling.problem("markov-bytes", SETTING, SEEDS)
+    return language_modeling.SUITE.problem(TrainContext("markov-bytes", SETTING, SEEDS))
 
 
 def score(net):
-    [found] = markov_bytes.measure(net, SETTING, SEEDS, "test", None)
+    [found] = markov_bytes.measure(net, JudgeContext("name", SETTING, SEEDS))
     return found.value
 
 
@@ -69,7 +72,7 @@ def test_the_teachers_text_in_letters_is_its_text_in_symbols(problem):
 
 
 def test_the_problem_is_that_of_markov_in_letters(problem):
-    plain = markov.problem("x", SETTING, SEEDS, split="test", data=None, cache=None)
+    plain = markov.posed(TrainContext("x", SETTING, SEEDS), OPTIONS)
     as_symbols = [dataclasses.replace(x, tokenizer=SYMBOLS.digest) for x in (plain.references, plain.validation)]
     for ours, theirs in zip((problem.references, problem.validation), as_symbols, strict=True):
         assert spelled(LETTERS, ours) == spelled(SYMBOLS, theirs) and torch.equal(ours.index, theirs.index)
@@ -118,7 +121,7 @@ def test_token_level_methods_are_refused_in_one_line(problem):
 
 
 def test_white_space_needs_spellings():
-    plain = language_modeling.problem("markov", language_modeling.CARD.settings["markov"], SEEDS)
+    plain = language_modeling.SUITE.problem(TrainContext("markov", language_modeling.CARD.settings["markov"], SEEDS))
     assert plain.teacher_view(batch := plain.references.take(torch.arange(3))) is batch
     with pytest.raises(UserError, match="white space"):
         next(plain.aligned(plain.data, space=True).stream(0))
@@ -136,7 +139,7 @@ def test_a_student_over_symbols_gets_the_exact_kl_of_markov():
 def test_the_teacher_judged_through_its_own_tokens_is_perfect(problem):
     run = Run(seeds=SEEDS, budget=SETTING.budget, training=SETTING.training)
     student = Student.from_bytes(teacher.distill(problem, run).to_bytes())
-    [found] = language_modeling.evaluate(student, "markov-bytes", SETTING, SEEDS)
+    [found] = language_modeling.SUITE.evaluate(student, JudgeContext("markov-bytes", SETTING, SEEDS)).measurements
     assert found.value == pytest.approx(0.0, abs=1e-12)
 
 

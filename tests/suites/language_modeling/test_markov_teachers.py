@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from distillbench.cards.options import options_of
 from distillbench.identity import derive_seed
 from distillbench.runs.plan import track
 from distillbench.suites.language_modeling import markov
@@ -38,7 +39,7 @@ def distance(p, q, world):
 @pytest.mark.parametrize("rank", [1, 2])
 def test_the_limited_teacher_is_the_best_of_its_rank(rank):
     """Beside scipy's search from many starts, over a parametrisation of its own."""
-    world = markov.world(small("markov-limited", teacher_rank=rank), "test")
+    world = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test")
     p, q = laws(world)
     weight = markov.visits(p, world.start, world.length).numpy()
     weight, law, (size, vocab) = weight / weight.sum(), p.numpy(), p.shape
@@ -60,15 +61,15 @@ def test_the_limited_teacher_is_the_best_of_its_rank(rank):
 def test_more_rank_is_nearer_and_all_of_it_is_the_truth():
     distances = []
     for rank in (1, 2, 4):
-        world = markov.world(small("markov-limited", teacher_rank=rank), "test")
+        world = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test")
         p, q = laws(world)
         distances.append(distance(p, q, world))
-        again = markov.world(small("markov-limited", teacher_rank=rank), "test").teacher
+        again = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test").teacher
         assert torch.equal(again.log_law, world.teacher.log_law)
     assert distances[0] > distances[1] > distances[2] == pytest.approx(0, abs=1e-10)
-    kept = markov.world(small("markov-limited", teacher_rank=2), "test").teacher.log_law
-    markov._FITTED.clear()
-    assert torch.equal(markov.world(small("markov-limited", teacher_rank=2), "test").teacher.log_law, kept)
+    kept = markov.chains(options_of(small("markov-limited", teacher_rank=2), markov.Options), "test").teacher.log_law
+    markov.chains.cache_clear()
+    assert torch.equal(markov.chains(options_of(small("markov-limited", teacher_rank=2), markov.Options), "test").teacher.log_law, kept)
 
 
 # --- teacher hacking, exactly (the sheet's third identity) -------------------------------------------------------------
@@ -90,7 +91,7 @@ def empirical(world, texts, seed=0):
 
 @pytest.fixture
 def estimated():
-    return markov.world(small("markov-estimated", teacher_texts=60), "test")
+    return markov.chains(options_of(small("markov-estimated", teacher_texts=60), markov.Options), "test")
 
 
 def test_the_minimiser_on_fixed_responses_is_their_empirical_chain(estimated):
@@ -148,7 +149,7 @@ def test_a_table_turns_on_fixed_responses_and_not_on_fresh_ones(estimated):
 
 def test_nothing_can_be_told_where_the_teacher_is_the_truth():
     """Identities 1 and 2: proxy and golden are one number, and a perfect copy of an estimated teacher has its distance."""
-    world = markov.world(small("markov"), "test")
+    world = markov.chains(options_of(small("markov"), markov.Options), "test")
     p, teacher = laws(world)
     q = torch.full_like(p, 0.2)
     assert distance(p, q, world) == distance(teacher, q, world) and math.isfinite(distance(p, q, world))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from distillbench.cards.options import options_of
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling import models as language_models
 from distillbench.problems.language_modeling.generation import draw, respond
@@ -143,7 +144,7 @@ def test_whole_texts_of_another_rule_do_not(monkeypatch):
 
 def test_what_the_verifier_counts_is_the_closed_form():
     setting = CARD.settings["markov"]
-    found = world.world(setting, "test")
+    found = world.chains(options_of(setting, world.Options), "test")
     draft = build(Architecture("window-lm", setting.options["student"]["arguments"]), 3).eval()
     prompts = world.starts(found, 120, 4)
     decoded = speculate(

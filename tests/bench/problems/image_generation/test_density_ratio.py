@@ -8,6 +8,7 @@ from distillbench.cards.card import Budget, Training
 from distillbench.problems.image_generation.density_ratio import DIVERGENCES, Discriminator, curvature, law_curvature
 from distillbench.problems.image_generation.matching import Matching
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Learner, Run
 from tests.oracles.image_generation import density_ratio as oracle
@@ -98,7 +99,7 @@ def test_the_discriminators_logit_is_the_log_density_ratio():
     setting = suite.CARD.settings["gaussians"]
     seeds = seeds_by_role(0)
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3, schedule="cosine")
-    problem = suite.problem("gaussians", setting, seeds)
+    problem = suite.SUITE.problem(TrainContext("gaussians", setting, seeds))
     run = Run(seeds=seeds, budget=Budget(student_examples=256 * 402), training=training, oracles=[problem.teacher])
     game = Matching(problem, run, initial_share=0.001)
     game.generate = lambda batch: torch.zeros_like(batch.inputs)

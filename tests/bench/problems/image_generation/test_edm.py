@@ -25,6 +25,7 @@ from distillbench.problems.image_generation.edm import (
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.image_generation.start import frozen, initialise, ode_pairs, some_pairs, twin
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion as oracle
@@ -138,7 +139,7 @@ def test_heun_solve_ends_with_euler_and_asks_2n_minus_1_times():
 
 def world(name="gaussians"):
     setting = suite.CARD.settings[name]
-    problem = suite.problem(name, setting, seeds_by_role(0))
+    problem = suite.SUITE.problem(TrainContext(name, setting, seeds_by_role(0)))
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3)
     run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * 600), training=training, oracles=[problem.teacher])
     return problem, run
@@ -194,7 +195,7 @@ def test_pairs_are_the_ends_of_the_teachers_path_with_the_streams_labels():
     stream = problem.batches.stream(0)
     assert torch.equal(labels, torch.cat([next(stream).labels for _ in range(2)])[:300])
     grid = karras_grid(18, sigma_min=0.01, sigma_max=10.0).tolist()
-    teacher = suite.problem("gaussians-guided", suite.CARD.settings["gaussians-guided"], seeds_by_role(0)).teacher
+    teacher = suite.SUITE.problem(TrainContext("gaussians-guided", suite.CARD.settings["gaussians-guided"], seeds_by_role(0))).teacher
     one = heun_solve(lambda x, s: teacher.denoise(x, s, labels[7:8]), 10 * noise[7:8], grid)
     assert torch.allclose(samples[7:8], one, atol=1e-5)
     assert run.cost()["phases"]["pairs"]["teacher_examples"] == 300 * 35 * 2

@@ -9,6 +9,7 @@ from distillbench.cards.card import Budget, Training
 from distillbench.problems.image_generation.edm import denoising_loss, karras_level, per_row
 from distillbench.problems.image_generation.matching import Matching
 from distillbench.runs.identities import seeds_by_role
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation import sampling
 from distillbench.training.data import Request
@@ -23,7 +24,7 @@ START = 2.5
 def world(batches=12, micro_batches=1, steps=1):
     setting = suite.CARD.settings["gaussians"]
     setting = dataclasses.replace(setting, options={**setting.options, "steps": steps})
-    problem = suite.problem("gaussians", setting, seeds_by_role(0))
+    problem = suite.SUITE.problem(TrainContext("gaussians", setting, seeds_by_role(0)))
     training = Training(batch_size=BATCH, optimizer="sgd", learning_rate=0.01, schedule="constant")
     budget = Budget(student_examples=BATCH * batches)
     run = Run(seeds=seeds_by_role(0), budget=budget, training=training, oracles=[problem.teacher], micro_batches=micro_batches)

@@ -8,6 +8,7 @@ from distillbench.problems.image_generation.edm import euler_step
 from distillbench.problems.image_generation.trigflow import draw, normalised, scm_loss, tangent, time, velocity, warm
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.plan import track
+from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation.nets import build
 from distillbench.training.nets import Architecture
@@ -218,7 +219,7 @@ def test_the_gradient_is_the_limit_of_discrete_consistency():
 @pytest.mark.parametrize("setting", ["gaussians", "gaussians-guided"])
 def test_draw_asks_the_teacher_once_and_leaves_the_graph_to_the_velocity_alone(setting):
     about = track(f"image-generation/{setting}")[2]
-    problem = suite.problem(setting, about, seeds_by_role(0))
+    problem = suite.SUITE.problem(TrainContext(setting, about, seeds_by_role(0)))
     run = Run(seeds=seeds_by_role(0), budget=about.budget, training=about.training, oracles=[problem.teacher])
     batch = next(problem.batches.stream(0))
     f, g, sigma = draw(problem, run, problem.student, batch, mean=0.0, std=1.0, warmup=1.0, c=0.1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from distillbench.problems.examples import Input
+from distillbench.training.examples import Input
 from distillbench.training.nets import Architecture
 from distillbench.training.oracle import Oracle
 
