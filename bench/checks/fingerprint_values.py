@@ -130,9 +130,10 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
             seeds=seeds,
             budget=budget,
             training=setting.training,
-            meter=problem.oracle.meter,
             accelerator=_Processor(),  # type: ignore[arg-type]
         )
+        for teacher in problem.teachers.values():
+            teacher.meter = run.meter
         terms, gradients, starts, loops = _watch(run)
         student = module.distill(problem, run, **resolve(card, given))
         if not isinstance(student, Student):

@@ -22,7 +22,7 @@ from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.data import Batch, Batches
-from distillbench.training.oracle import Oracle
+from distillbench.training.oracle import ModuleOracle
 from distillbench.training.run import Run
 from distillbench.training.student import Student, tensor_digest
 
@@ -97,11 +97,14 @@ def train(
     torch.set_num_threads(1)
     kept = answers() / "cache" if subject.card.problem == "language-modeling" else None
     problem = suite.problem(spec.setting, setting, roles, cache=kept)
-    faults = _watch(problem.oracle)
+    frozen = [teacher for teacher in problem.teachers.values() if isinstance(teacher, ModuleOracle)]
+    faults = [_watch(teacher) for teacher in frozen]
     if edit is not None:
         problem = edit(problem)
-    run = Run(seeds=roles, budget=setting.budget, training=setting.training, meter=problem.oracle.meter, folder=folder,
-              checkpoint_seconds=0.0, micro_batches=micro_batches)  # fmt: skip
+    run = Run(seeds=roles, budget=setting.budget, training=setting.training, folder=folder, checkpoint_seconds=0.0,
+              micro_batches=micro_batches)  # fmt: skip
+    for teacher in problem.teachers.values():
+        teacher.meter = run.meter
     if kill_at is not None:
         _kill_after(run, kill_at)
     if change is not None:
@@ -110,14 +113,9 @@ def train(
     student = subject.module.distill(problem, run, **copy.deepcopy(spec.hyperparameters))
     if not isinstance(student, Student):
         raise Failed(f"distill returned {type(student).__name__}; return run.fit(...) or run.export(...)")
-    digest = tensor_digest(dict(problem.oracle._module.state_dict()))
-    if digest != problem.oracle.digest:
-        faults.append("its weights or buffers were changed")
-    if problem.oracle._module.training:
-        faults.append("it was left in train mode")
-    if any(p.requires_grad or p.grad is not None for p in problem.oracle._module.parameters()):
-        faults.append("a gradient reached its parameters")
-    return Trial(student, run, problem, suite, faults, starts, ends)
+    for teacher, seen in zip(frozen, faults, strict=True):
+        seen += _left(teacher)
+    return Trial(student, run, problem, suite, list(dict.fromkeys(f for seen in faults for f in seen)), starts, ends)
 
 
 @functools.cache
@@ -142,7 +140,19 @@ def plain_training(subject: Subject) -> Trial:
     return train(subject, batches=FEW, **PLAIN)
 
 
-def _watch(oracle: Oracle) -> list[str]:
+def _left(oracle: ModuleOracle) -> list[str]:
+    """What is wrong with the teacher after a training."""
+    faults = []
+    if tensor_digest(dict(oracle._module.state_dict())) != oracle.digest:
+        faults.append("its weights or buffers were changed")
+    if oracle._module.training:
+        faults.append("it was left in train mode")
+    if any(p.requires_grad or p.grad is not None for p in oracle._module.parameters()):
+        faults.append("a gradient reached its parameters")
+    return faults
+
+
+def _watch(oracle: ModuleOracle) -> list[str]:
     """Notes what is wrong with any forward pass of the teacher or of a part of it."""
     faults: list[str] = []
     parts = set(oracle._module.modules())  # copies carry the hook along, and may be trained

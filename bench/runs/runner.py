@@ -105,20 +105,21 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     data = Path(spec.data) if spec.data else None
     require(f"{spec.suite}/{spec.setting}", setting, accelerator.device.type)
     problem = suite.problem(spec.setting, setting, seeds, split=spec.split, data=data, cache=store.root / "cache")
-    problem.student.to(accelerator.device)
-    problem.oracle.to(accelerator.device)
+    for one in (*problem.students.values(), *problem.teachers.values()):
+        one.to(accelerator.device)
     memory = _PeakMemory()
     run = Run(
         seeds=seeds,
         budget=setting.budget,
         training=setting.training,
-        meter=problem.oracle.meter,
         folder=store.folder(spec),
         checkpoint_seconds=checkpoint_seconds,
         accelerator=accelerator,
         progress=progress,
         code=spec.code.digest,
     )
+    for teacher in problem.teachers.values():
+        teacher.meter = run.meter
     status: Status = "ok"
     reason: str | None = None
     measurements: list[Measurement] = []
@@ -151,7 +152,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         where, said = _where(error, found.path), " ".join(str(error).split())
         status, reason, cost, measurements = "failed", f"{type(error).__name__}: {said}{where}", run.cost(), []
     cost["total"]["peak_memory_bytes"] = memory.peak()
-    cost["total"]["parameters"] = about["parameters"] if about else parameters(problem.student)
+    cost["total"]["parameters"] = about["parameters"] if about else sum(map(parameters, problem.students.values()))
     return Record(
         identity=spec.identity,
         setting_name=spec.setting,

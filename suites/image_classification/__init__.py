@@ -322,7 +322,7 @@ def problem(
     return Classification(
         setting=name,
         student=build(architecture, seeds["init"]),
-        build=lambda a: build(a, seeds["init"]),
+        build=functools.partial(build, seed=seeds["init"]),
         classes=int(architecture.arguments["outputs"]),
         teacher=teacher,
         batches=batches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -432,7 +433,7 @@ def problem(
     return ImageGeneration(
         setting=name,
         student=build(architecture, seeds["init"]),
-        build=lambda a: build(a, seeds["init"]),
+        build=functools.partial(build, seed=seeds["init"]),
         teacher=DenoiserOracle(world.teacher(setting, data), guidance=float(options["guidance"])),
         batches=batches,
         steps=int(options["steps"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def problem(
     return LanguageModeling(
         setting=name,
         student=build(Architecture(about["name"], dict(about["arguments"])), seeds["init"]),
-        build=lambda a: build(a, seeds["init"]),
+        build=functools.partial(build, seed=seeds["init"]),
         teacher=LanguageOracle(
             found.teacher, tokenizer=tokenizer(found.truth.vocab), vocab=found.truth.vocab, eos=EOS, seed=seeds["teacher"], cache=cache
         ),

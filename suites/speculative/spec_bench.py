@@ -7,6 +7,7 @@ the second turn of MT-bench behind whatever was answered to the first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def problem(
     return LanguageModeling(
         setting=name,
         student=pair.student,
-        build=lambda a: build(a, seeds["init"]),
+        build=functools.partial(build, seed=seeds["init"]),
         teacher=_oracle(pair.teacher, vocabulary, seeds, cache),
         prompts=prompts,
         references=references(prompts, train, vocabulary, length),
