@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distillbench.cards import registry
 from distillbench.cards.card import Budget
 from distillbench.checks.core import Failed, Skipped, Subject, check
+from distillbench.identity import sha256
 from distillbench.problems.classification.problem import Classification
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.language_modeling.models import LanguageModel
@@ -24,7 +25,7 @@ from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.data import Batch, Batches
 from distillbench.training.oracle import ModuleOracle
 from distillbench.training.run import Run
-from distillbench.training.student import Student, tensor_digest
+from distillbench.training.student import Part, Student, tensor_digest
 
 SHORT = 12  # batches of a short training: the fewest in which every phase of every method has its turn
 FEW = 6  # batches of a training whose every step counts alike
@@ -236,7 +237,7 @@ def _change_batches(run: Run, change: Callable[[Any], Any]) -> None:
 
 
 def _digest(trial: Trial) -> str:
-    return tensor_digest(trial.student.weights)
+    return sha256(trial.student.to_bytes())
 
 
 def _trains(trial: Trial) -> bool:
@@ -430,21 +431,48 @@ def _altered(problem: Any, seen: list[tuple[Tensor, Tensor]], what: str = "", ro
 
 @check
 def export(subject: Subject) -> None:
-    """The exported weights are those that were trained, and rebuilt without the method's code they answer as the network did."""
+    """What is exported was trained, or says what else it is, and rebuilt without the method's code it answers as it did.
+
+    Of what was converted after the training (quantised, merged, masked) the network before that must be the trained one.
+    """
     trial = first_training(subject)
-    module = trial.run.trained
-    if module is None:
+    if set(trial.run.exported) != set(trial.student.parts):
         raise Failed("nothing was exported through run.fit or run.export")
-    if not trial.student.averaged and _trains(trial):
-        _as_trained(trial, module)
     rebuilt = trial.suite.rebuild(Student.from_bytes(trial.student.to_bytes()))
-    module.eval()
+    networks = rebuilt if isinstance(rebuilt, Mapping) else dict.fromkeys(trial.student.parts, rebuilt)
+    for name, part in trial.student.parts.items():
+        made, trained = trial.run.exported[name]
+        if _trains(trial) and part.kind == "converted":
+            assert trained is not None
+            if not any(average is trained for average, _ in trial.run._averages):
+                _as_trained(trial, trained)
+        elif _trains(trial) and part.kind == "trained":
+            if trained is None:
+                _of_trained(trial, part)
+            else:
+                _as_trained(trial, trained)
+        if made is not None:
+            _answers_alike(networks.get(name), made, trial.problem, name)
+
+
+def _answers_alike(rebuilt: nn.Module | None, made: nn.Module, problem: Any, name: str) -> None:
+    if rebuilt is None:
+        raise Failed(f"the suite does not rebuild the exported network {name!r}")
+    made.eval()
     with torch.no_grad():
-        ours, theirs = (_answer(net, trial.problem) for net in (rebuilt, module))
+        ours, theirs = (_answer(net, problem) for net in (rebuilt, made))
     if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6):
         raise Failed(
-            f"the rebuilt student answers differently (by {float((ours - theirs).abs().max()):.2g}) from the network that was trained"
+            f"the rebuilt student answers differently (by {float((ours - theirs).abs().max()):.2g}) from the network that was exported"
         )
+
+
+def _of_trained(trial: Trial, part: Part) -> None:
+    """Fail unless each of the part's real tensors is a parameter of a network that a loop has trained, as it was after that loop."""
+    ends = [p for end in trial.ends.values() for p in end.values()]
+    for name, tensor in part.weights.items():
+        if tensor.is_floating_point() and not any(torch.equal(tensor, end) for end in ends):
+            raise Failed(f"the exported tensor {name} is declared as trained, and no loop left a parameter so; is it untrained?")
 
 
 def _as_trained(trial: Trial, module: nn.Module) -> None:
@@ -454,18 +482,27 @@ def _as_trained(trial: Trial, module: nn.Module) -> None:
         if prefix is None:
             continue
         if any(not torch.equal(p.detach().cpu(), end[prefix + name]) for name, p in module.named_parameters()):
-            raise Failed("the exported weights were changed after the training; an average is declared with run.export(..., averaged=True)")
+            raise Failed(
+                "the exported weights were changed after the training; an average is declared with run.export(..., averaged=True), "
+                'what was converted with run.export(copy, converted="int8", of=network)'
+            )
         return
-    raise Failed("the exported network is not one that was trained, and is not declared as an average (run.export(..., averaged=True))")
+    raise Failed(
+        "the exported network, or what it is said to be converted from, is not one that was trained, and is not declared as an average "
+        "(run.export(..., averaged=True))"
+    )
 
 
 def _answer(module: nn.Module, problem: Any) -> Tensor:
+    """What a network says to a batch; where it is no function (a data set), what it holds."""
     if isinstance(module, LanguageModel):
         logits: Tensor = module.logits(problem.prompts.ids, problem.prompts.attention)
         return logits
     inputs = next(problem.batches.stream(0)).inputs
     try:
         answer: Tensor = module(inputs)
+    except NotImplementedError:
+        answer = torch.cat([t.flatten() for t in module.state_dict().values()])
     except TypeError:  # a denoiser also wants a noise level
         answer = module(inputs, torch.ones(len(inputs)), None)
     return answer

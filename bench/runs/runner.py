@@ -33,7 +33,7 @@ from distillbench.runs.record import Measurement, Record, Status
 from distillbench.runs.store import Store
 from distillbench.training.nets import parameters
 from distillbench.training.run import Run, has_bfloat16
-from distillbench.training.student import Student
+from distillbench.training.student import Part, Student
 
 PACKAGES = (
     "distillbench",
@@ -124,6 +124,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     reason: str | None = None
     measurements: list[Measurement] = []
     about: dict[str, Any] | None = None
+    size: int | None = None
     sheet: str | None = None
     try:
         student = method.distill(problem, run, **spec.hyperparameters)
@@ -132,7 +133,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
                 f"{spec.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)"
             )
         cost = run.cost()
-        about = _about(student, suite, store, accelerator)
+        about, size = _about(student, suite, store, accelerator), student.size
         measurements = list(suite.evaluate(student, spec.setting, setting, seeds, split=spec.split, data=data))
         if hasattr(suite, "picture"):
             sheet = png(suite.picture(student, setting, seeds, split=spec.split, data=data))
@@ -152,6 +153,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         where, said = _where(error, found.path), " ".join(str(error).split())
         status, reason, cost, measurements = "failed", f"{type(error).__name__}: {said}{where}", run.cost(), []
     cost["total"]["peak_memory_bytes"] = memory.peak()
+    cost["total"]["student_bytes"] = size
     cost["total"]["parameters"] = about["parameters"] if about else sum(map(parameters, problem.students.values()))
     return Record(
         identity=spec.identity,
@@ -206,6 +208,11 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
     """Save the weights; what the record says of them."""
     blob = student.to_bytes()
     digest = store.save_student(blob) if accelerator.is_main_process else ""
+    rebuilt = suite.rebuild(student)
+    if not student.plain:
+        parts = {name: _part(part) for name, part in student.parts.items()}
+        numbers = sum(part.numbers for part in student.parts.values())
+        return {"sha256": digest, "parts": parts, "recipe": to_data(student.recipe), "parameters": numbers}
     return {
         "sha256": digest,
         "architecture": student.architecture.name,
@@ -213,7 +220,18 @@ def _about(student: Student, suite: Any, store: Store, accelerator: Accelerator)
         "recipe": to_data(student.recipe),
         "averaged": bool(student.averaged),
         **({"average": student.averaged} if student.averaged else {}),  # which one
-        "parameters": parameters(suite.rebuild(student)),
+        "parameters": parameters(rebuilt),
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    built = part.architecture
+    return {
+        "kind": part.kind,
+        **({"how": part.how} if part.how else {}),
+        **({"architecture": built.name, "arguments": to_data(built.arguments)} if built is not None else {}),
+        **({"base": part.base} if part.base is not None else {}),
+        **({"text_bytes": len(part.text.encode())} if part.text is not None else {"numbers": part.numbers}),
     }
 
 

@@ -88,11 +88,12 @@ def test_a_run_is_judged_in_the_named_features(folder, small, tmp_path, capsys):
 
 def _samples(setting, data, record):
     from distillbench.training.nets import Architecture
-    from distillbench.training.student import Student
+    from distillbench.training.student import ONLY, Part, Student
 
     teacher = published.teacher(setting, data)
     about = record.student
-    student = Student(dict(teacher.state_dict()), Architecture(about["architecture"], about["arguments"]), about["recipe"])
+    part = Part(Architecture(about["architecture"], about["arguments"]), dict(teacher.state_dict()), "trained")
+    student = Student({ONLY: part}, about["recipe"])
     [(samples, _)], _ = suite.generate(student, setting, record.identity["seeds"], data=data)
     return samples
 
