@@ -433,7 +433,8 @@ def _altered(problem: Any, seen: list[tuple[Tensor, Tensor]], what: str = "", ro
 def export(subject: Subject) -> None:
     """What is exported was trained, or says what else it is, and rebuilt without the method's code it answers as it did.
 
-    Of what was converted after the training (quantised, merged, masked) the network before that must be the trained one.
+    Of what was converted after the training (quantised, merged, masked) the network before that must be the trained one; what is
+    said to be untrained or inherited must be the same after a training on the same examples in another order.
     """
     trial = first_training(subject)
     if set(trial.run.exported) != set(trial.student.parts):
@@ -453,6 +454,20 @@ def export(subject: Subject) -> None:
                 _as_trained(trial, trained)
         if made is not None:
             _answers_alike(networks.get(name), made, trial.problem, name)
+    if _trains(trial):
+        _untouched(subject, {name: part for name, part in trial.student.parts.items() if part.kind in ("untrained", "inherited")})
+
+
+def _untouched(subject: Subject, parts: Mapping[str, Part]) -> None:
+    if not parts:
+        return
+    base = subject.spec.seeds
+    others = train(subject, rows=ROWS, seeds={**base, "order": base["order"] + 1}).student.parts
+    for name, part in parts.items():
+        again = others.get(name)
+        same = again is not None and again.text == part.text and again.weights.keys() == part.weights.keys()
+        if again is None or not same or any(not torch.equal(t, again.weights[k]) for k, t in part.weights.items()):
+            raise Failed(f"part {name!r} is declared as {part.kind}, and it changes with the order of the examples: it was trained")
 
 
 def _answers_alike(rebuilt: nn.Module | None, made: nn.Module, problem: Any, name: str) -> None:

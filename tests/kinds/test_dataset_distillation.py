@@ -7,6 +7,7 @@ import torch
 
 from distillbench.api import judge, weights
 from distillbench.checks import CHECKS, check_method
+from distillbench.cli import main as cli
 from distillbench.leaderboard.table import boards
 from distillbench.runs.plan import plan
 from distillbench.runs.runner import execute
@@ -23,7 +24,7 @@ def installed(outsider):
     outsider("dataset_distillation")
 
 
-def test_records_of_sets_make_a_board(tmp_path):
+def test_records_of_sets_make_a_board(tmp_path, capsys):
     store = Store(tmp_path)
     records = [execute(spec, store) for spec in plan(TRACK, ["distribution_matching"], [0, 1])]
     assert {r.status for r in records} == {"ok"}, {r.reason for r in records}
@@ -38,6 +39,8 @@ def test_records_of_sets_make_a_board(tmp_path):
     assert first.student["parts"] == {"images": {"kind": "trained", "numbers": 640}, "labels": {"kind": "untrained", "numbers": 100}}
     assert first.cost["total"]["parameters"] == 740 and first.cost["total"]["teacher_examples"] == 0
     assert first.cost["total"]["student_bytes"] == student.size == weights(first, tmp_path).stat().st_size
+    assert cli.main(["show", first.id, "--out", str(tmp_path)]) == 0
+    assert f"images (trained), labels (untrained) sha256 {first.student['sha256']}" in capsys.readouterr().out
     assert judge(weights(first, tmp_path), TRACK)["top1"] == first.value("top1")
 
 
@@ -58,11 +61,15 @@ def test_the_checks_hold_for_a_method_of_sets():
         ('    student.images.data.clamp_(0, 0.5)\n    return run.export(parts={"images": student})\n', "changed after the training"),
         ('    return run.export(parts={"images": problem.new_student()})\n', "is not one that was trained"),
         ("    return run.export(student)\n", ""),
+        (EXPORT.replace("student.parts()", "{'images': Part.of(student, 'untrained')}"), "changes with the order of the examples"),
     ],
 )
 def test_what_is_exported_as_parts_was_trained(tmp_path, export, says):
     text = METHOD.read_text()
-    assert text.count(EXPORT) == 1
-    (tmp_path / "planted.py").write_text(text.replace(EXPORT, export).replace('slug="distribution_matching"', 'slug="planted"'))
+    changes = ((EXPORT, export), ('slug="distribution_matching"', 'slug="planted"'), ("import Student", "import Part, Student"))
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "planted.py").write_text(text)
     [result] = check_method(str(tmp_path / "planted.py"), track=TRACK, only=["export"])
     assert (result.outcome == "failed") == bool(says) and says in result.message

@@ -15,7 +15,7 @@ NOT_APPLICABLE = {
     "uskd": ("failed", "UserError: uskd reads the second-to-last stage"),
     "mcmi": ("failed", "UserError: a graph network answers about all 600 nodes of its graph at once, not about 64"),
 }
-METHODS = sorted(e.slug for e in registry.methods().values() if e.card is not None and e.card.problem == "classification")
+METHODS = [e for _, e in sorted(registry.methods().items()) if e.card is not None and e.card.problem == "classification"]
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +24,11 @@ def installed(outsider):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS, ids=lambda entry: entry.slug)
 def test_every_classification_method_runs_on_nodes_or_says_why_it_does_not_apply(method, tmp_path):
-    [spec] = plan(TRACK, [method], [0], controls=False)
+    [spec] = plan(TRACK, [method.slug], [0], controls=False)
     record = execute(spec, Store(tmp_path))
-    status, reason = NOT_APPLICABLE.get(method, ("ok", ""))
+    status, reason = NOT_APPLICABLE.get(method.slug, ("ok", ""))
     assert record.status == status and (record.reason or "").startswith(reason), record.reason
     if status == "ok":
         assert 0.45 < record.value("top1") < 0.9  # 0.25 by chance, 0.49 for scratch, 0.85 for the teacher
