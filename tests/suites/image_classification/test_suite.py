@@ -291,19 +291,23 @@ def test_the_teacher_agrees_with_itself() -> None:
 
 def test_students_that_are_refused() -> None:
     good = Student.of(build(SMALL, 0))
+
+    def changed(**part: Any) -> Student:
+        return Student({"student": dataclasses.replace(good.only, **part)})
+
     with fails("not finite"):
-        judge(dataclasses.replace(good, weights={k: v * math.nan if v.is_floating_point() else v for k, v in good.weights.items()}))
+        judge(changed(weights={k: v * math.nan if v.is_floating_point() else v for k, v in good.weights.items()}))
     with fails("do not fit", "Missing key"):
-        judge(dataclasses.replace(good, weights={k: v for k, v in good.weights.items() if k != "head.bias"}))
+        judge(changed(weights={k: v for k, v in good.weights.items() if k != "head.bias"}))
     with fails("do not fit", "size mismatch"):
-        judge(dataclasses.replace(good, architecture=Architecture("small-cnn", {"widths": [4, 8], "outputs": 10})))
+        judge(changed(architecture=Architecture("small-cnn", {"widths": [4, 8], "outputs": 10})))
     with fails("unknown architecture", "small-cnn"):
-        judge(dataclasses.replace(good, architecture=Architecture("small-cn", {})))
+        judge(changed(architecture=Architecture("small-cn", {})))
     for arguments in ({}, {"widths": "x", "outputs": 10}, {**SMALL.arguments, "depth": 3}, {**SMALL.arguments, "groups": "x"}):
         with fails("small-cnn cannot be built"):
-            judge(dataclasses.replace(good, architecture=Architecture("small-cnn", arguments)))
+            judge(changed(architecture=Architecture("small-cnn", arguments)))
     with fails("cannot be built"):
-        judge(dataclasses.replace(good, architecture=Architecture("torchvision:resnet19", {"outputs": 10})))
+        judge(changed(architecture=Architecture("torchvision:resnet19", {"outputs": 10})))
 
 
 def test_marginalized_sums_the_mass_of_its_groups() -> None:
