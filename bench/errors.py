@@ -36,6 +36,16 @@ class Diverged(Exception):
         self.step = step
 
 
+class NotApplicable(UserError):
+    """A method and a setting do not fit each other (no stages, no labels, another tokenizer): the run is skipped with this reason."""
+
+    exit_code = 0
+
+
+class OverBudget(Exception):
+    """A hard cap of the budget was passed; becomes a record that is ``over_budget``."""
+
+
 def brief(text: str, most: int = 40) -> str:
     """``text`` as it may stand in a message: its beginning, where it is long."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"

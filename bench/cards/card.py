@@ -250,13 +250,28 @@ class Budget:
     Attributes:
         student_examples: examples the student (or generator) is updated on.
         teacher_examples: examples the teacher is asked about; a two-pass solver asks twice.
+        student_tokens, teacher_tokens: that student and teacher generate.  pairs, queries, renders: see :mod:`training.meter`.
         training_flops: as torch counts them on sampled steps.
+        pace: the meter that steps and schedules go by; its cap is used up. All others only bound.
+        hard: meters whose cap ends a run at once, instead of being looked at when it is over.
     """
 
     student_examples: int
     teacher_examples: int | None = None
     training_flops: float | None = None
     wall_seconds: float | None = None
+    student_tokens: int | None = field(default=None, metadata=LATER)
+    teacher_tokens: int | None = field(default=None, metadata=LATER)
+    pairs: int | None = field(default=None, metadata=LATER)
+    queries: int | None = field(default=None, metadata=LATER)
+    renders: int | None = field(default=None, metadata=LATER)
+    pace: str = field(default="student_examples", metadata=LATER)
+    hard: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
+
+    def __post_init__(self) -> None:
+        for name in (self.pace, *self.hard):
+            if not isinstance(getattr(self, name, None), int | float):
+                raise ValueError(f"budget: {name} has no cap, so it can be neither the pace nor hard")
 
 
 @dataclass(frozen=True, kw_only=True)

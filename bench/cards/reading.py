@@ -114,6 +114,7 @@ def to_data(value: Any) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         shown = (f for f in dataclasses.fields(value) if getattr(value, f.name) or not f.metadata.get("later"))
+        shown = (f for f in shown if not f.metadata.get("later") or getattr(value, f.name) != f.default)
         fields = {f.name: to_data(getattr(value, f.name)) for f in shown}
         return {"_": type(value).__name__, **fields}
     if isinstance(value, dict):

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.runs.identities import seeds_by_role
 from distillbench.training import run as engine
 from distillbench.training.learner import Learner
+from distillbench.training.observer import Observer
 from distillbench.training.run import Run
 from distillbench.training.student import Student
 
@@ -126,25 +127,25 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
     with doubles(_package(suite)), _uncounted():
         problem = suite.load().problem(name, setting, seeds)
         budget = Budget(student_examples=updates * setting.training.batch_size)
+        seen = _Seen()
         run = Run(
             seeds=seeds,
             budget=budget,
             training=setting.training,
+            oracles=problem.teachers.values(),
             accelerator=_Processor(),  # type: ignore[arg-type]
+            observer=seen,
         )
-        for teacher in problem.teachers.values():
-            teacher.meter = run.meter
-        terms, gradients, starts, loops = _watch(run)
         student = module.distill(problem, run, **resolve(card, given))
         if not isinstance(student, Student):
             raise UserError(f"{card.slug}: distill returned {type(student).__name__}, not a Student")
-        trained = [checksum(_differences(weights(net), before)) for net, before in starts.items()]
+        trained = [checksum(_differences(weights(net), before)) for net, before in seen.starts.items()]
         networks = [part.architecture for part in student.parts.values() if part.architecture is not None]
         fresh = [w for network in networks for w in weights(problem.build(network))]
         exported = list(student.tensors.values())
         found = {
-            "terms": terms,
-            "gradients": gradients,
+            "terms": seen.terms,
+            "gradients": seen.gradients,
             "trained": trained,
             "student": {
                 "weights": {"float": checksum(exported)},
@@ -152,7 +153,7 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
                 "recipe": describe(student.recipe) or {},
                 "averaged": int(any(part.kind == "averaged" for part in student.parts.values())),
             },
-            "loops": loops[0],
+            "loops": seen.loops,
         }
     return found
 
@@ -168,35 +169,28 @@ def _uncounted() -> Iterator[None]:
         module.FlopCounterMode = was
 
 
-def _watch(run: Run) -> tuple[list[list[float]], list[list[float]], dict[nn.Module, list[Tensor]], list[int]]:
-    """Of every update of ``run`` the loss terms and the gradient; every trained network's state before its first loop; how many loops
-    there were.
+class _Seen(Observer):
+    """What a fingerprint keeps of a run.
+
+    Attributes:
+        terms, gradients: of every update.  starts: every trained network's state before its first loop.  loops: how many there were.
     """
-    update: Callable[..., dict[str, Tensor]] = run._update
-    loop: Callable[..., None] = run.loop
-    terms: list[list[float]] = []
-    gradients: list[list[float]] = []
-    starts: dict[nn.Module, list[Tensor]] = {}
-    loops = [0]
 
-    def noted_update(learner: Learner, *args: Any) -> dict[str, Tensor]:
-        found = update(learner, *args)
-        terms.append([brief(float(v)) for v in found.values()])
+    def __init__(self) -> None:
+        self.terms: list[list[float]] = []
+        self.gradients: list[list[float]] = []
+        self.starts: dict[nn.Module, list[Tensor]] = {}
+        self.loops = 0
+
+    def began(self, learners: Sequence[Learner]) -> None:
+        self.loops += 1
+        for net in (net for learner in learners for net in (learner.module, *learner.extra)):
+            self.starts.setdefault(net, weights(net))
+
+    def updated(self, learner: Learner, terms: Mapping[str, Tensor]) -> None:
+        self.terms.append([brief(float(v)) for v in terms.values()])
         # Adam's first step is the same for a gradient of any size, and some gradients belong to no value: so they are looked at too.
-        gradients.append(checksum(p.grad for p in learner.parameters if p.grad is not None))
-        return found
-
-    def noted_loop(learners: Any, *args: Any, **options: Any) -> None:
-        loops[0] += 1
-        learner: Learner
-        for learner in learners:
-            for net in (learner.module, *learner.extra):
-                starts.setdefault(net, weights(net))
-        loop(learners, *args, **options)
-
-    run._update = noted_update  # type: ignore[method-assign,assignment]
-    run.loop = noted_loop  # type: ignore[method-assign]
-    return terms, gradients, starts, loops
+        self.gradients.append(checksum(p.grad for p in learner.parameters if p.grad is not None))
 
 
 def _differences(now: list[Tensor], before: list[Tensor]) -> list[Tensor]:

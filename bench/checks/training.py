@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
-from distillbench.training.data import Batch, Batches
+from distillbench.training.data import Batch, Batches, Request
+from distillbench.training.learner import Learner
+from distillbench.training.observer import Observer
 from distillbench.training.oracle import ModuleOracle
 from distillbench.training.run import Run
 from distillbench.training.student import Part, Student, tensor_digest
@@ -52,6 +54,7 @@ class Trial:
 
     Attributes:
         starts, ends: parameters of every trained network before its first and after its last loop.
+        module: the network that was exported, or None.
     """
 
     student: Student
@@ -61,6 +64,7 @@ class Trial:
     teacher_faults: list[str]
     starts: dict[nn.Module, dict[str, Tensor]]
     ends: dict[nn.Module, dict[str, Tensor]]
+    exported: Mapping[str, tuple[nn.Module | None, nn.Module | None]]
 
 
 def train(
@@ -102,21 +106,16 @@ def train(
     faults = [_watch(teacher) for teacher in frozen]
     if edit is not None:
         problem = edit(problem)
-    run = Run(seeds=roles, budget=setting.budget, training=setting.training, folder=folder, checkpoint_seconds=0.0,
-              micro_batches=micro_batches)  # fmt: skip
-    for teacher in problem.teachers.values():
-        teacher.meter = run.meter
-    if kill_at is not None:
-        _kill_after(run, kill_at)
-    if change is not None:
-        _change_batches(run, change)
-    starts, ends = _note_weights(run)
+    seen = _Seen(kill_at, change)
+    run = Run(seeds=roles, budget=setting.budget, training=setting.training, oracles=problem.teachers.values(), folder=folder,
+              checkpoint_seconds=0.0, micro_batches=micro_batches, observer=seen)  # fmt: skip
     student = subject.module.distill(problem, run, **copy.deepcopy(spec.hyperparameters))
     if not isinstance(student, Student):
         raise Failed(f"distill returned {type(student).__name__}; return run.fit(...) or run.export(...)")
-    for teacher, seen in zip(frozen, faults, strict=True):
-        seen += _left(teacher)
-    return Trial(student, run, problem, suite, list(dict.fromkeys(f for seen in faults for f in seen)), starts, ends)
+    for teacher, wrong in zip(frozen, faults, strict=True):
+        wrong += _left(teacher)
+    noted = list(dict.fromkeys(fault for wrong in faults for fault in wrong))
+    return Trial(student, run, problem, suite, noted, seen.starts, seen.ends, seen.parts)
 
 
 @functools.cache
@@ -183,57 +182,43 @@ def _watch(oracle: ModuleOracle) -> list[str]:
     return faults
 
 
-def _kill_after(run: Run, saves: int) -> None:
-    """Die when checkpoint ``saves`` has been written. Of those before it only the last of each loop is written: it is restored."""
-    save: Callable[..., None] = run._save
-    count = steps = 0
+class _Seen(Observer):
+    """Notes what loops do to weights, dies in time, and changes batches.
 
-    def progress(_phase: str, _step: int, total: int) -> None:
-        nonlocal steps
-        steps = total
+    Of the checkpoints before the one it dies after only the last of each loop is written: it is restored.
+    """
 
-    def save_and_die(learners: Any, step: int, flops: float) -> None:
-        nonlocal count
-        count += 1
-        if count == saves or step == steps:
-            save(learners, step, flops)
-        if count == saves:
+    def __init__(self, kill_at: int | None, change: Callable[[Any], Any] | None) -> None:
+        self.starts: dict[nn.Module, dict[str, Tensor]] = {}
+        self.ends: dict[nn.Module, dict[str, Tensor]] = {}
+        self.parts: Mapping[str, tuple[nn.Module | None, nn.Module | None]] = {}
+        self._kill_at, self._change, self._count = kill_at, change, 0
+
+    def began(self, learners: Sequence[Learner]) -> None:
+        for learner in learners:
+            self.starts.setdefault(learner.module, _weights(learner.module))
+
+    def batch(self, learner: Learner, batch: Any) -> Any:
+        return batch if self._change is None else self._change(batch)
+
+    def ended(self, learners: Sequence[Learner]) -> None:
+        for learner in learners:
+            self.ends[learner.module] = _weights(learner.module)
+
+    def saves(self, step: int, steps: int | None) -> bool:
+        self._count += 1
+        return self._kill_at is None or self._count == self._kill_at or step == steps
+
+    def saved(self, written: bool) -> None:
+        if self._count == self._kill_at:
             raise _Killed
 
-    run._progress = progress
-    run._save = save_and_die  # type: ignore[method-assign]
+    def exported(self, parts: Mapping[str, tuple[nn.Module | None, nn.Module | None]]) -> None:
+        self.parts = parts
 
 
-def _note_weights(run: Run) -> tuple[dict[nn.Module, dict[str, Tensor]], dict[nn.Module, dict[str, Tensor]]]:
-    """Parameters of the networks that loops of ``run`` train: before the first loop of each and after its last."""
-    loop: Callable[..., None] = run.loop
-    starts: dict[nn.Module, dict[str, Tensor]] = {}
-    ends: dict[nn.Module, dict[str, Tensor]] = {}
-
-    def weights(module: nn.Module) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().clone() for name, p in module.named_parameters()}
-
-    def noted(learners: Any, *args: Any, **options: Any) -> None:
-        for learner in learners:
-            starts.setdefault(learner.module, weights(learner.module))
-        loop(learners, *args, **options)
-        for learner in learners:
-            ends[learner.module] = weights(learner.module)
-
-    run.loop = noted  # type: ignore[method-assign]
-    return starts, ends
-
-
-def _change_batches(run: Run, change: Callable[[Any], Any]) -> None:
-    """Every loss sees ``change(batch)``."""
-    loop: Callable[..., None] = run.loop
-
-    def changed(learners: Any, *args: Any, **options: Any) -> None:
-        for learner in learners:
-            learner.loss = functools.partial(lambda loss, batch: loss(change(batch)), learner.loss)
-        loop(learners, *args, **options)
-
-    run.loop = changed  # type: ignore[method-assign]
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().cpu().clone() for name, p in module.named_parameters()}
 
 
 def _digest(trial: Trial) -> str:
@@ -384,24 +369,25 @@ def _gradient(inputs: Tensor) -> Tensor:
     return (torch.zeros_like(inputs) if inputs.grad is None else inputs.grad).flatten(1)
 
 
-class _Altered:
+class _Altered(Batches):
     """Batches whose inputs collect their gradient and stand in ``seen``, with another label for example ``row``."""
 
     def __init__(self, batches: Batches, classes: int, row: int, seen: list[tuple[Tensor, Tensor]]) -> None:
         self.batches, self.classes, self.row, self.seen = batches, classes, row, seen
+        self.batch_size = batches.batch_size
 
-    @property
-    def batch_size(self) -> int:
-        """Examples in every batch."""
-        return self.batches.batch_size
+    def rows(self, position: int) -> Tensor:
+        """As those of the batches."""
+        return self.batches.rows(position)
 
-    def stream(self, start: int) -> Iterator[Batch]:
-        """The batches from step ``start`` on."""
-        for batch in self.batches.stream(start):
-            inputs = batch.inputs.clone().requires_grad_()
-            self.seen.append((batch.index, inputs))
-            labels = torch.where(batch.index == self.row, (batch.labels + 1) % self.classes, batch.labels)
-            yield dataclasses.replace(batch, inputs=inputs, labels=labels)
+    def take(self, request: Request) -> Batch:
+        """A batch with what is altered in it."""
+        batch = self.batches.take(request)
+        inputs = batch.inputs.clone().requires_grad_()
+        self.seen.append((batch.index, inputs))
+        labels = torch.where(batch.index == self.row, (batch.labels + 1) % self.classes, batch.labels)
+        altered: Batch = dataclasses.replace(batch, inputs=inputs, labels=labels)
+        return altered
 
 
 def _altered(problem: Any, seen: list[tuple[Tensor, Tensor]], what: str = "", row: int = -1) -> Any:
@@ -437,12 +423,12 @@ def export(subject: Subject) -> None:
     said to be untrained or inherited must be the same after a training on the same examples in another order.
     """
     trial = first_training(subject)
-    if set(trial.run.exported) != set(trial.student.parts):
+    if set(trial.exported) != set(trial.student.parts):
         raise Failed("nothing was exported through run.fit or run.export")
     rebuilt = trial.suite.rebuild(Student.from_bytes(trial.student.to_bytes()))
     networks = rebuilt if isinstance(rebuilt, Mapping) else dict.fromkeys(trial.student.parts, rebuilt)
     for name, part in trial.student.parts.items():
-        made, trained = trial.run.exported[name]
+        made, trained = trial.exported[name]
         if _trains(trial) and part.kind == "converted":
             assert trained is not None
             if not any(average is trained for average, _ in trial.run._averages):

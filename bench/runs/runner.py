@@ -26,12 +26,13 @@ from distillbench import code
 from distillbench.cards import registry
 from distillbench.cards.card import Setting
 from distillbench.cards.reading import to_data
-from distillbench.errors import Diverged, SaveError, UserError
+from distillbench.errors import Diverged, NotApplicable, OverBudget, SaveError, UserError
 from distillbench.runs.code_of import code_of
 from distillbench.runs.plan import RunSpec
 from distillbench.runs.record import Measurement, Record, Status
 from distillbench.runs.store import Store
 from distillbench.training.nets import parameters
+from distillbench.training.observer import Observer
 from distillbench.training.run import Run, has_bfloat16
 from distillbench.training.student import Part, Student
 
@@ -49,6 +50,16 @@ PACKAGES = (
 )
 
 Progress = Callable[[str, int, int], None]
+
+
+class _Shown(Observer):
+    """Passes on how far a run is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def progress(self, phase: str, step: int, steps: int | None) -> None:
+        self._progress(phase, step, steps or step)
 
 
 def execute(
@@ -112,14 +123,13 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         seeds=seeds,
         budget=setting.budget,
         training=setting.training,
+        oracles=problem.teachers.values(),
         folder=store.folder(spec),
         checkpoint_seconds=checkpoint_seconds,
         accelerator=accelerator,
-        progress=progress,
+        observer=_Shown(progress) if progress is not None else None,
         code=spec.code.digest,
     )
-    for teacher in problem.teachers.values():
-        teacher.meter = run.meter
     status: Status = "ok"
     reason: str | None = None
     measurements: list[Measurement] = []
@@ -146,6 +156,10 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
             status, reason = "over_budget", over
     except Diverged as error:
         status, reason, cost = "failed", str(error), run.cost()
+    except NotApplicable as error:
+        status, reason, cost = "skipped", str(error), run.cost()
+    except OverBudget as error:
+        status, reason, cost = "over_budget", str(error), run.cost()
     except (SaveError, KeyboardInterrupt):
         raise
     except (Exception, SystemExit) as error:

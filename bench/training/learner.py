@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distillbench.cards.card import Training
 from distillbench.training import averages
 from distillbench.training.averages import Decay
+from distillbench.training.data import Batches
 
 Losses = Mapping[str, Tensor]
 Backward = Callable[[dict[str, Tensor], list[nn.Parameter]], None]
@@ -26,7 +27,8 @@ class Learner:
         module: what is trained.
         loss: ``loss(batch)`` returns ``run.loss(...)``.
         extra: networks trained along and thrown away (regressors, auxiliary heads).
-        updates: optimizer steps of this learner per iteration of the loop.
+        batches: its own stream; None for the loop's, which learners share.
+        updates: optimizer steps of this learner per iteration of the loop.  every: it acts in every so many-th iteration.
         ema: decay of an exponential moving average of the weights, kept as :attr:`average` (what is exported), or None. A number, or
             a function from the updates made before in this loop to one (see :mod:`averages`).
         target: decay of a second average, kept as :attr:`target`, that the loss itself looks at (consistency models), or None.
@@ -42,7 +44,9 @@ class Learner:
         loss: Callable[[Any], Losses],
         *,
         extra: Sequence[nn.Module] = (),
+        batches: Batches | None = None,
         updates: int = 1,
+        every: int = 1,
         ema: Decay | None = None,
         target: Decay | None = None,
         counts: Literal["student_examples", "teacher_examples"] | None = "student_examples",
@@ -53,7 +57,8 @@ class Learner:
         self.module = module
         self.loss = loss
         self.extra = list(extra)
-        self.updates = updates
+        self.batches = batches
+        self.updates, self.every = updates, every
         self.average = copy.deepcopy(module).requires_grad_(False) if ema is not None else None
         self.target = copy.deepcopy(module).requires_grad_(False) if target is not None else None
         self._followers = [(m, d) for m, d in ((self.average, ema), (self.target, target)) if m is not None and d is not None]
@@ -76,6 +81,10 @@ class Learner:
             module.to(device)
         self.training = dataclasses.replace(training, **self.options)
         self.optimizer = make_optimizer(self.parameters, self.training)
+
+    def made_before(self, step: int) -> int:
+        """How many updates it has made in its loop before iteration ``step``."""
+        return self.updates * -(-step // self.every)
 
     def follow(self, update: int) -> None:
         """Move the averages towards the weights after an update, counted from 0 in its loop; buffers are copied."""
@@ -116,7 +125,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], training: Training) -> to
     return kind(parameters, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
 
 
-def rate(training: Training, step: int, steps: int) -> float:
+def rate(training: Training, step: int, steps: float) -> float:
     """The factor on the learning rate at ``step`` of ``steps`` (0-based), in [0, 1]: a function, so nothing is to be saved."""
     done = step / max(steps, 1)
     if training.warmup and done < training.warmup:

@@ -7,28 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from distillbench.training.meter import Meter
 from distillbench.training.student import tensor_digest
-
-
-class Meter:
-    """Counts what a run uses. Plain numbers, so that a checkpoint can carry them."""
-
-    FIELDS = (
-        "student_examples",
-        "student_steps",
-        "teacher_examples",
-        "teacher_forwards",
-        "generated_tokens",
-        "training_flops",
-        "wall_seconds",
-    )
-
-    def __init__(self) -> None:
-        self.counts: dict[str, float] = dict.fromkeys(self.FIELDS, 0)
-
-    def add(self, name: str, amount: float) -> None:
-        """Count ``amount`` more of ``name``."""
-        self.counts[name] += amount
 
 
 class Oracle:

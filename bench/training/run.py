@@ -7,13 +7,12 @@ their last checkpoint and finished ones are restored, so the code between them m
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,18 +20,29 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillbench.cards.card import Budget, Training
-from distillbench.errors import Diverged, UserError
+from distillbench.errors import Diverged, OverBudget, UserError
 from distillbench.identity import derive_seed
 from distillbench.training.averages import Decay
 from distillbench.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from distillbench.training.data import Batches
+from distillbench.training.data import Batches, Examples, Request
 from distillbench.training.learner import Backward, Learner, Losses, rate
-from distillbench.training.oracle import Meter
+from distillbench.training.meter import Bill, Meter
+from distillbench.training.noise import Key
+from distillbench.training.observer import Observer
+from distillbench.training.oracle import Oracle
+from distillbench.training.parts import bounds, parts
+from distillbench.training.processes import Processes
+from distillbench.training.reduction import Reduction, Term, coupled
 from distillbench.training.student import AVERAGE, ONLY, Kind, Part, Student
+from distillbench.training.update import Updates, has_bfloat16
 
-__all__ = ["Learner", "Losses", "Run", "has_bfloat16"]
+__all__ = ["Learner", "Losses", "Run", "coupled", "has_bfloat16"]
 
 TRACED = 40  # points of each loss term that a record keeps
+IRREGULAR = 16  # steps of a loop whose operations are counted, where no two steps are alike
+PACED = 1000  # steps that a loop is taken to have where nobody knows how many it will
+
+Made = TypeVar("Made")
 
 
 class Run:
@@ -40,13 +50,13 @@ class Run:
 
     Args:
         seeds: role -> seed, as in the resolved spec.
-        budget: caps of the track; :meth:`fit` uses what is left of ``student_examples`` unless told otherwise.
+        budget: caps of the track; :meth:`fit` uses what is left of its pace unless told otherwise.
         training: the optimizer of the track.
-        meter: where costs are counted; the oracle's, so that both count in one place.
+        oracles: those that the problem has; they count on this run's meter.
         folder: for checkpoints, or None for a run that is not to survive.
         checkpoint_seconds: the most that a ``kill -9`` can lose.
         micro_batches: parts a batch is split into before its gradients are summed.
-        progress: called with (phase, steps done, steps in all), at most ten times a second.
+        observer: is told what happens.
         code: digest of the code that trains; a checkpoint of other code is refused.
     """
 
@@ -56,108 +66,142 @@ class Run:
         seeds: Mapping[str, int],
         budget: Budget,
         training: Training,
-        meter: Meter | None = None,
+        oracles: Iterable[Oracle] = (),
         folder: Path | None = None,
         checkpoint_seconds: float = 30.0,
         micro_batches: int = 1,
         accelerator: Accelerator | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
+        observer: Observer | None = None,
         code: str | None = None,
     ) -> None:
         self.seeds = dict(seeds)
-        self.budget = budget
         self.training = training
-        self.meter = meter or Meter()
+        self._processes = Processes(accelerator)
+        self._bill = Bill(budget)
+        for oracle in oracles:
+            oracle.meter = self.meter
         self.trace: dict[str, list[float]] = {}
-        self.phases: dict[str, dict[str, float]] = {}
         # What a method wants to keep besides weights (a schedule that follows the loss, a replay buffer): numbers, tensors, lists and
         # dicts of them. Checkpoints carry it.
         self.state: dict[str, Any] = {}
-        # What the checks compare with: of the last export, by part, the network as it was exported and as it was trained, where there
-        # are such; and the networks that loops have trained.
-        self.exported: dict[str, tuple[nn.Module | None, nn.Module | None]] = {}
-        self.seen: list[nn.Module] = []
+        self._trained: list[nn.Module] = []
         self._averages: list[tuple[nn.Module, str]] = []
         self._folder = folder
         self._every = checkpoint_seconds
         self._code = code
         self._micro = micro_batches
-        self._accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-        # Read at every step, and slow to ask the accelerator for.
-        self._ranks, self._rank = self._accelerator.num_processes, self._accelerator.process_index
-        self._on_cpu = self.device.type == "cpu"
-        self._progress = progress or (lambda phase, done, total: None)
+        self._observer = observer or Observer()
+        self._updates = Updates(self._processes, self.meter, self._observer)
         self._generators: dict[str, torch.Generator] = {}
-        self._phase = "fit"
-        self._started: dict[str, float] = dict(self.meter.counts)
-        self._unit = 0
-        self._share = 1.0
+        self._unit = 0  # of the work that checkpoints know: loops, and what is made once
         self._loose = 0.0  # seconds of finished loops that no checkpoint holds: with the loop under way, never more than self._every
         self._progress_made = 0.0
-        self._ticked = time.perf_counter()
-        torch.manual_seed(self.seeds["noise"])  # networks a method makes before its first loop are the same every time
+        self._processes.seed(self.seeds["noise"])  # networks a method makes before its first loop are the same every time
 
     # --- what methods use -------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         """Where networks and batches are."""
-        device: torch.device = self._accelerator.device
-        return device
+        return self._processes.device
+
+    @property
+    def budget(self) -> Budget:
+        """The caps of the track."""
+        return self._bill.budget
+
+    @property
+    def meter(self) -> Meter:
+        """What was used so far."""
+        return self._bill.meter
+
+    @property
+    def phases(self) -> dict[str, dict[str, float]]:
+        """Phase -> what was used in it, as far as phases are over."""
+        return self._bill.phases
 
     @property
     def progress(self) -> float:
         """The part of the loop under way that is done, in [0, 1): for weights that rise or fall with training."""
         return self._progress_made
 
-    def generator(self, role: str = "noise") -> torch.Generator:
-        """The random stream of a role, on the CPU so that every device sees the same numbers; checkpoints carry its state.
+    def seed(self, role: str, i: int = 0) -> int:
+        """A seed for what a method makes itself, such as the ``i``-th of many fresh networks: ``problem.build(architecture, seed)``."""
+        return derive_seed(f"{role} {i}", self.seeds["noise"])
 
-        The same on every process. One stream for each kind of draw keeps micro-batches exact.
+    def generator(self, role: str = "noise") -> torch.Generator:
+        """The random stream of a role for draws outside of losses, on the CPU so that every device sees the same numbers.
+
+        The same on every process; checkpoints carry its state. Within a loss, draw from the batch: ``batch.noise(...)``.
+
+        Raises:
+            UserError: asked for within a loss, where the order of draws would depend on how the batch is split.
         """
         if role not in self._generators:
             seed = self.seeds.get(role, derive_seed(role, self.seeds["noise"]))
             self._generators[role] = torch.Generator().manual_seed(seed)
         return self._generators[role]
 
-    def loss(self, **terms: Tensor) -> dict[str, Tensor]:
-        """Reduce named terms: the one owner of the denominator.
-
-        Each term is per example (B,), or 0-dimensional where the objective couples the batch. The result sums over
-        micro-batches and processes to the mean over the whole batch.
+    def noise(self, shape: Sequence[int], role: str) -> Tensor:
+        """Standard normal numbers of any shape, one draw per update and role, the same on every process: for ``after``.
 
         Raises:
-            UserError: a term has another shape.
+            UserError: outside of an update, or a role asked twice.
         """
-        for name, value in terms.items():
-            if value.dim() > 1:
-                raise UserError(f"loss term {name!r} has shape {tuple(value.shape)}; give one value per example: (B,)")
-        if self._share == 1.0:  # a product with 1 would change nothing and cost two kernels a term
-            return {name: value.mean() for name, value in terms.items()}
-        return {name: value.mean() * self._share for name, value in terms.items()}
+        if self._updates.following is None:
+            raise UserError(f"run.noise({role!r}) is for what follows an update (after=...); outside of loops draw from run.generator(...)")
+        return Request(torch.zeros(1), 0, key=self._updates.following).noise((1, *shape), f"after {role}")[0].to(self.device)
+
+    def loss(self, batch: Examples, /, **terms: Term) -> dict[str, Tensor]:
+        """Reduce named terms: the one owner of the denominator.
+
+        A term is one value per row (B,); ``(values, "tokens")`` is one value for each of another unit of the batch; ``coupled(...)``
+        is a function of the whole batch. The result sums over micro-batches and processes to the whole batch's mean over its unit.
+
+        Raises:
+            UserError: a term has another shape, or a unit that the batch has not.
+        """
+        return (self._updates.reduction or Reduction())(batch, terms)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """``make()``, or what it gave before this run was killed: for costly work outside of loops. Plain data and tensors only."""
+        saved = self._restored(name)
+        if saved is None:
+            made = make()
+            self.meter.agree()
+            self._write(name, {"made": made})
+        else:
+            made = saved["made"]
+        self._unit += 1
+        return made
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Label what is spent inside: its cost stands in the record under ``name``."""
-        before, self._phase = self._phase, name
-        self._settle(before)
+        bill = self._bill
+        before, bill.phase = bill.phase, name
+        bill.settle(before)
         try:
             yield
         finally:
-            self._settle(name)
-            self._phase = before
+            bill.settle(name)
+            bill.phase = before
 
     def steps(self, batch_size: int, share: float = 1.0) -> int:
         """Optimizer steps that ``share`` of the whole budget allows, at least one, never more than what is left of it.
 
         Raises:
-            UserError: nothing is left.
+            UserError: nothing is left, or the setting's pace is not counted in examples.
         """
+        if self.budget.pace != "student_examples":
+            raise UserError(
+                f"the budget's pace is {self.budget.pace}, so nobody knows the number of steps; let run.loop go on until it is used"
+            )
         left = self.budget.student_examples - self.meter.counts["student_examples"]
         steps = min(int(left) // batch_size, max(1, int(share * self.budget.student_examples) // batch_size))
         if steps < 1:
             raise UserError(
-                f"the budget of {self.budget.student_examples} student examples is used up before phase {self._phase!r}: "
+                f"the budget of {self.budget.student_examples} student examples is used up before phase {self._bill.phase!r}: "
                 f"{left:.0f} left, one batch takes {batch_size}"
             )
         return steps
@@ -222,7 +266,7 @@ class Run:
             )
         if module is not None and not hasattr(module, "architecture"):
             raise UserError("only a network the problem built can be exported: problem.student or problem.new_student(...)")
-        if averaged and any(m is module for m in self.seen):
+        if averaged and any(m is module for m in self._trained):
             raise UserError("declared as an average, but this network was trained itself: export learner.average, or leave averaged out")
         if averaged is True:
             averaged = next((name for m, name in self._averages if m is module), AVERAGE)
@@ -237,241 +281,226 @@ class Run:
             raise UserError(f"of=... names, for each part that is converted and no other, the network that was trained: {', '.join(stray)}")
         if any(before.get(name) is network for name, network in networks.items()):
             raise UserError("converted in place, so nobody can tell what was trained: export a converted copy, with of=the network")
-        self.exported = {name: (networks.get(name), before.get(name, networks.get(name))) for name in made}
+        self._observer.exported({name: (networks.get(name), before.get(name, networks.get(name))) for name in made})
         return Student(made, dict(recipe or {}))
 
-    def loop(self, learners: Sequence[Learner], batches: Batches, *, steps: int | None = None, share: float = 1.0) -> None:
-        """Iterate: each learner in turn makes its updates, every update on the next batch of the stream.
+    def loop(self, learners: Sequence[Learner], batches: Batches | None = None, *, steps: int | None = None, share: float = 1.0) -> None:
+        """Iterate: each learner in turn makes its updates, every update on the next batch of its stream.
 
         A learner's networks are frozen while another one learns, so a generator's gradient can pass through its critic.
         ``steps`` defaults to what ``share`` of the budget allows for the learner that is metered as the student.
 
+        Args:
+            batches: of the learners that bring no stream of their own.
+
         Raises:
             Diverged: a loss left the finite numbers; names the step.
             SaveError: a checkpoint could not be written.
+            OverBudget: a hard cap of the budget was passed.
         """
-        metered = next((x for x in learners if x.counts == "student_examples"), None)
-        if steps is None:
+        if steps is None and self.budget.pace == "student_examples":
+            metered = next((x for x in learners if x.counts == "student_examples"), None)
             if metered is None:
                 raise UserError("a loop without a student needs steps=...")
-            steps = self.steps(batches.batch_size * metered.updates, share)
+            steps = self.steps(_stream_of(metered, batches).batch_size * metered.updates, share)
+        self._observer.began(learners)
         for learner in learners:
             learner.prepare(self.training, self.device)
-            self.seen.append(learner.module)
+            self._trained.append(learner.module)
             self._averages += learner.averages
-        torch.manual_seed(derive_seed(f"loop {self._unit}", self.seeds["noise"]))
-        self._tick()
+        self._processes.seed(derive_seed(f"loop {self._unit}", self.seeds["noise"]))
+        self._bill.tick()
         state = self._resume(learners)
         step, flops = state["step"], state["flops"]
-        per_step = sum(x.updates for x in learners)
-        stream = batches.stream(step * per_step)
-        every = max(1, steps // TRACED)
-        device = self.device
-        saved = self._ticked = time.perf_counter()
+        allowed = self._allowance(state["begun"], share) if steps is None else 0.0
+        streams = self._streams(learners, batches, step)
+        every = max(1, (steps or PACED) // TRACED)
+        counted = _counted(steps, irregular=any(not _stream_of(x, batches).regular or x.every > 1 for x in learners))
+        saved = time.perf_counter()
         shown = 0.0
         for learner in learners:
-            learner.module.train()
-            for module in learner.extra:
+            for module in (learner.module, *learner.extra):
                 module.train()
-        while step < steps:
-            self._progress_made = step / steps
-            # Step 0 may fill tables once, so the second step stands for the first half; the middle one for the rest.
-            counter = FlopCounterMode(display=False) if step in (min(1, steps - 1), steps // 2) else None
+        while True:
+            done = step / steps if steps is not None else (self.meter.counts[self.budget.pace] - state["begun"]) / allowed
+            if done >= 1:
+                break
+            self._progress_made = done
+            counter = FlopCounterMode(display=False) if counted(step) else None
             with counter or contextlib.nullcontext():
-                for learner in learners:
+                for learner in (x for x in learners if step % x.every == 0):
                     if len(learners) > 1:
                         for other in sorted(learners, key=lambda x: x is learner):  # itself last: learners may share a network
                             for p in other.parameters:
                                 p.requires_grad_(other is learner)
-                    lr = learner.training.learning_rate * rate(learner.training, step, steps)
+                    whole = steps if steps is not None else step / done if done else math.inf
+                    lr = learner.training.learning_rate * rate(learner.training, step, whole)
                     for group in learner.optimizer.param_groups:
                         group["lr"] = lr
                     # Asking a GPU at every step would make it wait; what the trace shows has been looked at.
-                    watched = self._on_cpu or step % 16 == 0 or step % every == 0
+                    watched = self.device.type == "cpu" or step % 16 == 0 or step % every == 0
                     for again in range(learner.updates):
-                        terms = self._update(learner, next(stream).to(device), step, watched, again)
+                        repeated = _stream_of(learner, batches).indivisible
+                        terms = self._update(learner, next(streams[learner]), step, again, watched, repeated)
                     if step % every == 0:
                         for name, value in terms.items():
-                            self.trace.setdefault(f"{self._phase}/{name}", []).append(float(f"{float(value):.5g}"))
+                            self.trace.setdefault(f"{self._bill.phase}/{name}", []).append(float(f"{float(value):.5g}"))
             if counter is not None:
-                flops = float(counter.get_total_flops()) * self._accelerator.num_processes
+                flops = float(counter.get_total_flops())
             if step > 0 or steps == 1:
                 self.meter.add("training_flops", flops * (2 if step == 1 else 1))
+            self.meter.agree(self._processes.total if self._processes.count > 1 else None)
             step += 1
+            over = self._bill.over(hard=True)
+            if over is not None:
+                raise OverBudget(over)
             now = time.perf_counter()
             if now - shown > 0.1:
-                self._progress(self._phase, step, steps)
+                self._observer.progress(self._bill.phase, step, steps)
                 shown = now
-            if self._folder is not None and now - saved >= self._every - self._loose and step < steps:
-                self._save(learners, step, flops)
+            if now - saved >= self._every - self._loose and step != steps:
+                self._save(learners, step, steps, {**state, "flops": flops})
                 saved = time.perf_counter()
         for learner in learners:
             for p in learner.parameters:
                 p.requires_grad_(True)
-        self._progress(self._phase, steps, steps)
-        self._tick()
-        unsaved = self._ticked - saved
-        if self._folder is not None and self._loose + unsaved >= self._every / 2:
-            self._save(learners, step, flops)
+        self._observer.progress(self._bill.phase, step, step)
+        unsaved = time.perf_counter() - saved
+        if self._loose + unsaved >= self._every / 2:
+            self._save(learners, step, step, {**state, "flops": flops})
         else:
             self._loose += unsaved
         self._unit += 1
-
-    # --- the engine -------------------------------------------------------------------------------------------
-
-    def _update(self, learner: Learner, batch: Any, step: int, watched: bool, again: int) -> dict[str, Tensor]:
-        """One optimizer step of one learner on one global batch, its ``again``-th of this step; this process takes its share of it."""
-        size, ranks, rank = len(batch), self._ranks, self._rank
-        if size < ranks:
-            raise UserError(f"a batch of {size} cannot be shared by {ranks} processes")
-        low, high = rank * size // ranks, (rank + 1) * size // ranks
-        before = dict(self.meter.counts) if ranks > 1 else {}
-        for p in learner.parameters:  # what optimizer.zero_grad does, without its profiling
-            p.grad = None
-        total: dict[str, Tensor] = {}
-        finite = 0.0
-        for part in range(self._micro):
-            start, stop = (low + _aligned(p * (high - low) // self._micro, high - low, self._micro) for p in (part, part + 1))
-            if start == stop:
-                continue
-            self._share = (stop - start) / size
-            with self._autocast(learner.training):
-                terms = learner.loss(batch if stop - start == size else batch.part(start, stop))
-            self._share = 1.0
-            objective = functools.reduce(torch.add, terms.values())
-            if learner.backward is None:
-                objective.backward()  # type: ignore[no-untyped-call]
-            else:
-                learner.backward(dict(terms), learner.parameters)
-            if watched:
-                finite += objective.item()
-            for name, value in terms.items():
-                total[name] = total[name] + value.detach() if name in total else value.detach()
-        if ranks > 1:
-            # What was asked about this share stands for the whole batch, and every process sees the whole batch's loss:
-            # they stop together or not at all.
-            for asked in ("teacher_examples", "teacher_forwards"):
-                share = self.meter.counts[asked] - before[asked]
-                self.meter.add(asked, round(share * size / (high - low)) - share)
-            total = {name: self._accelerator.reduce(value, reduction="sum") for name, value in total.items()}
-            finite = float(sum(total.values())) if watched else 0.0
-        if not math.isfinite(finite):
-            self._tick()
-            shown = ", ".join(f"{n}={float(v):.4g}" for n, v in total.items())
-            raise Diverged(step, self._phase, shown)
-        if ranks > 1:
-            for p in learner.parameters:
-                if p.grad is not None:
-                    p.grad = self._accelerator.reduce(p.grad, reduction="sum")
-            for m in (learner.module, *learner.extra):
-                for b in m.buffers():
-                    b.copy_(self._accelerator.reduce(b, reduction="mean") if b.is_floating_point() else b)
-        if learner.training.clip is not None:
-            self._accelerator.clip_grad_norm_(learner.parameters, learner.training.clip)
-        learner.optimizer.step()
-        learner.follow(step * learner.updates + again)
-        if learner.after is not None:
-            learner.after(total)
-        if learner.counts is not None:
-            self.meter.add(learner.counts, size)
-        if learner.counts == "student_examples":
-            self.meter.add("student_steps", 1)
-        return total
-
-    def _autocast(self, training: Training) -> contextlib.AbstractContextManager[Any]:
-        if training.precision == "bfloat16" and has_bfloat16(self.device):
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
-    def _tick(self) -> None:
-        """Add the wall-clock time since the last tick."""
-        now = time.perf_counter()
-        self.meter.add("wall_seconds", now - self._ticked)
-        self._ticked = now
-
-    def _settle(self, name: str) -> None:
-        """Bill what was spent since the last settling to phase ``name``."""
-        self._tick()
-        bill = self.phases.setdefault(name, dict.fromkeys(Meter.FIELDS, 0.0))
-        for field, count in self.meter.counts.items():
-            bill[field] += count - self._started[field]
-        self._started = dict(self.meter.counts)
+        self._observer.ended(learners)
 
     def cost(self) -> dict[str, Any]:
         """What was used: ``total`` and ``phases``, with the meters' names."""
-        self._settle(self._phase)
-        return {"total": dict(self.meter.counts), "phases": {n: b for n, b in self.phases.items() if any(b.values())}}
+        return self._bill.cost()
 
     def over_budget(self) -> str | None:
         """Which cap was passed, or None."""
-        for name in ("student_examples", "teacher_examples", "training_flops", "wall_seconds"):
-            cap = getattr(self.budget, name)
-            if cap is not None and self.meter.counts[name] > cap:
-                return f"{name} {self.meter.counts[name]:.6g} of {cap:.6g}"
-        return None
+        return self._bill.over()
 
-    def _path(self) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{self._unit:02d}-{self._phase}.checkpoint"
+    # --- the engine -------------------------------------------------------------------------------------------
 
-    def _save(self, learners: Sequence[Learner], step: int, flops: float) -> None:
-        self._tick()
-        if not self._accelerator.is_main_process:
+    def _streams(self, learners: Sequence[Learner], batches: Batches | None, step: int) -> dict[Learner, Iterator[list[Examples]]]:
+        """Each learner's iterator over the parts of its batches, as it is at ``step``; learners without their own stream share one."""
+
+        def begin(stream: Batches, made: int, place: int) -> Iterator[list[Examples]]:
+            seed, loop = self.seeds["noise"], self._unit
+            places = bounds(stream, self._micro, self._processes.count, self._processes.rank)
+            return parts(stream, made, lambda position: Key(seed, loop, place, position), places, self.meter)
+
+        sharing = [x for x in learners if x.batches is None]
+        found = {x: begin(x.batches, x.made_before(step), 1 + i) for i, x in enumerate(learners) if x.batches is not None}
+        if sharing:
+            shared = begin(_stream_of(sharing[0], batches), sum(x.made_before(step) for x in sharing), 0)
+            found |= dict.fromkeys(sharing, shared)
+        return found
+
+    def _update(self, learner: Learner, batch: list[Examples], step: int, again: int, watched: bool, repeated: bool) -> dict[str, Tensor]:
+        """One update of a learner, its ``again``-th of this step, on the parts that this process has of a batch."""
+        terms, totals = self._updates.gradients(learner, batch, repeated=repeated)
+        if watched and not math.isfinite(sum(float(v) for v in terms.values())):
+            shown = ", ".join(f"{n}={float(v):.4g}" for n, v in terms.items())
+            raise Diverged(step, self._bill.phase, shown)
+        assert batch[0].key is not None
+        self._updates.step(learner, terms, batch[0].key, made=learner.made_before(step) + again, repeated=repeated)
+        if learner.counts is not None:
+            self.meter.add(learner.counts, totals["rows"])
+        if learner.counts == "student_examples":
+            self.meter.add("student_steps", 1)
+        return terms
+
+    def _allowance(self, begun: float, share: float) -> float:
+        """How much of the budget's pace a loop may use that began at ``begun``.
+
+        Raises:
+            UserError: nothing is left.
+        """
+        pace = self.budget.pace
+        cap = float(getattr(self.budget, pace))
+        allowed = min(cap - begun, share * cap)
+        if allowed <= 0:
+            raise UserError(f"the budget of {cap:g} {pace} is used up before phase {self._bill.phase!r}")
+        return allowed
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+
+    def _save(self, learners: Sequence[Learner], step: int, steps: int | None, state: dict[str, Any]) -> None:
+        if self._folder is not None:
+            written = self._observer.saves(step, steps)
+            if written:
+                self._write(self._bill.phase, {**state, "step": step, "learners": [x.state() for x in learners]})
+            self._observer.saved(written)
+
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        """A checkpoint of ``state`` and of all that a run has besides."""
+        self._bill.tick()
+        if self._folder is None or not self._processes.main:
             return
-        state = {
+        whole = {
+            **state,
             "code": self._code,
-            "step": step,
-            "flops": flops,
-            "learners": [x.state() for x in learners],
             "meter": self.meter.counts,
-            "started": self._started,
+            "started": self._bill.started,
             "phases": self.phases,
             "trace": self.trace,
             "method": self.state,
             "rng": rng_state(),
             "generators": {role: g.get_state() for role, g in self._generators.items()},
         }
-        path = self._path()
+        path = self._folder / f"{self._unit:02d}-{name}.checkpoint"
         if path.exists():
             path.replace(path.with_suffix(".previous"))
-        save_checkpoint(path, state)
+        save_checkpoint(path, whole)
 
-    def _resume(self, learners: Sequence[Learner]) -> dict[str, Any]:
-        """Continue from the newest whole checkpoint of this loop, if there is one."""
-        fresh = {"step": 0, "flops": 0.0}
+    def _restored(self, name: str) -> dict[str, Any] | None:
+        """The newest whole checkpoint of the work under way, or None; all that a run has besides is put back as it was."""
         if self._folder is None:
-            return fresh
-        for path in (self._path(), self._path().with_suffix(".previous")):
-            if not path.exists():
+            return None
+        path = self._folder / f"{self._unit:02d}-{name}.checkpoint"
+        for place in (path, path.with_suffix(".previous")):
+            if not place.exists():
                 continue
             try:
-                state = load_checkpoint(path)
+                state = load_checkpoint(place)
             except UserError as error:
-                warnings.warn(f"{path.name} is not usable, going back to the one before: {error}", stacklevel=2)
+                warnings.warn(f"{place.name} is not usable, going back to the one before: {error}", stacklevel=2)
                 continue
             if state.get("code") != self._code:
-                warnings.warn(f"{path.name} was written by other code than today's, so it is not used; this loop begins anew", stacklevel=2)
+                warnings.warn(f"{place.name} was written by other code than today's, so it is not used; its work begins anew", stacklevel=2)
                 continue
-            for learner, saved in zip(learners, state["learners"], strict=True):
-                learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start
-            self.meter.counts.update(state["meter"])
-            self._started, self.phases, self.trace = state["started"], state["phases"], state["trace"]
-            self.state = state["method"]
+            self.meter.restore(state["meter"])
+            self._bill.started, self._bill.phases = state["started"], state["phases"]
+            self.trace, self.state = state["trace"], state["method"]
             set_rng_state(state["rng"])
             for role, saved in state["generators"].items():
                 self.generator(role).set_state(saved)
             return state
-        return fresh
+        return None
+
+    def _resume(self, learners: Sequence[Learner]) -> dict[str, Any]:
+        """Continue from the newest whole checkpoint of this loop, if there is one: step, flops of a step, and the pace it began at."""
+        state = self._restored(self._bill.phase)
+        if state is None:
+            return {"step": 0, "flops": 0.0, "begun": self.meter.counts[self.budget.pace]}
+        for learner, saved in zip(learners, state["learners"], strict=True):
+            learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start
+        return {k: state[k] for k in ("step", "flops", "begun")}
 
 
-def _aligned(place: int, size: int, parts: int) -> int:
-    """Where a part begins: at a multiple of 16 where there is room, because torch draws normal numbers in blocks of 16.
+def _counted(steps: int | None, *, irregular: bool) -> Callable[[int], bool]:
+    """Which steps' operations are counted; each stands for those up to the next one. Step 0 may fill tables once, so the second stands
+    for the first as well."""
+    if steps is None or irregular:
+        stride = max(2, (steps or PACED) // IRREGULAR)
+        return lambda step: step % stride == 1 or steps == 1
+    return lambda step: step in (min(1, steps - 1), steps // 2)
 
-    So the noise of a batch is the same whether it is drawn at once or part by part.
-    """
-    return place - place % 16 if place < size and size >= 16 * parts else place
 
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16: every CPU build of torch does, a GPU from Ampere on."""
-    return device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+def _stream_of(learner: Learner, batches: Batches | None) -> Batches:
+    found = batches if learner.batches is None else learner.batches
+    if found is None:
+        raise UserError("a learner without batches of its own needs those of the loop: run.loop(learners, batches)")
+    return found

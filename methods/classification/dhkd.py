@@ -120,6 +120,6 @@ def distill(
         seen = problem.trace(student, batch.inputs)
         on = run.progress < kd_until
         gap = binary_kl_norm(other(seen.embedding), problem.teacher.logits(batch), temperature=temperature)
-        return run.loss(ce=ce_weight * cross_entropy(seen.logits, batch.labels), kd=kd_weight * on * gap)
+        return run.loss(batch, ce=ce_weight * cross_entropy(seen.logits, batch.labels), kd=kd_weight * on * gap)
 
     return run.fit(student, loss, problem.batches, extra=[other], backward=aligned_backward if alignment else None)

@@ -8,7 +8,7 @@ from distillbench.cards.card import Beats, Card, Paper, Real, Reported
 from distillbench.problems.classification.losses import cross_entropy
 from distillbench.problems.classification.problem import Classification
 from distillbench.training.data import Batch
-from distillbench.training.run import Losses, Run
+from distillbench.training.run import Losses, Run, coupled
 from distillbench.training.student import Student
 
 CARD = Card(
@@ -142,9 +142,10 @@ def distill(problem: Classification, run: Run, *, ce_weight: float, beta: float,
         teacher = problem.teacher.logits(batch)
         student = problem.student(batch.inputs)
         return run.loss(
+            batch,
             ce=ce_weight * cross_entropy(student, batch.labels),
             inter=beta * inter_class_loss(student, teacher, temperature=temperature),
-            intra=gamma * intra_class_loss(student, teacher, temperature=temperature),
+            intra=coupled(lambda s, t: gamma * intra_class_loss(s, t, temperature=temperature), student, teacher),
         )
 
     return run.fit(problem.student, loss, problem.batches)

@@ -166,6 +166,7 @@ def distill(problem: Classification, run: Run, *, alpha: float, beta: float, tem
         teacher = problem.teacher.logits(batch)
         student = problem.student(batch.inputs)
         return run.loss(
+            batch,
             ce=cross_entropy(student, batch.labels),
             dkd=ramp(run.progress, warmup) * dkd_loss(student, teacher, batch.labels, alpha=alpha, beta=beta, temperature=temperature),
         )

@@ -112,8 +112,8 @@ def distill(
         target = pick(problem.teacher.outputs(batch).stages, hint)
         guide = hint_weight * hint_loss(regress(pick(seen.stages, hint)), target)
         if two_stage:
-            return run.loss(hint=guide)
-        return run.loss(ce=ce_weight * cross_entropy(seen.logits, batch.labels), hint=guide)
+            return run.loss(batch, hint=guide)
+        return run.loss(batch, ce=ce_weight * cross_entropy(seen.logits, batch.labels), hint=guide)
 
     if not two_stage:
         return run.fit(student, hinted, problem.batches, extra=[regress])
@@ -125,6 +125,7 @@ def distill(
         done = 2 * run.meter.counts["student_examples"] / run.budget.student_examples - 1  # 0 to 1 over the second half
         logits = student(batch.inputs)
         return run.loss(
+            batch,
             ce=ce_weight * cross_entropy(logits, batch.labels),
             kd=(4 - 3 * done) * kl_divergence(logits, problem.teacher.logits(batch), temperature=temperature),
         )

@@ -99,6 +99,7 @@ def distill(problem: Classification, run: Run, *, temperature: float, ce_weight:
         teacher = problem.teacher.logits(batch)
         student = problem.student(batch.inputs)
         return run.loss(
+            batch,
             ce=ce_weight * cross_entropy(student, batch.labels),
             kd=kd_weight * kl_divergence(student, teacher, temperature=temperature),
         )

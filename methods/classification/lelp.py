@@ -143,6 +143,6 @@ def distill(
         terms = {"subclasses": (1 - alpha) * lelp_loss(logits, target)}
         if alpha:
             terms["ce"] = alpha * cross_entropy(logits.view(inner.shape).logsumexp(2), batch.labels)
-        return run.loss(**terms)
+        return run.loss(batch, **terms)
 
     return run.fit(student, loss, problem.batches)

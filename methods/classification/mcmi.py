@@ -131,7 +131,7 @@ def distill(
         logits = copy(batch.inputs)
         if centroid_decay < 1:
             centroids.follow(logits, batch.labels, centroid_decay)
-        return run.loss(mcmi=mcmi_loss(logits, batch.labels, centroids.rows, information_weight=information_weight))
+        return run.loss(batch, mcmi=mcmi_loss(logits, batch.labels, centroids.rows, information_weight=information_weight))
 
     with run.phase("teacher"):
         rate = teacher_rate * run.training.learning_rate
@@ -142,6 +142,7 @@ def distill(
     def loss(batch: Batch) -> Losses:
         student = problem.student(batch.inputs)
         return run.loss(
+            batch,
             ce=ce_weight * cross_entropy(student, batch.labels),
             kd=kd_weight * kl_divergence(student, teacher.logits(batch), temperature=temperature),
         )

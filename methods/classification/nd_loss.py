@@ -107,6 +107,7 @@ def distill(
         done = run.progress
         ramp = min(1.0, done / warmup) if warmup else 1.0
         return run.loss(
+            batch,
             ce=ce_weight * cross_entropy(ours.logits, batch.labels),
             kd=kd_weight * ramp * kl_divergence(ours.logits, theirs.logits, temperature=temperature),
             nd=nd_weight * nd_loss(mapping(ours.embedding), theirs.embedding, batch.labels, means),

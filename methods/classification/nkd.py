@@ -81,6 +81,7 @@ def distill(problem: Classification, run: Run, *, gamma: float, temperature: flo
         teacher = problem.teacher.logits(batch)
         student = problem.student(batch.inputs)
         return run.loss(
+            batch,
             ce=cross_entropy(student, batch.labels),
             nkd=nkd_loss(student, teacher, batch.labels, gamma=gamma, temperature=temperature),
         )

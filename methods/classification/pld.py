@@ -88,6 +88,6 @@ def distill(problem: Classification, run: Run, *, temperature: float) -> Student
     def loss(batch: Batch) -> Losses:
         teacher = problem.teacher.logits(batch)
         student = problem.student(batch.inputs)
-        return run.loss(pld=pld_loss(student, teacher, batch.labels, temperature=temperature))
+        return run.loss(batch, pld=pld_loss(student, teacher, batch.labels, temperature=temperature))
 
     return run.fit(problem.student, loss, problem.batches)

@@ -24,6 +24,6 @@ def distill(problem: Classification, run: Run) -> Student:
 
     def loss(batch: Batch) -> Losses:
         decision = problem.teacher.logits(batch).argmax(dim=1)
-        return run.loss(ce=cross_entropy(problem.student(batch.inputs), decision))
+        return run.loss(batch, ce=cross_entropy(problem.student(batch.inputs), decision))
 
     return run.fit(problem.student, loss, problem.batches)

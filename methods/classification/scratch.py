@@ -20,4 +20,6 @@ CARD = Card(
 
 def distill(problem: Classification, run: Run) -> Student:
     """Cross-entropy on the labelled examples, for the whole budget."""
-    return run.fit(problem.student, lambda batch: run.loss(ce=cross_entropy(problem.student(batch.inputs), batch.labels)), problem.labelled)
+    return run.fit(
+        problem.student, lambda batch: run.loss(batch, ce=cross_entropy(problem.student(batch.inputs), batch.labels)), problem.labelled
+    )

@@ -109,7 +109,7 @@ def distill(
     with run.phase("train"):
         run.fit(
             student,
-            lambda batch: run.loss(ce=cross_entropy(student(batch.inputs), batch.labels)),
+            lambda batch: run.loss(batch, ce=cross_entropy(student(batch.inputs), batch.labels)),
             problem.labelled,
             share=training_share,
         )

@@ -36,6 +36,6 @@ def distill(problem: Classification, run: Run, *, temperature: float) -> Student
         # A random partner of the same decision: the i-th example of a class gets the answer about the class's i-th in a shuffle.
         other = torch.empty_like(order)
         other[torch.argsort(decision, stable=True)] = order[torch.argsort(decision[order], stable=True)]
-        return run.loss(kd=kl_divergence(problem.student(batch.inputs), teacher[other], temperature=temperature))
+        return run.loss(batch, kd=kl_divergence(problem.student(batch.inputs), teacher[other], temperature=temperature))
 
     return run.fit(problem.student, loss, problem.batches)

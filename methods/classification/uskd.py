@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillbench.cards.card import Beats, Card, Choice, Paper, Real, Reported
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable
 from distillbench.problems.classification.losses import cross_entropy, soft_cross_entropy, without
 from distillbench.problems.classification.problem import Classification
 from distillbench.training.data import Batch
@@ -127,9 +127,9 @@ def non_target_loss(student_logits: Tensor, auxiliary_logits: Tensor, labels: Te
 
 
 def pooled(stages: tuple[Tensor, ...]) -> Tensor:
-    """The second-to-last stage (B, K), averaged over space if it has any. Raises UserError for a network with fewer stages."""
+    """The second-to-last stage (B, K), averaged over space if it has any. Raises NotApplicable for a network with fewer stages."""
     if len(stages) < 2:
-        raise UserError("uskd reads the second-to-last stage; this student's stage_names names fewer than two")
+        raise NotApplicable("uskd reads the second-to-last stage; this student's stage_names names fewer than two")
     return stages[-2].flatten(2).mean(2) if stages[-2].dim() == 4 else stages[-2].flatten(1)
 
 
@@ -152,6 +152,7 @@ def distill(problem: Classification, run: Run, *, alpha: float, beta: float, mu:
         seen = problem.trace(problem.student, batch.inputs)
         weak = head(pooled(seen.stages))
         return run.loss(
+            batch,
             ce=cross_entropy(seen.logits, batch.labels),
             target=alpha * target_loss(seen.logits, batch.labels),
             non_target=beta * non_target_loss(seen.logits, weak, batch.labels, rank=rank),

@@ -94,7 +94,7 @@ def distill(
         after = heun_step(lambda x, s: problem.teacher.denoise(x, s, batch.labels), noisy, sigma, cleaner)
         with torch.no_grad():
             answer = (learner.target or student)(after, cleaner, batch.labels)
-        return run.loss(consistency=consistency_loss(student(noisy, sigma, batch.labels), answer, metric=metric))
+        return run.loss(batch, consistency=consistency_loss(student(noisy, sigma, batch.labels), answer, metric=metric))
 
     learner = Learner(student, loss, ema=average_decay, target=target_decay or None, learning_rate=rate * run.training.learning_rate)
     with run.phase("distil"):

@@ -88,7 +88,7 @@ def distill(
             noise, target, labels = some_pairs(references, len(batch), run.generator("rows"))
             answer = game.student(game.sigmas[0] * noise, noise.new_full((len(noise),), game.sigmas[0]), labels)
             terms["regression"] = regression_weight * row_mean((answer - target) ** 2)
-        return run.loss(**terms)
+        return run.loss(batch, **terms)
 
     return game.train(
         generator_loss, generator_rate=generator_rate, fake_rate=fake_rate, fake_updates=fake_updates, beta1=beta1, average=average

@@ -114,7 +114,7 @@ def distill(
         if gan_weight:
             _, _, fake = look(generated, batch.labels, "gan noise")
             terms["gan"] = gan_weight * logistic_generator_loss(fake)
-        return run.loss(**terms)
+        return run.loss(batch, **terms)
 
     def fake_loss(batch: Batch) -> Losses:
         with torch.no_grad():
@@ -122,6 +122,7 @@ def distill(
         denoised, sigma, fake = look(generated, batch.labels, "fake noise")
         _, _, real = look(batch.inputs, batch.labels, "real noise")
         return run.loss(
+            batch,
             fake=denoising_loss(denoised, generated, sigma, sigma_data=problem.sigma_data),
             classifier=critic_weight * logistic_critic_loss(real, fake),
         )

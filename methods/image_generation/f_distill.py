@@ -180,7 +180,7 @@ def distill(
         means.copy_(now)
         weight = ratio_weight(ratio / means[index], divergence=divergence, power=power)
         matching = f_distill_loss(generated, real, fake.detach(), weight)
-        return run.loss(matching=matching, gan=gan_weight * logistic_generator_loss(logits))
+        return run.loss(batch, matching=matching, gan=gan_weight * logistic_generator_loss(logits))
 
     return game.train(
         generator_loss,

@@ -138,7 +138,7 @@ def distill(
         return features.stages(images, level(batch, feature_sigma), batch.labels)
 
     def play(batch: Batch) -> Losses:
-        return run.loss(gan=generator_loss(heads(stages(generate(batch), batch))))
+        return run.loss(batch, gan=generator_loss(heads(stages(generate(batch), batch))))
 
     def judge(batch: Batch) -> Losses:
         with torch.no_grad():
@@ -148,7 +148,7 @@ def distill(
         terms = {"critic": critic_loss(logits, heads(seen))}
         if gamma:
             terms["r1"] = r1_penalty(logits, real, gamma=gamma)
-        return run.loss(**terms)
+        return run.loss(batch, **terms)
 
     with run.phase("match"):
         features.to(run.device)

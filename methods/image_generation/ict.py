@@ -125,7 +125,7 @@ def distill(
         with torch.no_grad():
             target = student(batch.inputs + per_row(cleaner, noise) * noise, cleaner, batch.labels)
         gap = (grid[index] - grid[index + 1]).to(batch.inputs)
-        return run.loss(consistency=ict_loss(output, target, gap, huber=huber))
+        return run.loss(batch, consistency=ict_loss(output, target, gap, huber=huber))
 
     learner = Learner(student, loss, ema=average_decay, learning_rate=rate * run.training.learning_rate)
     with run.phase("train"):

@@ -69,7 +69,7 @@ def distill(
     def loss(batch: Batch) -> Losses:
         noise, target, labels = some_pairs(made, len(batch), run.generator("rows"))
         answer = problem.student(start * noise, noise.new_full((len(noise),), start), labels)
-        return run.loss(pairs=pair_loss(answer, target))
+        return run.loss(batch, pairs=pair_loss(answer, target))
 
     base = run.training.learning_rate
     with run.phase("regress"):

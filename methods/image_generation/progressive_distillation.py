@@ -106,7 +106,7 @@ def halve(
         sigma, middle, after = (grid[place + i].to(batch.inputs.device) for i in range(3))
         noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
         target = two_step_target(lambda x, s: teacher.denoise(x, s, batch.labels), noisy, sigma, middle, after)
-        return run.loss(progressive=progressive_loss(problem.student(noisy, sigma, batch.labels), target, sigma, weight=weight))
+        return run.loss(batch, progressive=progressive_loss(problem.student(noisy, sigma, batch.labels), target, sigma, weight=weight))
 
     with run.phase(f"{count} steps"):
         run.fit(problem.student, loss, problem.batches, steps=updates, learning_rate=run.training.learning_rate * rate)

@@ -118,6 +118,6 @@ def distill(
             noisy, sigma = game.perturb(generated.detach())
             gradient = regulariser_gradient(generated, *game.denoised(noisy, sigma, batch.labels))
             terms["regulariser"] = regulariser_weight * regulariser(generated, gradient)
-        return run.loss(**terms)
+        return run.loss(batch, **terms)
 
     return game.train(loss, generator_rate=generator_rate, fake_rate=fake_rate, fake_updates=fake_updates, beta1=beta1, average=average)

@@ -117,7 +117,7 @@ def follow(
         noise, clean, labels = some_pairs(pairs, len(batch), run.generator("rows"))
         sigma = noise_level(parts(len(batch)).to(clean), problem.sigma_max)
         denoised = problem.student(straight_line(noise, clean, sigma, problem.sigma_max), sigma, labels)
-        return run.loss(flow=flow_loss(denoised, clean, sigma / (1 + sigma)))
+        return run.loss(batch, flow=flow_loss(denoised, clean, sigma / (1 + sigma)))
 
     base = run.training.learning_rate
     trained = run.fit(problem.student, loss, problem.batches, share=share, ema=average or None, learning_rate=base * rate, recipe=recipe)

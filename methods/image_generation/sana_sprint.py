@@ -170,13 +170,13 @@ def distill(
         if adversarial_weight:
             logits = judged(answers(batch, "generated"), batch.labels, "judged")
             terms["adversarial"] = adversarial_weight * generator_loss(logits)
-        return run.loss(**terms)
+        return run.loss(batch, **terms)
 
     def critic(batch: Batch) -> Losses:
         real = (torch.rand(len(batch), generator=run.generator("coins")) < 0.5).to(batch.inputs.device)
         with torch.no_grad():
             samples = torch.where(per_row(real, batch.inputs), batch.inputs, answers(batch, "critic"))
-        return run.loss(critic=critic_loss(judged(samples, batch.labels, "critic judged"), real))
+        return run.loss(batch, critic=critic_loss(judged(samples, batch.labels, "critic judged"), real))
 
     with torch.no_grad():
         heads = Heads(staged(student, example.inputs, torch.ones_like(example.inputs.flatten(1)[:, 0]), example.labels)[1])

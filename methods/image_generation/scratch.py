@@ -26,6 +26,6 @@ def distill(problem: ImageGeneration, run: Run) -> Student:
         sigma = problem.levels(batch.inputs, run.generator("levels"))
         noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
         denoised = problem.student(noisy, sigma, batch.labels)
-        return run.loss(denoise=denoising_loss(denoised, batch.inputs, sigma, sigma_data=problem.sigma_data))
+        return run.loss(batch, denoise=denoising_loss(denoised, batch.inputs, sigma, sigma_data=problem.sigma_data))
 
     return run.fit(problem.student, loss, problem.batches, recipe=problem.recipe())

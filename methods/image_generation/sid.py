@@ -98,7 +98,7 @@ def distill(
         generated = game.generate(batch)
         noisy, sigma = game.perturb(generated)
         real, fake = game.denoised(noisy, sigma, batch.labels, differentiable=True)
-        return run.loss(identity=identity_loss(generated, real, fake, alpha=alpha))
+        return run.loss(batch, identity=identity_loss(generated, real, fake, alpha=alpha))
 
     return game.train(
         generator_loss, generator_rate=generator_rate, fake_rate=fake_rate, fake_updates=fake_updates, beta1=beta1, average=average

@@ -91,7 +91,7 @@ def distill(
         generated = game.generate(batch)
         noisy, sigma = game.perturb(generated)
         real, fake = game.denoised(noisy, sigma, batch.labels, differentiable=True)
-        return run.loss(implicit=implicit_loss(generated, real, fake, c=c))
+        return run.loss(batch, implicit=implicit_loss(generated, real, fake, c=c))
 
     return game.train(
         generator_loss, generator_rate=generator_rate, fake_rate=fake_rate, fake_updates=fake_updates, beta1=beta1, average=average

@@ -176,7 +176,7 @@ def distill(
         ratio = density_ratio(logits, noisy, (fake - real) / per_row(sigma**2, noisy), slope=slope, limit=limit)
         size = row_mean((generated - real).abs()).detach().clamp(min=1e-5)  # the weight over noise levels, as in SiD
         loss = uni_instruct_loss(generated, real, fake, ratio, divergence=divergence, power=power, law=law)
-        return run.loss(divergence=loss / size, gan=gan_weight * logistic_generator_loss(logits))
+        return run.loss(batch, divergence=loss / size, gan=gan_weight * logistic_generator_loss(logits))
 
     return game.train(
         generator_loss,

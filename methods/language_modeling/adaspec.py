@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from distillbench.cards.card import Beats, Card, Choice, Paper, Real
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TextBatches, TokenBatch
+from distillbench.training.data import Batches, Request
 from distillbench.training.run import Learner, Losses, Run
 from distillbench.training.student import Student
 
@@ -64,50 +66,77 @@ CARD = Card(
 )
 
 
-@dataclass(frozen=True)
-class Selected:
-    """Batches of ``texts`` in which only selected tokens count as response.
+@dataclass(frozen=True, kw_only=True)
+class SelectedBatch(TokenBatch):
+    """Texts of whose tokens only some are to be learnt.   kept: (B, T) bool; its unit ``kept`` counts them."""
 
-    The selection looks at the student as it is when a batch is asked for: once an update, at the whole batch.
+    kept: Tensor
+
+    def units(self) -> dict[str, int]:
+        """``rows``, ``tokens`` and ``kept``."""
+        return {**super().units(), "kept": int(self.kept.sum())}
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return dataclasses.replace(super()._with(change), kept=change(self.kept))
+
+    @property
+    def chosen(self) -> TokenBatch:
+        """The same texts with nothing but the kept tokens as response."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(TokenBatch)}
+        return TokenBatch(**{**shared, "response": self.kept})
+
+
+@dataclass(frozen=True)
+class Selected(Batches):
+    """Batches of ``texts`` with the tokens that are to be learnt.
+
+    The selection looks at the student as it is when a batch is asked for: once per update, at the whole batch.
     """
 
     problem: LanguageModeling
     reference: LanguageModel
     texts: TextBatches
     keep: float
-    denominator: str
+    batch_size: int = field(init=False)
 
-    @property
-    def batch_size(self) -> int:
-        """As that of the texts."""
-        return self.texts.batch_size
+    together = True
 
-    def stream(self, start: int) -> Iterator[TokenBatch]:
-        """Batches from step ``start`` on."""
-        for batch in self.texts.stream(start):
-            with torch.no_grad():
-                law = self.problem.teacher.law(batch)
-                draft, reference = (self.problem.divergence(batch, teacher=law, student=m) for m in (self.problem.student, self.reference))
-            kept = torch.zeros_like(batch.response)
-            kept.view(-1)[batch.predicted.rows[selection(draft, reference, keep=self.keep)] + 1] = True
-            per_row = float(kept.sum()) / len(batch) if self.denominator == "kept" else batch.per_row
-            yield dataclasses.replace(batch, response=kept, per_row=per_row)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", self.texts.batch_size)
+
+    def rows(self, position: int) -> Tensor:
+        """As those of the texts."""
+        return self.texts.rows(position)
+
+    def take(self, request: Request) -> SelectedBatch:
+        """A batch of texts with its selection."""
+        batch = self.texts.take(request).to(next(self.reference.parameters()).device)
+        with torch.no_grad():
+            theirs = self.problem.teacher.law(batch)
+            draft, reference = (self.problem.divergence(batch, teacher=theirs, student=m) for m in (self.problem.student, self.reference))
+        kept = torch.zeros_like(batch.response)
+        kept.view(-1)[batch.predicted.rows[selection(draft, reference, keep=self.keep)] + 1] = True
+        return SelectedBatch(**{f.name: getattr(batch, f.name) for f in dataclasses.fields(TokenBatch)}, kept=kept)
 
 
 def distill(problem: LanguageModeling, run: Run, *, keep: float, reference: float, denominator: str) -> Student:
     """A twin of the draft is distilled first and shows what can be learned; the draft then learns that."""
 
-    def learner(model: LanguageModel) -> Learner:
-        return Learner(model, lambda batch: forward_kl(batch, model))
+    def forward_kl(batch: TokenBatch) -> Losses:
+        return run.loss(batch, kl=(problem.divergence(batch, student=twin), "tokens"))
 
-    def forward_kl(batch: TokenBatch, model: LanguageModel) -> Losses:
-        return run.loss(kl=batch.per_example(problem.divergence(batch, student=model)))
+    def selected(batch: SelectedBatch) -> Losses:
+        values = problem.divergence(batch.chosen)
+        if denominator == "kept":
+            return run.loss(batch, kl=(values, "kept"))
+        every = batch.kept.flatten()[batch.predicted.rows + 1]
+        return run.loss(batch, kl=(values.new_zeros(len(every)).masked_scatter(every, values), "tokens"))
 
     texts, twin = problem.teacher_text(), copy.deepcopy(problem.student)
     with run.phase("reference"):
-        run.loop([learner(twin)], texts, share=reference)
+        run.loop([Learner(twin, forward_kl)], texts, share=reference)
     twin.eval().requires_grad_(False)
-    run.loop([learner(problem.student)], Selected(problem, twin, texts, keep, denominator))
+    run.loop([Learner(problem.student, selected)], Selected(problem, twin, texts, keep))
     return run.export(problem.student)
 
 

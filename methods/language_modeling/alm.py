@@ -11,6 +11,7 @@ from distillbench.cards.card import Beats, Card, Choice, Paper, Real
 from distillbench.problems.language_modeling.alignment import AlignedBatch
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
 from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.training.reduction import Term
 from distillbench.training.run import Losses, Run
 from distillbench.training.student import Student
 
@@ -105,9 +106,9 @@ def distill(problem: LanguageModeling, run: Run, *, divergence: str, tau: float,
         states = batch.predicted.take(problem.student(batch.ids, batch.attention))
         said = chosen_log_probs(problem.student, states, batch.predicted.labels, vocab=problem.vocab)
         b = batch.of_student(said).clamp(max=0)
-        terms = {"alm": batch.per_chunk(share * chunk_divergence(a, b, divergence=divergence, tau=tau))}
+        terms: dict[str, Term] = {"alm": (share * chunk_divergence(a, b, divergence=divergence, tau=tau), "chunks")}
         if nll:
-            terms["nll"] = -nll * batch.per_example(said)
-        return run.loss(**terms)
+            terms["nll"] = (-nll * said, "tokens")
+        return run.loss(batch, **terms)
 
     return run.fit(problem.student, loss, problem.aligned(problem.teacher_text(), space=chunks == "space"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +12,10 @@ from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real
 from distillbench.identity import derive_seed
 from distillbench.problems.language_modeling.mixed_texts import MixedBatch, beside
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
-from distillbench.problems.language_modeling.problem import LanguageModeling, prompt_order
+from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TextBatches, TokenBatch
+from distillbench.training.data import Batches, Request
+from distillbench.training.reduction import Term
 from distillbench.training.run import Losses, Run
 from distillbench.training.student import Student
 
@@ -89,7 +89,7 @@ def raised(phi: float, before: float, loss: float, *, epsilon: float, compared: 
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Batches):
     """Batches that are given, sampled now, or drawn from a buffer of responses sampled before. All that changes is in ``run.state``."""
 
     problem: LanguageModeling
@@ -102,34 +102,39 @@ class Adaptive:
     capacity: int
     data: str
     references: bool
+    batch_size: int = field(init=False)
 
-    @property
-    def batch_size(self) -> int:
-        """References beside them included."""
+    regular = False
+    together = True  # the buffer is one for all rows
+
+    def __post_init__(self) -> None:
         beside_them = self._references()
-        return self._given().batch_size + (beside_them.batch_size if beside_them else 0)
+        object.__setattr__(self, "batch_size", self._given().batch_size + (beside_them.batch_size if beside_them else 0))
 
-    def stream(self, start: int) -> Iterator[MixedBatch]:
-        """Batches from step ``start`` on; the validation loss is asked for before the first batch of each interval."""
+    def rows(self, position: int) -> Tensor:
+        """Places in the batch."""
+        return torch.arange(self.batch_size)
+
+    def take(self, request: Request) -> MixedBatch:
+        """The batch of a position; the validation loss is asked for before the first batch of each interval."""
         given, beside_them, state = self._given(), self._references(), self.run.state
-        texts, others = given.stream(start), beside_them.stream(start) if beside_them else None
-        prompts = prompt_order(replace(self.problem, batch_size=given.batch_size), start)
         if "phi" not in state:
             state.update(phi=self.threshold, compare=self._validation(), validated=0)
-        for step in itertools.count(start):
-            while self.run.progress + 1e-9 >= (state["validated"] + 1) * self.interval:
-                state["validated"] += 1
-                found = raised(state["phi"], state["compare"], self._validation(), epsilon=self.epsilon, compared=self.compared)
-                state["phi"], state["compare"] = found
-            generator = torch.Generator().manual_seed(derive_seed(f"adaptive {step}", self.run.seeds["noise"]))
-            batch, index = next(texts), next(prompts)
-            u, phi = float(torch.rand(1, generator=generator)), state["phi"]
-            missing = self.replay == "off" or len(state.get("index", ())) < max(self.capacity, len(index))
-            if u < fresh_chance(phi, self.run.progress, self.replay) or (u < phi and missing):
-                batch = self._sampled(index, generator)
-            elif u < phi:
-                batch = self._again(torch.randperm(len(state["index"]), generator=generator)[: len(index)])
-            yield beside(batch, next(others) if others else None)
+        while self.run.progress + 1e-9 >= (state["validated"] + 1) * self.interval:
+            state["validated"] += 1
+            found = raised(state["phi"], state["compare"], self._validation(), epsilon=self.epsilon, compared=self.compared)
+            state["phi"], state["compare"] = found
+        generator = torch.Generator().manual_seed(derive_seed(f"adaptive {request.position}", self.run.seeds["noise"]))
+        index = self.problem.prompt_rows(request.position, given.batch_size)
+        u, phi = float(torch.rand(1, generator=generator)), state["phi"]
+        missing = self.replay == "off" or len(state.get("index", ())) < max(self.capacity, len(index))
+        if u < fresh_chance(phi, self.run.progress, self.replay) or (u < phi and missing):
+            batch = self._sampled(index, torch.rand(len(index), self.problem.length, generator=generator))
+        elif u < phi:
+            batch = self._again(torch.randperm(len(state["index"]), generator=generator)[: len(index)])
+        else:
+            batch = given.texts.take(given.rows(request.position))
+        return beside(batch, beside_them.texts.take(beside_them.rows(request.position)) if beside_them else None)
 
     def _given(self) -> TextBatches:
         size = max(1, self.problem.batch_size // 2) if self.references else self.problem.batch_size
@@ -139,10 +144,10 @@ class Adaptive:
     def _references(self) -> TextBatches | None:
         return replace(self.problem, batch_size=max(1, self.problem.batch_size // 2)).data if self.references else None
 
-    def _sampled(self, index: Tensor, generator: torch.Generator) -> TokenBatch:
+    def _sampled(self, index: Tensor, uniforms: Tensor) -> TokenBatch:
         """Responses of the student as it is now, which also go into the buffer; the oldest leave it."""
         state, problem = self.run.state, self.problem
-        ids, real = problem.sampled(self.run, problem.student).responses(index, generator)
+        ids, real = problem.sampled(self.run, problem.student).responses(index, uniforms)
         if self.replay != "off":
             space = (0, problem.length - ids.shape[1])
             for name, new in {"index": index, "ids": F.pad(ids, space), "real": F.pad(real, space)}.items():
@@ -189,10 +194,10 @@ def distill(
         own, labels = batch.own_tokens, batch.predicted.labels
         states = batch.predicted.take(problem.student(batch.ids, batch.attention))
         theirs = batch.predicted.take(problem.teacher.states(batch))
-        terms = {"distillm": batch.per_example_of(problem.compare(states[own], theirs[own], divergence, alpha=alpha), own=True)}
+        terms: dict[str, Term] = {"distillm": (problem.compare(states[own], theirs[own], divergence, alpha=alpha), "own")}
         if lm_weight:
             nll = -chosen_log_probs(problem.student, states[~own], labels[~own], vocab=problem.vocab)
-            terms["nll"] = lm_weight * batch.per_example_of(nll, own=False)
-        return run.loss(**terms)
+            terms["nll"] = (lm_weight * nll, "beside")
+        return run.loss(batch, **terms)
 
     return run.fit(problem.student, loss, batches)

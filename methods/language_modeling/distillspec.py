@@ -66,11 +66,11 @@ def distill(
     """A token divergence between target and draft on responses of the policy; no gradient flows through the sampling."""
 
     def loss(batch: TokenBatch) -> Losses:
-        reduced = batch.per_sequence if reduction == "sequence" else batch.per_example
-        return run.loss(distillspec=reduced(problem.divergence(batch, divergence)))
+        values = problem.divergence(batch, divergence)
+        return run.loss(batch, distillspec=batch.per_sequence(values) if reduction == "sequence" else (values, "tokens"))
 
     def nll(batch: TokenBatch) -> Losses:
-        return run.loss(nll=batch.per_example(problem.nll(batch)))
+        return run.loss(batch, nll=(problem.nll(batch), "tokens"))
 
     if fine_tuning:
         with run.phase("fine-tuning"):

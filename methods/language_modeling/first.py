@@ -79,7 +79,7 @@ def distill(
         p = recalibrated(p, how=recalibration, temperature=c, smoothing=smoothing)
         states = batch.predicted.take(problem.student(batch.ids, batch.attention))
         q = top_log_probs(problem.student, states, ids, vocab=problem.vocab).exp()
-        return run.loss(first=batch.per_example(first_loss(q, p, normaliser=normaliser, other=other)))
+        return run.loss(batch, first=(first_loss(q, p, normaliser=normaliser, other=other), "tokens"))
 
     return run.fit(problem.student, loss, problem.teacher_text())
 

@@ -53,7 +53,7 @@ def distill(
     """Each batch is either the student's own text as it is now, or the teacher's; no gradient flows through the sampling."""
 
     def loss(batch: TokenBatch) -> Losses:
-        reduced = batch.per_sequence if reduction == "sequence" else batch.per_example
-        return run.loss(gkd=reduced(problem.divergence(batch, divergence, beta=beta)))
+        values = problem.divergence(batch, divergence, beta=beta)
+        return run.loss(batch, gkd=batch.per_sequence(values) if reduction == "sequence" else (values, "tokens"))
 
     return run.fit(problem.student, loss, problem.sampled(run, problem.student, fraction=on_policy, temperature=temperature))

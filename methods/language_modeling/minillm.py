@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from distillbench.cards.card import Beats, Card, Choice, Flag, Integer, Paper, R
 from distillbench.identity import derive_seed
 from distillbench.problems.language_modeling.mixed_texts import MixedBatch, beside
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
-from distillbench.problems.language_modeling.problem import LanguageModeling, prompt_order
+from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TextBatches, TokenBatch
+from distillbench.training.data import Batches, Request
+from distillbench.training.reduction import Term
 from distillbench.training.run import Losses, Run
 from distillbench.training.student import Student
 
@@ -164,10 +167,8 @@ class Rollout(MixedBatch):
 
     stored: Tensor
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> MixedBatch:
-        batch = super()._with(change)
-        assert isinstance(batch, Rollout)
-        return replace(batch, stored=change(self.stored))
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(super()._with(change), stored=change(self.stored))
 
     def values(self) -> tuple[Tensor, ...]:
         """log q at collection, weight and advantage of the tokens in own rows, (n,) each."""
@@ -177,7 +178,7 @@ class Rollout(MixedBatch):
 
 
 @dataclass(frozen=True)
-class Rollouts:
+class Rollouts(Batches):
     """Collections of rollouts in ``run.state``, each gone through ``epochs`` times, its rows in a new order every time."""
 
     problem: LanguageModeling
@@ -188,14 +189,16 @@ class Rollouts:
     references: bool
     reward_clip: float
     advantages: Callable[[Tensor, Tensor], Tensor]
+    batch_size: int = field(init=False)
+
+    regular = False
+    together = True  # whitening looks at a whole collection
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", self.own + (self.data.batch_size if self.data else 0))
 
     @property
-    def batch_size(self) -> int:
-        """Rollouts and references together."""
-        return self.rows + (self.data.batch_size if self.data else 0)
-
-    @property
-    def rows(self) -> int:
+    def own(self) -> int:
         """Rollouts in a batch."""
         whole = min(self.problem.batch_size, self.problem.samples * len(self.problem.prompts))
         return max(1, whole // 2) if self.references else whole
@@ -205,28 +208,29 @@ class Rollouts:
         """The references beside them."""
         return replace(self.problem.data, batch_size=max(1, self.problem.batch_size // 2)) if self.references else None
 
-    def stream(self, start: int) -> Iterator[TokenBatch]:
-        """Batches from step ``start`` on; a collection is made when its first batch is asked for."""
-        problem, rows = self.problem, self.rows
-        many = max(1, min(self.batches, problem.samples * len(problem.prompts) // rows))
-        collection, step = divmod(start, many * self.epochs)
-        prompts = prompt_order(replace(problem, batch_size=many * rows), collection + (step > 0))
-        beside_them = self.data.stream(start) if self.data else None
-        while True:
-            seed = derive_seed(f"rollouts {collection}", self.run.seeds["noise"])
-            if step == 0:
-                self.run.state["rollouts"] = self.collect(next(prompts), torch.Generator().manual_seed(seed))
-            while step < many * self.epochs:
-                epoch, place = divmod(step, many)
-                order = torch.randperm(many * rows, generator=torch.Generator().manual_seed(derive_seed(f"epoch {epoch}", seed)))
-                yield self.batch(order[place * rows : (place + 1) * rows], next(beside_them) if beside_them else None)
-                step += 1
-            collection, step = collection + 1, 0
+    def rows(self, position: int) -> Tensor:
+        """Places in the batch."""
+        return torch.arange(self.batch_size)
+
+    def take(self, request: Request) -> Rollout:
+        """The batch of a position; a collection is made when its first batch is asked for."""
+        problem, own = self.problem, self.own
+        many = max(1, min(self.batches, problem.samples * len(problem.prompts) // own))
+        collection, step = divmod(request.position, many * self.epochs)
+        seed = derive_seed(f"rollouts {collection}", self.run.seeds["noise"])
+        if step == 0:
+            index = problem.prompt_rows(collection, many * own)
+            self.run.state["rollouts"] = self.collect(index, torch.Generator().manual_seed(seed))
+        epoch, place = divmod(step, many)
+        order = torch.randperm(many * own, generator=torch.Generator().manual_seed(derive_seed(f"epoch {epoch}", seed)))
+        data = self.data
+        return self.batch(order[place * own : (place + 1) * own], data.texts.take(data.rows(request.position)) if data else None)
 
     def collect(self, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Sample from the mixture of teacher and student as it is now, score with both, and keep what the updates need."""
         problem, student = self.problem, self.problem.student
-        ids, real = problem.sampled(self.run, student, share=self.mixing).responses(index, generator)
+        uniforms = torch.rand(len(index), problem.length, generator=generator)
+        ids, real = problem.sampled(self.run, student, share=self.mixing).responses(index, uniforms)
         old, log_p = (torch.zeros(real.shape) for _ in range(2))
         was = student.training
         student.eval()
@@ -274,21 +278,21 @@ def distill(
     student = problem.student
 
     def supervised(batch: TokenBatch) -> Losses:
-        return run.loss(nll=batch.per_example(problem.nll(batch)))
+        return run.loss(batch, nll=(problem.nll(batch), "tokens"))
 
     def loss(batch: Rollout) -> Losses:
         own, labels = batch.own_tokens, batch.predicted.labels
         states = batch.predicted.take(student(batch.ids, batch.attention))
         theirs = batch.predicted.take(problem.teacher.states(batch))
         log_q = chosen_log_probs(student, states, labels, vocab=problem.vocab)
-        terms = {
-            "single_step": batch.per_example_of(problem.compare(states[own], theirs[own], "reverse_kl"), own=True),
-            "policy": policy_weight * batch.per_example_of(policy_loss(log_q[own], *batch.values(), clip=clip), own=True),
+        terms: dict[str, Term] = {
+            "single_step": (problem.compare(states[own], theirs[own], "reverse_kl"), "own"),
+            "policy": (policy_weight * policy_loss(log_q[own], *batch.values(), clip=clip), "own"),
         }
         if lm_weight:
-            terms["nll"] = lm_weight * (1 - kd_ratio) * batch.per_example_of(-log_q[~own], own=False)
-            terms["kd"] = lm_weight * kd_ratio * batch.per_example_of(problem.compare(states[~own], theirs[~own], "forward_kl"), own=False)
-        return run.loss(**terms)
+            terms["nll"] = (-lm_weight * (1 - kd_ratio) * log_q[~own], "beside")
+            terms["kd"] = (lm_weight * kd_ratio * problem.compare(states[~own], theirs[~own], "forward_kl"), "beside")
+        return run.loss(batch, **terms)
 
     if sft:
         with run.phase("sft"):

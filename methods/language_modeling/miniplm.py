@@ -61,7 +61,7 @@ def distill(problem: LanguageModeling, run: Run, *, alpha: float, reference: flo
     texts, twin = problem.references, copy.deepcopy(problem.student)
 
     def nll(batch: TokenBatch, model: LanguageModel) -> Losses:
-        return run.loss(nll=batch.per_example(problem.nll(batch, model)))
+        return run.loss(batch, nll=(problem.nll(batch, model), "tokens"))
 
     with run.phase("reference"):
         generator = torch.Generator().manual_seed(run.seeds["noise"])

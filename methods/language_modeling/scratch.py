@@ -22,6 +22,6 @@ def distill(problem: LanguageModeling, run: Run) -> Student:
     """Next-token cross-entropy on the responses that the data carry, for the whole budget."""
 
     def loss(batch: TokenBatch) -> Losses:
-        return run.loss(nll=batch.per_example(problem.nll(batch)))
+        return run.loss(batch, nll=(problem.nll(batch), "tokens"))
 
     return run.fit(problem.student, loss, problem.data)

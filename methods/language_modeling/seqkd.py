@@ -41,7 +41,7 @@ def distill(problem: LanguageModeling, run: Run, *, temperature: float, fresh: b
     """Next-token cross-entropy on the teacher's responses to the whole pool of prompts."""
 
     def loss(batch: TokenBatch) -> Losses:
-        return run.loss(nll=batch.per_example(problem.nll(batch)))
+        return run.loss(batch, nll=(problem.nll(batch), "tokens"))
 
     if fresh:
         batches = problem.sampled(run, problem.teacher.module, temperature=temperature)

@@ -75,7 +75,7 @@ def distill(problem: LanguageModeling, run: Run, *, start: float, end: float, al
                 return interpolated(ours, real_logits(problem.teacher.module, theirs[rows], vocab), t)
 
         weight, bias = student.head
-        return run.loss(taid=batch.per_example(token_losses(states, weight, target, "forward_kl", bias=bias, vocab=vocab)))
+        return run.loss(batch, taid=(token_losses(states, weight, target, "forward_kl", bias=bias, vocab=vocab), "tokens"))
 
     def after(terms: dict[str, Tensor]) -> None:
         floor = start + (end - start) * run.progress

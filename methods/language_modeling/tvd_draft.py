@@ -89,10 +89,10 @@ def distill(problem: LanguageModeling, run: Run, *, objective: str, temperature:
     draws = run.generator("draws")
 
     def nll(batch: TokenBatch) -> Losses:
-        return run.loss(nll=batch.per_example(problem.nll(batch)))
+        return run.loss(batch, nll=(problem.nll(batch), "tokens"))
 
     def plain(batch: TokenBatch) -> Losses:
-        return run.loss(tvd=batch.per_example(problem.divergence(batch, "tv")))
+        return run.loss(batch, tvd=(problem.divergence(batch, "tv"), "tokens"))
 
     def standardised(batch: TokenBatch) -> Losses:
         states = batch.predicted.take(draft(batch.ids, batch.attention))
@@ -104,7 +104,7 @@ def distill(problem: LanguageModeling, run: Run, *, objective: str, temperature:
             uniforms = torch.rand(len(states), generator=draws).to(states.device)
             loss, reward = sampled_loss(draft, teacher.module, states, theirs, uniforms, mean, problem.vocab)
         # The reward has no gradient; it is among the terms so that its mean is over all micro-batches when ``keep`` gets it.
-        return run.loss(tvd_plus=batch.per_example(loss / reward_deviation(mean)), reward=batch.per_example(reward))
+        return run.loss(batch, tvd_plus=(loss / reward_deviation(mean), "tokens"), reward=(reward, "tokens"))
 
     def keep(terms: dict[str, Tensor]) -> None:
         run.state["reward"] = float(terms["reward"])

@@ -7,7 +7,7 @@
 Labels number the classes in sorted order of their folder names, which is the order of the published CIFAR-100 labels (fine names,
 alphabetical) and of torchvision's ImageNet weights (wnids). Names that are all decimal numbers are sorted as numbers.
 
-One pass over the training data is ``batches(AugmentedView(cifar100(root, True), cifar_transform(True), seed), order, epoch, ...)``.
+One pass over the training data is ``one_pass(AugmentedView(cifar100(root, True), cifar_transform(True), seed), rows, ...)``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -201,15 +201,16 @@ class AugmentedView:
             random.setstate(outer)
 
 
-class _Epoch(Dataset[Any]):
-    """One epoch of a view; a bad image comes back as a value, because a worker would wrap the raised one in its traceback."""
+class _Views(Dataset[Any]):
+    """A view by (epoch, index); a bad image comes back as a value, because a worker would wrap the raised one in its traceback."""
 
-    def __init__(self, view: AugmentedView, epoch: int) -> None:
-        self.view, self.epoch = view, epoch
+    def __init__(self, view: AugmentedView) -> None:
+        self.view = view
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | UserError:
+    def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int, int] | UserError:
+        epoch, index = wanted
         try:
-            image, label = self.view.get(self.epoch, index)
+            image, label = self.view.get(epoch, index)
         except UserError as error:
             return UserError(str(error))  # without the cause, which may not be picklable
         return image, label, index
@@ -225,49 +226,34 @@ def _collate(examples: list[tuple[Tensor, int, int] | UserError]) -> tuple[Tenso
     return torch.stack(images), torch.tensor(labels), torch.tensor(indices)
 
 
-def batches(
-    view: AugmentedView,
-    order: Sequence[int] | Tensor,
-    epoch: int,
-    batch_size: int,
-    workers: int = 0,
-    start: int = 0,
-    *,
-    drop_last: bool = False,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One epoch in the given order: ``(inputs (B, C, H, W) float32, labels (B,) int64, indices (B,) int64)``.
+def load(view: AugmentedView, wanted: Iterable[Sequence[tuple[int, int]]], workers: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A batch for each list of (epoch, index): ``(inputs (B, C, H, W) float32, labels (B,) int64, indices (B,) int64)``.
 
-    The bytes depend on the view, ``order``, ``epoch`` and ``batch_size`` alone: not on ``workers``, and no global generator is read
-    or moved. After k batches, ``start=k * batch_size`` gives exactly the batches that were still to come.
+    The bytes depend on the view and on what is wanted alone: not on ``workers``, and no global generator is read or moved.
 
     Args:
-        view: the augmented data.
-        order: dataset indices in the order of this epoch.
-        epoch: number of the epoch, part of each example's augmentation seed.
-        batch_size: examples a batch; the last one may be smaller unless ``drop_last``.
-        workers: decoding processes; 0 decodes here.
-        start: position in ``order`` to begin at.
-        drop_last: leave out a last batch that is not full.
+        workers: decoding processes, which read ahead; 0 decodes here, when a batch is asked for.
 
     Raises:
         UserError: an image cannot be decoded; one line that names the file.
-        ValueError: ``start`` or ``batch_size`` out of range.
     """
-    wanted = [int(i) for i in (order.tolist() if isinstance(order, Tensor) else order)]
-    if batch_size < 1 or not 0 <= start <= len(wanted):
-        raise ValueError(f"batch_size {batch_size} must be positive and start {start} within 0..{len(wanted)}")
-    chunks = [wanted[i : i + batch_size] for i in range(start, len(wanted), batch_size)]
-    if drop_last and chunks and len(chunks[-1]) < batch_size:
-        chunks.pop()
     loader = DataLoader(
-        _Epoch(view, epoch),
-        batch_sampler=chunks,
+        _Views(view),
+        batch_sampler=wanted,  # type: ignore[arg-type]  # any iterable of what the data set takes will do, an endless one as well
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # else the loader draws its workers' base seed from the global generator
     )
     return _raising(loader)
+
+
+def one_pass(
+    view: AugmentedView, rows: Sequence[int] | Tensor, batch_size: int, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The given rows once, as they look in epoch 0, as :func:`load` gives them; the last batch may be smaller."""
+    listed = [(0, int(i)) for i in (rows.tolist() if isinstance(rows, Tensor) else rows)]
+    return load(view, [listed[i : i + batch_size] for i in range(0, len(listed), batch_size)], workers)
 
 
 def _raising(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -13,30 +13,36 @@ from torch import Tensor, nn
 import distillbench.suites.image_classification.folders as folders
 from distillbench.cards.card import Setting
 from distillbench.identity import derive_seed
-from distillbench.training.data import Batch, epoch_order
+from distillbench.training.data import Batch, Batches, Request, epoch_rows
 
 HELD_OUT = 10  # with --split tune, every tenth training image (by hash) is kept out of training and judged instead
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """Epochs over an augmented view: pixels are a function of (seed, epoch, row), so it can be entered at any step."""
+class Streamed(Batches):
+    """Epochs over an augmented view of the rows ``chosen``: pixels are a function of (seed, epoch, row)."""
 
     view: folders.AugmentedView
-    rows: Tensor
+    chosen: Tensor
     batch_size: int
     seed: int
     workers: int
 
-    def stream(self, start: int) -> Iterator[Batch]:
-        """Batches from step ``start`` on, without end. Raises UserError for an image that cannot be decoded."""
-        per_epoch = len(self.rows) // self.batch_size
-        epoch, place = divmod(start, per_epoch)
-        while True:
-            order = epoch_order(self.rows, self.seed, epoch)
-            loader = folders.batches(self.view, order, epoch, self.batch_size, self.workers, place * self.batch_size, drop_last=True)
-            yield from _labelled(loader)
-            epoch, place = epoch + 1, 0
+    def rows(self, position: int) -> Tensor:
+        """Rows of the data set."""
+        return self.chosen[epoch_rows(len(self.chosen), self.batch_size, self.seed, position)]
+
+    def take(self, request: Request) -> Batch:
+        """One batch, decoded here. Raises UserError for an image that cannot be decoded."""
+        return next(_labelled(folders.load(self.view, [self._wanted(request)])))
+
+    def load(self, requests: Iterator[Request]) -> Iterator[Batch]:
+        """Batches, decoded ahead. Raises UserError for an image that cannot be decoded."""
+        return _labelled(folders.load(self.view, map(self._wanted, requests), self.workers))
+
+    def _wanted(self, request: Request) -> list[tuple[int, int]]:
+        epoch = request.position // (len(self.chosen) // self.batch_size)
+        return [(epoch, row) for row in request.rows.tolist()]
 
 
 def _dataset(name: str, options: dict[str, Any], data: Path, train: bool) -> folders.LabelledImages:
@@ -69,7 +75,7 @@ def one_pass(name: str, setting: Setting, data: Path, split: str, size: int) -> 
     """Every training image once, without augmentation."""
     dataset, rows = _training(name, setting, data, split)
     view = folders.AugmentedView(dataset, _transform(setting.options, False), 0)
-    return _labelled(folders.batches(view, rows, 0, size, int(setting.options["workers"])))
+    return _labelled(folders.one_pass(view, rows, size, int(setting.options["workers"])))
 
 
 def training_batches(name: str, setting: Setting, data: Path, seed: int, split: str) -> Streamed:
@@ -86,7 +92,7 @@ def evaluation_batches(name: str, setting: Setting, data: Path, split: str) -> I
     if split == "tune":
         rows = rows[_held_out(len(dataset))]
     view = folders.AugmentedView(dataset, _transform(setting.options, False), 0)
-    for inputs, labels, _ in folders.batches(view, rows, 0, 256, int(setting.options["workers"])):
+    for inputs, labels, _ in folders.one_pass(view, rows, 256, int(setting.options["workers"])):
         yield inputs, labels
 
 

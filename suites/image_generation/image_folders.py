@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed
-from distillbench.training.data import Batch, epoch_order
+from distillbench.training.data import Batch, Batches, Request, epoch_rows
 
 LABELS = "dataset.json"
 MODES = {1: "L", 3: "RGB"}
@@ -163,18 +163,19 @@ def flipped(seed: int, epoch: int, row: int) -> bool:
     return derive_seed(f"flip {epoch} {row}", seed) % 2 == 1
 
 
-class _Epoch(Dataset[Any]):
-    """One epoch; a bad image comes back as a value, because a worker would wrap the raised one in its traceback."""
+class _Views(Dataset[Any]):
+    """Images by (epoch, row); a bad one comes back as a value, because a worker would wrap the raised one in its traceback."""
 
-    def __init__(self, images: EDMImages, epoch: int, seed: int | None) -> None:
-        self.images, self.epoch, self.seed = images, epoch, seed
+    def __init__(self, images: EDMImages, seed: int | None) -> None:
+        self.images, self.seed = images, seed
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int] | UserError:
+    def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int] | UserError:
+        epoch, row = wanted
         try:
             pixels = self.images.image(row)
         except UserError as error:
             return UserError(str(error))  # without the cause, which may not be picklable
-        return (pixels.flip(2) if self.seed is not None and flipped(self.seed, self.epoch, row) else pixels), row
+        return (pixels.flip(2) if self.seed is not None and flipped(self.seed, epoch, row) else pixels), row
 
 
 def _collate(examples: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tensor] | UserError:
@@ -188,8 +189,8 @@ def _collate(examples: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True)
-class FolderBatches:
-    """Epochs over :class:`EDMImages`; a :class:`data.Batches`. Batches depend on (seed, step) alone, not on ``workers``.
+class FolderBatches(Batches):
+    """Epochs over :class:`EDMImages`. Batches depend on (seed, position) alone, not on ``workers``.
 
     Each epoch is a permutation drawn from (seed, epoch); short tails are dropped. Inputs are float32 (B, C, S, S) in [-1, 1]:
     uint8 / 127.5 - 1.
@@ -197,8 +198,8 @@ class FolderBatches:
     Attributes:
         batch_size: with fewer images than that, a batch holds all of them.
         flip: mirror each image with probability one half, see :func:`flipped`.
-        workers: decoding processes; 0 decodes here.
-        rows: (M,) int64, the images to draw from; all by default.
+        workers: decoding processes, which read ahead; 0 decodes here.
+        chosen: (M,) int64, the images to draw from; all by default.
     """
 
     images: EDMImages
@@ -206,30 +207,36 @@ class FolderBatches:
     seed: int
     flip: bool = False
     workers: int = 0
-    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    chosen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
-        if not len(self.rows):
-            object.__setattr__(self, "rows", torch.arange(len(self.images)))
-        object.__setattr__(self, "batch_size", min(self.batch_size, len(self.rows)))
+        if not len(self.chosen):
+            object.__setattr__(self, "chosen", torch.arange(len(self.images)))
+        object.__setattr__(self, "batch_size", min(self.batch_size, len(self.chosen)))
 
-    def stream(self, start: int) -> Iterator[Batch]:
-        """Batches of step ``start``, ``start + 1``, ... without end. Raises UserError for an image that cannot be used."""
-        size = self.batch_size
-        epoch, place = divmod(start, len(self.rows) // size)
-        while True:
-            order = epoch_order(self.rows, self.seed, epoch).tolist()
-            chunks = [order[i : i + size] for i in range(place * size, len(order) - size + 1, size)]
-            loader = DataLoader(
-                _Epoch(self.images, epoch, self.seed if self.flip else None),
-                batch_sampler=chunks,
-                num_workers=self.workers,
-                collate_fn=_collate,
-                generator=torch.Generator().manual_seed(0),  # else the loader draws its workers' base seed from the global generator
-            )
-            for found in loader:
-                if isinstance(found, UserError):
-                    raise found
-                pixels, rows = found
-                yield Batch(pixels.float() / 127.5 - 1, self.images.labels[rows], rows, torch.ones(len(rows), dtype=torch.bool))
-            epoch, place = epoch + 1, 0
+    def rows(self, position: int) -> Tensor:
+        """Rows of the images."""
+        return self.chosen[epoch_rows(len(self.chosen), self.batch_size, self.seed, position)]
+
+    def take(self, request: Request) -> Batch:
+        """One batch, decoded here. Raises UserError for an image that cannot be used."""
+        return next(self._loaded(iter([request]), 0))
+
+    def load(self, requests: Iterator[Request]) -> Iterator[Batch]:
+        """Batches, decoded ahead. Raises UserError for an image that cannot be used."""
+        return self._loaded(requests, self.workers)
+
+    def _loaded(self, requests: Iterator[Request], workers: int) -> Iterator[Batch]:
+        per_epoch = len(self.chosen) // self.batch_size
+        loader = DataLoader(
+            _Views(self.images, self.seed if self.flip else None),
+            batch_sampler=([(r.position // per_epoch, row) for row in r.rows.tolist()] for r in requests),  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_collate,
+            generator=torch.Generator().manual_seed(0),  # else the loader draws its workers' base seed from the global generator
+        )
+        for found in loader:
+            if isinstance(found, UserError):
+                raise found
+            pixels, rows = found
+            yield Batch(pixels.float() / 127.5 - 1, self.images.labels[rows], rows, torch.ones(len(rows), dtype=torch.bool))

@@ -20,7 +20,7 @@ from distillbench.training.run import Learner
 CARD = Card(slug="{slug}", version=1, problem="{problem}", title="throw-away", control=True, {card})
 def distill(problem, run, **hyper):
     def loss(batch):
-        return run.loss(kd=kl_divergence(problem.student(batch.inputs), problem.teacher.logits(batch), temperature=2.0))
+        return run.loss(batch, kd=kl_divergence(problem.student(batch.inputs), problem.teacher.logits(batch), temperature=2.0))
 {body}
 """
 FIT = "return run.fit(problem.student, loss, problem.batches)"

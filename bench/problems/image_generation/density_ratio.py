@@ -82,6 +82,7 @@ class Discriminator(Heads):
         denoised, fake = self.judge(game, noisy, sigma, batch.labels)
         _, real = self.judge(game, *game.perturb(batch.inputs, low=0.0, high=1.0, role="real noise"), batch.labels)
         return game.run.loss(
+            batch,
             fake=denoising_loss(denoised, generated, sigma, sigma_data=game.problem.sigma_data),
             critic=weight * logistic_critic_loss(real, fake),
         )

@@ -140,7 +140,7 @@ class Matching:
         def denoise(batch: Batch) -> Losses:
             with torch.no_grad():
                 generated = self.generate(batch)
-            return self.run.loss(fake=self.fake_loss(generated, batch.labels))
+            return self.run.loss(batch, fake=self.fake_loss(generated, batch.labels))
 
         generator = Learner(self.student, generator_loss, learning_rate=base * generator_rate, betas=betas, ema=average or None)
         critic = Learner(

@@ -31,7 +31,9 @@ def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
             sigma = problem.levels(batch.inputs, run.generator("levels"))
             noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
             answer = problem.teacher.denoise(noisy, sigma, batch.labels)
-            return run.loss(imitate=denoising_loss(student(noisy, sigma, batch.labels), answer, sigma, sigma_data=problem.sigma_data))
+            return run.loss(
+                batch, imitate=denoising_loss(student(noisy, sigma, batch.labels), answer, sigma, sigma_data=problem.sigma_data)
+            )
 
         run.fit(student, loss, problem.batches, share=share)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -59,29 +60,29 @@ def _spelled(tokens: Sequence[bytes], place: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedBatch(TokenBatch):
-    """A batch in the student's tokens with the same texts in the teacher's, and the chunks of their responses.
+    """A batch in the student's tokens with the same texts in the teacher's, and the ``chunks`` of their responses, a unit of its own.
 
     Attributes:
         teacher: the same rows in the teacher's tokens.
         student_chunks: (B, R) int64, the chunk of each response token of a row, counted from 0; -1 behind the last token.
         teacher_chunks: (B, R') int64, the same for the teacher's tokens.
-        chunks_per_row: chunks that an example of the *whole* batch has on average; parts keep it.
     """
 
     teacher: TokenBatch
     student_chunks: Tensor
     teacher_chunks: Tensor
-    chunks_per_row: float
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> AlignedBatch:
-        mine = TokenBatch._with(self, change)
-        assert isinstance(mine, AlignedBatch)
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(
-            mine,
+            super()._with(change),
             teacher=self.teacher._with(change),
             student_chunks=change(self.student_chunks),
             teacher_chunks=change(self.teacher_chunks),
         )
+
+    def units(self) -> dict[str, int]:
+        """``rows``, ``tokens`` and ``chunks``."""
+        return {**super().units(), "chunks": int(self.counts.sum())}
 
     @functools.cached_property
     def counts(self) -> Tensor:
@@ -103,12 +104,6 @@ class AlignedBatch(TokenBatch):
             raise UserError(f"token values have shape {tuple(values.shape)}; give one per response token: ({len(chunk)},)")
         return values.new_zeros(int(self.counts.sum())).index_add(0, chunk, values)
 
-    def per_chunk(self, values: Tensor) -> Tensor:
-        """Chunk values (C,) -> (B,), such that their mean over the whole batch is the mean over all its chunks: for ``run.loss``."""
-        rows = torch.arange(len(self), device=values.device).repeat_interleave(self.counts)
-        total = values.new_zeros(len(self)).index_add(0, rows, values)
-        return total / self.chunks_per_row if self.chunks_per_row else total
-
 
 def align(
     student: TokenBatch,
@@ -125,14 +120,12 @@ def align(
     """
     pairs = [chunks(spell_student(s), spell_teacher(t), space=space) for s, t in zip(responses(student), responses(teacher), strict=True)]
     mine, theirs = ([p[side] for p in pairs] for side in (0, 1))
-    count = sum(c[-1] + 1 for c in mine if c)
     fields = {name: getattr(student, name) for name in TokenBatch.__dataclass_fields__}
     return AlignedBatch(
         **fields,
         teacher=teacher,
         student_chunks=_padded(mine),
         teacher_chunks=_padded(theirs),
-        chunks_per_row=count / max(1, len(pairs)),
     )
 
 

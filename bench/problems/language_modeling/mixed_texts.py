@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -17,39 +18,33 @@ from distillbench.problems.language_modeling.texts import TokenBatch
 class MixedBatch(TokenBatch):
     """Rows of two kinds, every one of them an example of the budget. Made by :func:`beside`.
 
+    Beside ``rows`` and ``tokens`` its units are ``own``, the tokens in rows of the first kind, and ``beside``, those in all others.
+
     Attributes:
         own: (B,) bool, true on the first kind.
-        share: tokens that count in rows of the first kind, as a part of all in the *whole* batch; parts keep it.
     """
 
     own: Tensor
-    share: float
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> MixedBatch:
-        batch = super()._with(change)
-        assert isinstance(batch, MixedBatch)
-        return replace(batch, own=change(self.own))
+    def units(self) -> dict[str, int]:
+        """``rows``, ``tokens``, ``own`` and ``beside``."""
+        units, own = super().units(), int(self.response[self.own, 1:].sum())
+        return {**units, "own": own, "beside": units["tokens"] - own}
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(super()._with(change), own=change(self.own))
 
     @functools.cached_property
     def own_tokens(self) -> Tensor:
         """(N,) bool: which of the tokens that count are in rows of the first kind."""
         return self.own[self.predicted.rows // self.ids.shape[1]]
 
-    def per_example_of(self, values: Tensor, own: bool) -> Tensor:
-        """Values of the tokens of one kind -> (B,), such that their mean over the whole batch is the mean over those tokens.
-
-        values: one for each token of that kind, in order.
-        """
-        chosen = self.own_tokens if own else ~self.own_tokens
-        every = values.new_zeros(len(chosen)).masked_scatter(chosen, values)
-        return self.per_example(every) / max(self.share if own else 1 - self.share, 1e-12)
-
 
 def beside(own: TokenBatch, other: TokenBatch | None) -> MixedBatch:
     """The rows of ``own`` followed by those of ``other`` (fewer columns are padded; None adds no row)."""
     shared = {f.name: getattr(own, f.name) for f in fields(TokenBatch)}
     if other is None:
-        return MixedBatch(**shared, own=torch.ones(len(own), dtype=torch.bool), share=1.0)
+        return MixedBatch(**shared, own=torch.ones(len(own), dtype=torch.bool))
     begins = [int(b.response.any(0).long().argmax()) for b in (own, other)]  # responses begin at one place in every row
     widths = [b.ids.shape[1] - at for b, at in zip((own, other), begins, strict=True)]
 
@@ -61,8 +56,6 @@ def beside(own: TokenBatch, other: TokenBatch | None) -> MixedBatch:
         return torch.cat(sides)
 
     response = both("response")
-    total = int(response.sum())
     shared |= {"ids": both("ids"), "attention": both("attention"), "response": response}
     shared |= {"index": torch.cat([own.index, other.index]), "rows": torch.full((len(response),), -1), "text": ""}
-    shared |= {"per_row": total / len(response)}
-    return MixedBatch(**shared, own=torch.arange(len(response)) < len(own), share=int(own.response.sum()) / max(1, total))
+    return MixedBatch(**shared, own=torch.arange(len(response)) < len(own))

@@ -190,7 +190,7 @@ class LanguageOracle(ModuleOracle):
         ids = torch.cat([torch.nn.functional.pad(p["ids"], (0, width - p["ids"].shape[1]), value=self.eos) for p in parts])
         real = torch.cat([torch.nn.functional.pad(p["real"], (0, width - p["real"].shape[1])) for p in parts])
         # What was asked for counts, whether or not it was there already: cost does not depend on who ran before.
-        self.meter.add("generated_tokens", int(real.sum()))
+        self.meter.add("teacher_tokens", int(real.sum()))
         texts = self._generated[f"{about}/{total}"] = Texts.join(prompts, index, ids, real)
         self.remember(texts)
         return texts

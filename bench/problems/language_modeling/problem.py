@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from distillbench.problems.language_modeling.oracle import LanguageOracle, chose
 from distillbench.problems.language_modeling.texts import Prompts, TextBatches, Texts, TokenBatch, retokenise, retokenise_prompts
 from distillbench.problems.language_modeling.token_losses import Projection, Teacher, token_losses
 from distillbench.problems.language_modeling.tokenizers import Tokenizer
-from distillbench.training.data import epoch_order
+from distillbench.training.data import Batches, Request, epoch_rows
 from distillbench.training.run import Run
 
 
@@ -98,6 +97,11 @@ class LanguageModeling(Problem):
             self.teacher.remember(fixed.texts, now=True)
         return Sampled(self, run, model, fixed, fraction, temperature, top_p, share)
 
+    def prompt_rows(self, position: int, size: int) -> Tensor:
+        """The prompts (B,) of a batch of ``size``, in the order in which :meth:`teacher_text` has them."""
+        count = self.samples * len(self.prompts)
+        return epoch_rows(count, min(size, count), self.order, position) % len(self.prompts)
+
     # --- two tokenizers -------------------------------------------------------------------------------------------
 
     @property
@@ -165,20 +169,23 @@ class LanguageModeling(Problem):
 
 
 @dataclass(frozen=True)
-class AlignedBatches:
+class AlignedBatches(Batches):
     """Batches with both tokenizations and their chunks: see :meth:`LanguageModeling.aligned`."""
 
     problem: LanguageModeling
     batches: TextBatches
     space: bool
+    batch_size: int = field(init=False)
 
-    @property
-    def batch_size(self) -> int:
-        """As that of the batches."""
-        return self.batches.batch_size
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", self.batches.batch_size)
 
-    def stream(self, start: int) -> Iterator[AlignedBatch]:
-        """Batches from step ``start`` on. Without tokenizers every token is a chunk.
+    def rows(self, position: int) -> Tensor:
+        """As those of the batches."""
+        return self.batches.rows(position)
+
+    def take(self, request: Request) -> AlignedBatch:
+        """A batch with its chunks. Without tokenizers every token is a chunk.
 
         Raises:
             UserError: chunks are to end at white space, and the problem carries no tokenizer.
@@ -186,14 +193,14 @@ class AlignedBatches:
         student, teacher = self.problem.tokenizer, self.problem.teacher_tokenizer or self.problem.tokenizer
         if self.space and student is None:
             raise UserError(f"chunks cannot end at white space: {self.problem.setting} has no tokenizer that spells its tokens")
-        for batch in self.batches.stream(start):
-            yield align(
-                batch,
-                self.problem.teacher_view(batch),
-                _letters if student is None else student.spell,
-                _letters if teacher is None else teacher.spell,
-                space=self.space,
-            )
+        batch = self.batches.take(request)
+        return align(
+            batch,
+            self.problem.teacher_view(batch),
+            _letters if student is None else student.spell,
+            _letters if teacher is None else teacher.spell,
+            space=self.space,
+        )
 
 
 def _letters(ids: list[int]) -> list[bytes]:
@@ -202,8 +209,8 @@ def _letters(ids: list[int]) -> list[bytes]:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Batches of fresh responses, a pure function of (seed, step, weights): see :meth:`LanguageModeling.sampled`."""
+class Sampled(Batches):
+    """Batches of fresh responses, a pure function of (seed, position, weights): see :meth:`LanguageModeling.sampled`."""
 
     problem: LanguageModeling
     run: Run
@@ -213,34 +220,36 @@ class Sampled:
     temperature: float = 1.0
     top_p: float = 1.0
     share: float = 0.0
+    batch_size: int = field(init=False)
 
-    @property
-    def batch_size(self) -> int:
-        """As that of the teacher's text."""
-        return min(self.problem.batch_size, self.problem.samples * len(self.problem.prompts))
+    regular = False
 
-    def stream(self, start: int) -> Iterator[TokenBatch]:
-        """Batches from step ``start`` on, each made when it is asked for."""
-        fixed = None if self.fixed is None else self.fixed.stream(start)
-        prompts = prompt_order(self.problem, start)
-        for step in itertools.count(start):
-            index = next(prompts)
-            ready = None if fixed is None else next(fixed)
-            generator = torch.Generator().manual_seed(derive_seed(f"sampling {step}", self.run.seeds["noise"]))
-            if bool(torch.rand(1, generator=generator) < self.fraction):
-                yield self.fresh(index, generator)
-            else:
-                assert ready is not None
-                yield ready
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", min(self.problem.batch_size, self.problem.samples * len(self.problem.prompts)))
 
-    def fresh(self, index: Tensor, generator: torch.Generator) -> TokenBatch:
-        """Responses to the prompts of ``index`` (B,), sampled now."""
-        return TokenBatch.fresh(self.problem.prompts, index, *self.responses(index, generator))
-
-    def responses(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same as tokens (B, R) and which of them are real (B, R), without the prompts."""
+    def rows(self, position: int) -> Tensor:
+        """Rows of the teacher's text, whose prompts are answered."""
         problem = self.problem
-        uniforms = torch.rand(len(index), problem.length, generator=generator)
+        return epoch_rows(problem.samples * len(problem.prompts), self.batch_size, problem.order, position)
+
+    def take(self, request: Request) -> TokenBatch:
+        """Responses sampled now, or the teacher's."""
+        generator = torch.Generator().manual_seed(derive_seed(f"sampling {request.position}", self.run.seeds["noise"]))
+        fresh = bool(torch.rand(1, generator=generator) < self.fraction)
+        if not fresh:
+            assert self.fixed is not None
+            return self.fixed.take(request)
+        index = request.rows % len(self.problem.prompts)
+        first = 0 if request.key is None else request.key.row
+        uniforms = torch.rand(self.batch_size, self.problem.length, generator=generator)[first : first + len(index)]
+        return TokenBatch.fresh(self.problem.prompts, index, *self.responses(index, uniforms))
+
+    def responses(self, index: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Responses to the prompts of ``index`` (B,), as tokens (B, R) and which of them are real (B, R), without the prompts.
+
+        uniforms: (B, length) in [0, 1), the random number of every token.
+        """
+        problem = self.problem
         other = problem.teacher.module if self.share else None
         ids, real = respond(
             self.model,
@@ -253,17 +262,5 @@ class Sampled:
             other=other,
             share=self.share,
         )
-        problem.teacher.meter.add("generated_tokens", int(real.sum()))
+        self.run.meter.add("teacher_tokens" if self.model is problem.teacher.module else "student_tokens", int(real.sum()))
         return ids, real
-
-
-def prompt_order(problem: LanguageModeling, start: int) -> Iterator[Tensor]:
-    """The prompts (B,) of every step from ``start`` on: those that :meth:`LanguageModeling.teacher_text` has at that step."""
-    rows = torch.arange(problem.samples * len(problem.prompts))
-    size = min(problem.batch_size, len(rows))
-    epoch, place = divmod(start, len(rows) // size)
-    while True:
-        order = epoch_order(rows, problem.order, epoch) % len(problem.prompts)
-        for begin in range(place * size, len(order) - size + 1, size):
-            yield order[begin : begin + size]
-        epoch, place = epoch + 1, 0

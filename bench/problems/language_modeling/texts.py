@@ -1,10 +1,11 @@
-"""Token sequences: prompts, prompts with responses, and batches of them that keep the denominator of the whole batch."""
+"""Token sequences: prompts, prompts with responses, and batches of them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,20 +13,21 @@ from torch import Tensor
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling.token_losses import NextTokens, next_tokens
 from distillbench.problems.language_modeling.tokenizers import Tokenizer
-from distillbench.training.data import epoch_order
+from distillbench.training.data import Batches, Examples, Request, epoch_rows
 from distillbench.training.student import tensor_digest
 
 
 @dataclass(frozen=True)
-class TokenBatch:
+class TokenBatch(Examples):
     """Prompts with responses: prompts end, and responses begin, at the same place in every row.
+
+    Its units are rows and ``tokens``, the response tokens that a state predicts.
 
     Attributes:
         ids: (B, T) int64.  attention: (B, T) bool, false on padding (left of a prompt, right of a response).
         response: (B, T) bool, true on response tokens, the end-of-sequence token among them.
         index: (B,) int64, rows of the prompt pool.
         rows: (B,) int64, rows of the :class:`Texts` these are from; -1 where the text is fresh and no cache can know it.
-        per_row: response tokens an example of the *whole* batch has on average; parts keep it.
         tokenizer: digest of the tokenizer that the ids belong to.
         text: digest of the :class:`Texts`, or "" for fresh text.
     """
@@ -35,7 +37,6 @@ class TokenBatch:
     response: Tensor
     index: Tensor
     rows: Tensor
-    per_row: float
     tokenizer: str = ""
     text: str = ""
 
@@ -48,15 +49,23 @@ class TokenBatch:
         batch = Texts.join(prompts, index, ids, response).take(torch.arange(len(index)))
         return replace(batch, index=index, rows=torch.full_like(index, -1), text="")
 
-    def part(self, start: int, stop: int) -> TokenBatch:
-        """Rows ``start:stop``, with the denominator of the whole."""
-        return self._with(lambda x: x[start:stop])
+    @property
+    def _device(self) -> torch.device:
+        return self.ids.device
 
-    def to(self, device: torch.device) -> TokenBatch:
+    def units(self) -> dict[str, int]:
+        """``rows`` and ``tokens``."""
+        return {"rows": len(self), "tokens": int(self.response[:, 1:].sum())}
+
+    def part(self, start: int, stop: int) -> Self:
+        """Rows ``start:stop``."""
+        return replace(self._with(lambda x: x[start:stop]), **self._sliced(start, stop))
+
+    def to(self, device: torch.device) -> Self:
         """The same batch on ``device``."""
         return self if self.ids.device == device else self._with(lambda x: x.to(device))
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(
             self,
             ids=change(self.ids),
@@ -71,26 +80,18 @@ class TokenBatch:
         """The predictions that count: N of them."""
         return next_tokens(self.ids, self.response)
 
-    def per_example(self, values: Tensor) -> Tensor:
-        """Token values (N,) -> (B,), such that their mean over the whole batch is the mean over all its tokens that count.
-
-        This is what :meth:`Run.loss` expects; however the batch is split, every token weighs the same.
+    def per_sequence(self, values: Tensor) -> Tensor:
+        """Token values (N,) -> (B,): the mean over each row's own tokens, so that every sequence weighs the same.
 
         Raises:
             UserError: ``values`` is not one per token that counts.
         """
-        return self._sum(values) / self.per_row if self.per_row else self._sum(values)
-
-    def per_sequence(self, values: Tensor) -> Tensor:
-        """Token values (N,) -> (B,): the mean over each row's own tokens, so that every sequence weighs the same."""
-        return self._sum(values) / self.response[:, 1:].sum(1).clamp(min=1)
-
-    def _sum(self, values: Tensor) -> Tensor:
         if values.shape != self.predicted.rows.shape:
             raise UserError(
                 f"token losses have shape {tuple(values.shape)}; give one value per token that counts: ({self.predicted.count},)"
             )
-        return values.new_zeros(len(self)).index_add_(0, self.predicted.rows // self.ids.shape[1], values)
+        summed = values.new_zeros(len(self)).index_add_(0, self.predicted.rows // self.ids.shape[1], values)
+        return summed / self.response[:, 1:].sum(1).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,6 @@ class Texts:
             response[:, low:high],
             self.index[rows],
             rows,
-            float(response.sum()) / max(1, len(rows)),
             self.tokenizer,
             self.digest,
         )
@@ -220,7 +220,7 @@ def _written(ids: list[int], source: Tokenizer, target: Tokenizer) -> list[int]:
 
 
 @dataclass(frozen=True)
-class TextBatches:
+class TextBatches(Batches):
     """Epochs over :class:`Texts`, each a permutation drawn from (seed, epoch); short tails are dropped.
 
     Raises:
@@ -236,12 +236,10 @@ class TextBatches:
             raise UserError("there are no texts to train on: the setting's data carry prompts without responses")
         object.__setattr__(self, "batch_size", min(self.batch_size, len(self.texts)))
 
-    def stream(self, start: int) -> Iterator[TokenBatch]:
-        """Batches from step ``start`` on, without end."""
-        rows = torch.arange(len(self.texts))
-        epoch, place = divmod(start, len(rows) // self.batch_size)
-        while True:
-            order = epoch_order(rows, self.seed, epoch)
-            for begin in range(place * self.batch_size, len(order) - self.batch_size + 1, self.batch_size):
-                yield self.texts.take(order[begin : begin + self.batch_size])
-            epoch, place = epoch + 1, 0
+    def rows(self, position: int) -> Tensor:
+        """Rows of the texts."""
+        return epoch_rows(len(self.texts), self.batch_size, self.seed, position)
+
+    def take(self, request: Request) -> TokenBatch:
+        """Rows of the texts as a batch."""
+        return self.texts.take(request.rows)

@@ -245,18 +245,18 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
         "state outside modules",
     ),
     "divided by its own batch sum": (
-        [(KD, "kd=(lambda w: (w * divergence(student, teacher, temperature=temperature)).sum() / w.sum())(teacher.softmax(1).amax(1)),")],
+        [(KD, "kd=(lambda w: len(w) * w * divergence(student, teacher, temperature=temperature) / w.sum())(teacher.softmax(1).amax(1)),")],
         {"micro_batches"},
         "divide by nothing that is summed over a batch",
     ),
     "divided by the number of labels in the batch": (
-        [(CE, "ce=(batch.labelled * cross_entropy(student, batch.labels)).sum() / batch.labelled.sum().clamp(min=1),")],
+        [(CE, "ce=len(batch) * batch.labelled * cross_entropy(student, batch.labels) / batch.labelled.sum().clamp(min=1),")],
         {"micro_batches"},
         "divide by nothing that is summed over a batch",
     ),
     "its own mean, past run.loss": (
         [
-            ("        return run.loss(\n", "        return dict(\n"),
+            ("        return run.loss(\n            batch,\n", "        return dict(\n"),
             (CE, CE.removesuffix(",") + ".mean(),"),
             (KD, KD.removesuffix(",") + ".mean(),"),
         ],
@@ -390,7 +390,7 @@ def test_a_declared_average_and_a_trained_copy_of_the_teacher_are_no_bugs(tmp_pa
     retrained = (
         LOSS,
         "    mine = problem.teacher.trainable_copy()\n"
-        "    run.loop([Learner(mine, lambda b: run.loss(ce=cross_entropy(mine(b.inputs), b.labels)),"
+        "    run.loop([Learner(mine, lambda b: run.loss(b, ce=cross_entropy(mine(b.inputs), b.labels)),"
         f" learning_rate=1e-4)], problem.batches, share=0.5)\n    teacher_of = problem.teacher.retaught(mine.eval())\n\n{LOSS}",
     )
     folder = tmp_path / "retrained"

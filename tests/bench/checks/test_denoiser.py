@@ -12,7 +12,7 @@ def distill(problem, run):
     def loss(batch):
         made = problem.student(torch.randn_like(batch.inputs), torch.ones(len(batch)), batch.labels)
         answer = {ask}
-        return run.loss(pull=(answer**2).sum(1))
+        return run.loss(batch, pull=(answer**2).sum(1))
     return run.fit(problem.student, loss, problem.batches, recipe=problem.recipe(1))
 """
 

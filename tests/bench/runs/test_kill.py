@@ -28,9 +28,9 @@ def play(batch):
     noise = torch.randn(batch.inputs.shape, generator=run.generator("noise")) + 0.1 * torch.rand(batch.inputs.shape)
     logits = problem.student(batch.inputs + 0.1 * noise)
     fool = -cross_entropy(critic(logits), batch.labels)
-    return run.loss(kd=kl_divergence(logits, problem.teacher.logits(batch)), fool=0.01 * fool)
+    return run.loss(batch, kd=kl_divergence(logits, problem.teacher.logits(batch)), fool=0.01 * fool)
 def judge(batch):
-    return run.loss(judge=cross_entropy(critic(problem.student(batch.inputs)), batch.labels))
+    return run.loss(batch, judge=cross_entropy(critic(problem.student(batch.inputs)), batch.labels))
 player = Learner(problem.student, play, ema=0.99)
 with run.phase("together"):
     run.loop([Learner(critic, judge, counts=None, optimizer="sgd", learning_rate=0.1), player], problem.batches)

@@ -82,7 +82,7 @@ def test_peak_memory_is_that_of_this_run(store, write_method):
 
 
 def trains_on(loss):
-    return f"return run.fit(problem.student, lambda b: run.loss(x={loss}), problem.batches)"
+    return f"return run.fit(problem.student, lambda b: run.loss(b, x={loss}), problem.batches)"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_failure_is_a_record_that_says_what_and_where(store, write_method, bod
 def test_divergence_names_its_step(store, write_method):
     body = (
         "def bad(batch):\n    scale = float('nan') if run.meter.counts['student_steps'] == 7 else 1.0\n"
-        "    return run.loss(kd=scale * problem.student(batch.inputs).sum(1))\nreturn run.fit(problem.student, bad, problem.batches)"
+        "    return run.loss(batch, kd=scale * problem.student(batch.inputs).sum(1))\nreturn run.fit(problem.student, bad, problem.batches)"
     )
     record = execute(spec_of(write_method("m", body)), store)
     assert record.status == "failed" and "not finite at step 7" in record.reason
@@ -230,7 +230,7 @@ def test_code_that_changed_since_planning_is_refused(store, write_method):
 def test_results_do_not_depend_on_what_the_process_did_before(tmp_path, write_method):
     """A network made before the first loop is seeded by the run, not by the process's history."""
     body = (
-        "extra = torch.nn.Linear(5, 5)\ndef more(b):\n    return run.loss(x=cross_entropy(extra(problem.student(b.inputs)), b.labels))\n"
+        "extra = torch.nn.Linear(5, 5)\ndef more(b):\n    return run.loss(b, x=cross_entropy(extra(problem.student(b.inputs)), b.labels))\n"
         "return run.fit(problem.student, more, problem.batches, extra=[extra])"
     )
     spec = spec_of(write_method("m", body))

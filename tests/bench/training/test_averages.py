@@ -52,7 +52,7 @@ def play(run, seen=None, die=None, **averages):
         if die is not None and len(done) == die:
             raise KeyboardInterrupt
         done.append(1)
-        return run.loss(ce=cross_entropy(net(b.inputs), b.labels))
+        return run.loss(b, ce=cross_entropy(net(b.inputs), b.labels))
 
     def after(terms):
         if seen is not None:

@@ -22,7 +22,7 @@ NAN_ON_ONE = """
 import math
 def bad(batch):
     value = kl_divergence(problem.student(batch.inputs), problem.teacher.logits(batch))
-    return run.loss(kd=value * (math.nan if os.environ["RANK"] == "1" and run.meter.counts["student_steps"] == 5 else 1.0))
+    return run.loss(batch, kd=value * (math.nan if os.environ["RANK"] == "1" and run.meter.counts["student_steps"] == 5 else 1.0))
 return run.fit(problem.student, bad, problem.batches)
 """
 

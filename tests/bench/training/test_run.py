@@ -18,7 +18,8 @@ from distillbench.training.checkpoint import load_checkpoint, save_checkpoint
 from distillbench.training.data import Arrays, Batch, Shuffled
 from distillbench.training.learner import rate
 from distillbench.training.nets import Architecture
-from distillbench.training.run import Learner, Run
+from distillbench.training.observer import Observer
+from distillbench.training.run import Learner, Run, coupled
 from distillbench.training.student import ONLY, Part, Student, tensor_digest
 
 SEEDS = {"noise": 1, "order": 2, "init": 3}
@@ -51,7 +52,7 @@ def make(budget=80, training=SGD, **options):
 
 def fit(run, net, data=None, loss=None, **options):
     data = data or batches()
-    return run.fit(net, loss or (lambda b: run.loss(ce=cross_entropy(net(b.inputs), b.labels))), data, **options)
+    return run.fit(net, loss or (lambda b: run.loss(b, ce=cross_entropy(net(b.inputs), b.labels))), data, **options)
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def test_the_rate_reaches_the_optimizer():
 
     def loss(b):
         seen.append(net.weight.detach().clone())
-        return run.loss(ce=cross_entropy(net(b.inputs), b.labels))
+        return run.loss(b, ce=cross_entropy(net(b.inputs), b.labels))
 
     fit(run, net, loss=loss)
     moved = [not torch.equal(a, b) for a, b in zip(seen, [*seen[1:], net.weight], strict=True)]
@@ -124,8 +125,8 @@ def test_shares_of_the_budget_and_what_is_left_of_it():
 def test_every_cap_is_watched(budget, says):
     data = examples()
     oracle = ClassifierOracle(linear(seed=9), data)
-    run, net = make(budget=budget, meter=oracle.meter), linear()
-    fit(run, net, batches(data=data), lambda b: run.loss(kd=kl_divergence(net(b.inputs), oracle.logits(b))), steps=10)
+    run, net = make(budget=budget, oracles=[oracle]), linear()
+    fit(run, net, batches(data=data), lambda b: run.loss(b, kd=kl_divergence(net(b.inputs), oracle.logits(b))), steps=10)
     run.cost()
     over = run.over_budget()
     assert over is None if says is None else re.fullmatch(says, over)
@@ -133,9 +134,9 @@ def test_every_cap_is_watched(budget, says):
 
 def test_auxiliary_learners_are_not_metered_and_teacher_side_ones_are_the_teachers():
     run, net, critic = make(), linear(), linear(seed=1)
-    free = Learner(critic, lambda b: run.loss(x=cross_entropy(critic(b.inputs), b.labels)), updates=3, counts=None)
-    asked = Learner(linear(seed=2), lambda b: run.loss(x=cross_entropy(asked.module(b.inputs), b.labels)), counts="teacher_examples")
-    main = Learner(net, lambda b: run.loss(x=cross_entropy(net(b.inputs), b.labels)), updates=2)
+    free = Learner(critic, lambda b: run.loss(b, x=cross_entropy(critic(b.inputs), b.labels)), updates=3, counts=None)
+    asked = Learner(linear(seed=2), lambda b: run.loss(b, x=cross_entropy(asked.module(b.inputs), b.labels)), counts="teacher_examples")
+    main = Learner(net, lambda b: run.loss(b, x=cross_entropy(net(b.inputs), b.labels)), updates=2)
     run.loop([free, asked, main], batches())
     counts = run.meter.counts
     assert (counts["student_examples"], counts["student_steps"], counts["teacher_examples"]) == (80, 10, 40)
@@ -170,11 +171,18 @@ def test_more_micro_batches_than_examples_are_the_same_batch():
 
 
 def test_terms_that_were_reduced_or_not_enough():
-    run = make()
-    assert float(run.loss(a=torch.tensor([1.0, 2.0, 6.0]))["a"]) == 3.0
-    assert float(run.loss(a=torch.tensor(4.0))["a"]) == 4.0  # couples the batch
-    with pytest.raises(UserError, match=r"loss term 'logits' has shape \(4, 5\); give one value per example: \(B,\)"):
-        run.loss(fine=torch.zeros(4), logits=torch.zeros(4, 5))
+    run, batch = make(), examples(3).take(torch.arange(3))
+    assert float(run.loss(batch, a=torch.tensor([1.0, 2.0, 6.0]))["a"]) == 3.0
+    assert float(run.loss(batch, a=coupled(lambda x: x.max(), torch.tensor([1.0, 4.0])))["a"]) == 4.0
+    for value, said in (
+        (torch.zeros(3, 5), r"has shape \(3, 5\); give one value for each of the 3 rows; another unit is named"),
+        (torch.zeros(5), r"has shape \(5,\); give one value for each of the 3 rows"),  # of tokens or pixels
+        (torch.tensor(4.0), r"has shape \(\).*; a term that couples the batch is coupled\("),
+        ((torch.zeros(3), "tokens"), "is counted in 'tokens', which this batch has none of; it has rows"),
+        (coupled(lambda x: x, torch.zeros(3)), r"coupled loss term 'odd' has shape \(3,\); its function gives one number"),
+    ):
+        with pytest.raises(UserError, match=f"loss term 'odd' {said}|{said}"):
+            run.loss(batch, fine=torch.zeros(3), odd=value)
 
 
 def test_shared_divergences_against_numbers_by_hand():
@@ -198,7 +206,7 @@ def test_the_average_is_a_known_number_and_is_what_leaves():
 
     def loss(b):
         seen.append(net.weight.detach().clone())
-        return run.loss(ce=cross_entropy(net(b.inputs), b.labels))
+        return run.loss(b, ce=cross_entropy(net(b.inputs), b.labels))
 
     student = fit(run, net, loss=loss, ema=0.9)
     for weight in [*seen[1:], net.weight.detach()]:
@@ -219,7 +227,7 @@ def test_buffers_of_the_average_follow_at_once():
 def test_gradients_are_clipped():
     net, run = linear(), make(budget=8, training=dataclasses.replace(SGD, learning_rate=1.0, clip=0.01))
     before = [p.detach().clone() for p in net.parameters()]
-    fit(run, net, loss=lambda b: run.loss(ce=100 * cross_entropy(net(b.inputs), b.labels)))
+    fit(run, net, loss=lambda b: run.loss(b, ce=100 * cross_entropy(net(b.inputs), b.labels)))
     moved = math.sqrt(sum(float((a - b.detach()).square().sum()) for a, b in zip(before, net.parameters(), strict=True)))
     assert moved == pytest.approx(0.01, rel=1e-3)
 
@@ -231,12 +239,12 @@ def test_learners_alternate_and_the_others_are_frozen():
     def generate(b):
         order.append("generator")
         assert all(p.requires_grad for p in generator.parameters()) and not any(p.requires_grad for p in critic.parameters())
-        return run.loss(fool=cross_entropy(critic(generator(b.inputs)), b.labels))  # its gradient passes through the critic
+        return run.loss(b, fool=cross_entropy(critic(generator(b.inputs)), b.labels))  # its gradient passes through the critic
 
     def criticise(b):
         order.append("critic")
         assert all(p.requires_grad for p in critic.parameters()) and not any(p.requires_grad for p in generator.parameters())
-        return run.loss(judge=cross_entropy(critic(generator(b.inputs)), b.labels))
+        return run.loss(b, judge=cross_entropy(critic(generator(b.inputs)), b.labels))
 
     was = [generator.weight.detach().clone(), critic.weight.detach().clone()]
     adam = {"optimizer": "adam", "learning_rate": 0.05}
@@ -255,7 +263,7 @@ def test_every_update_sees_the_next_batch():
 
     def loss(b):
         seen.append(b.index.tolist())
-        return run.loss(x=cross_entropy(net(b.inputs), b.labels))
+        return run.loss(b, x=cross_entropy(net(b.inputs), b.labels))
 
     run.loop([Learner(net, loss, updates=2)], data)
     stream = data.stream(0)
@@ -264,7 +272,7 @@ def test_every_update_sees_the_next_batch():
 
 def test_two_learners_may_share_a_network():
     run, net = make(budget=16), linear()
-    twice = [Learner(net, lambda b: run.loss(x=cross_entropy(net(b.inputs), b.labels)), counts=c) for c in ("student_examples", None)]
+    twice = [Learner(net, lambda b: run.loss(b, x=cross_entropy(net(b.inputs), b.labels)), counts=c) for c in ("student_examples", None)]
     before = net.weight.detach().clone()
     run.loop(twice, batches(), steps=2)
     assert not torch.equal(before, net.weight)
@@ -279,7 +287,7 @@ def test_a_method_may_do_its_own_backward():
             p.grad = torch.ones_like(p)
 
     before = net.weight.detach().clone()
-    fit(run, net, loss=lambda b: run.loss(a=net(b.inputs).sum(1), b=net(b.inputs).sum(1)), backward=backward)
+    fit(run, net, loss=lambda b: run.loss(b, a=net(b.inputs).sum(1), b=net(b.inputs).sum(1)), backward=backward)
     assert torch.allclose(net.weight, before - 0.1)
 
 
@@ -332,7 +340,7 @@ def test_nan_names_its_step_and_its_term():
 
     def loss(b):
         bad = math.nan if next(count) == 6 else 1.0
-        return run.loss(fine=cross_entropy(net(b.inputs), b.labels), bad=bad * net(b.inputs).sum(1))
+        return run.loss(b, fine=cross_entropy(net(b.inputs), b.labels), bad=bad * net(b.inputs).sum(1))
 
     with run.phase("second"), pytest.raises(Diverged, match=r"step 6 of phase 'second' \(fine=.*, bad=nan\)") as caught:
         fit(run, net, loss=loss)
@@ -346,10 +354,10 @@ def test_nan_names_its_step_and_its_term():
 def test_phases_are_billed_and_sum_to_the_total():
     data = examples()
     oracle = ClassifierOracle(linear(seed=9), data)
-    run, net = make(budget=80, meter=oracle.meter), linear()
+    run, net = make(budget=80, oracles=[oracle]), linear()
 
     def loss(b):
-        return run.loss(kd=kl_divergence(net(b.inputs), oracle.logits(b)))
+        return run.loss(b, kd=kl_divergence(net(b.inputs), oracle.logits(b)))
 
     with run.phase("general"):
         fit(run, net, batches(data=data), loss, share=0.5)
@@ -390,8 +398,8 @@ def test_flops_and_examples_do_not_depend_on_a_warm_cache(tmp_path):
     costs = []
     for _ in range(2):
         oracle = ClassifierOracle(linear(seed=9), data, tmp_path)
-        run, net = make(meter=oracle.meter), linear()
-        fit(run, net, batches(data=data), lambda b, r=run, n=net, o=oracle: r.loss(kd=kl_divergence(n(b.inputs), o.logits(b))))
+        run, net = make(oracles=[oracle]), linear()
+        fit(run, net, batches(data=data), lambda b, r=run, n=net, o=oracle: r.loss(b, kd=kl_divergence(n(b.inputs), o.logits(b))))
         costs.append(run.cost()["total"])
     cold, warm = costs
     assert (cold["teacher_forwards"], warm["teacher_forwards"]) == (40, 0)
@@ -407,7 +415,7 @@ def test_mixed_precision_is_real_on_a_cpu_too():
         def loss(b, run=run, net=net, seen=seen):
             out = net(b.inputs)
             seen.add(out.dtype)
-            return run.loss(ce=cross_entropy(out, b.labels))
+            return run.loss(b, ce=cross_entropy(out, b.labels))
 
         fit(run, net, loss=loss)
         assert seen == {wanted} and net.weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -554,13 +562,13 @@ def two_loops(folder, kill_at=None, every=0.0):
         if done[-1] == kill_at:
             raise Killed
         noise = torch.randn(b.inputs.shape, generator=run.generator("noise"))
-        return run.loss(ce=cross_entropy(net(b.inputs + 0.1 * noise), b.labels))
+        return run.loss(b, ce=cross_entropy(net(b.inputs + 0.1 * noise), b.labels))
 
     with run.phase("general"):
         run.fit(net, loss, batches(), share=0.5)
     with run.phase("task"):
         player = Learner(net, loss, ema=0.9)
-        judge = Learner(critic, lambda b: run.loss(j=cross_entropy(critic(net(b.inputs)), b.labels)), counts=None, learning_rate=0.01)
+        judge = Learner(critic, lambda b: run.loss(b, j=cross_entropy(critic(net(b.inputs)), b.labels)), counts=None, learning_rate=0.01)
         run.loop([judge, player], batches())
     return run, run.export(player.average, averaged=True), len(done)
 
@@ -630,7 +638,7 @@ def test_many_short_loops_lose_no_more_than_one_interval(tmp_path, monkeypatch):
                 raise Killed
             done.append(1)
             clock[0] += 1.0
-            return run.loss(ce=cross_entropy(net(b.inputs), b.labels))
+            return run.loss(b, ce=cross_entropy(net(b.inputs), b.labels))
 
         for _ in range(20):
             run.fit(net, loss, batches(), steps=4)
@@ -686,5 +694,10 @@ def test_parts_of_a_batch_are_its_rows():
 
 def test_progress_is_told_where_the_loop_is():
     told = []
-    fit(make(budget=80, progress=lambda *a: told.append(a)), linear())
+
+    class Told(Observer):
+        def progress(self, *where):
+            told.append(where)
+
+    fit(make(budget=80, observer=Told()), linear())
     assert told[-1] == ("fit", 10, 10) and all(0 < done <= total for _, done, total in told)

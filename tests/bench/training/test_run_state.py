@@ -17,7 +17,7 @@ from torch import nn
 from distillbench.cards.card import Budget, Training
 from distillbench.training.data import Arrays, Shuffled
 from distillbench.training.nets import Architecture
-from distillbench.training.run import Learner, Run
+from distillbench.training.run import Learner, Run, coupled
 from distillbench.training.student import tensor_digest
 from tests.bench.conftest import ENVIRONMENT
 
@@ -49,7 +49,7 @@ def test_after_gets_the_loss_of_the_whole_batch_once_an_update(parts):
 
     def loss(batch):
         error = (net(batch.inputs).squeeze(1) - batch.labels).square()
-        return run.loss(square=error, half=0.5 * error)
+        return run.loss(batch, square=error, half=0.5 * error)
 
     def whole(weights):
         batch = next(stream)
@@ -75,7 +75,7 @@ def test_every_learner_has_its_own_after():
     run, net, critic, seen = make(), linear(), linear(), []
 
     def error(module):
-        return lambda b: run.loss(x=(module(b.inputs).squeeze(1) - b.labels).square())
+        return lambda b: run.loss(b, x=(module(b.inputs).squeeze(1) - b.labels).square())
 
     first = Learner(critic, error(critic), updates=2, counts=None, after=lambda terms: seen.append("critic"))
     run.loop([first, Learner(net, error(net), after=lambda terms: seen.append("student"))], batches(), steps=3)
@@ -93,8 +93,8 @@ def train(run, die_at=None):
             def loss(batch, phase=phase):
                 state = run.state[phase]  # a resumed loop brings its own
                 state["buffer"] = torch.cat([state["buffer"], batch.inputs[:1]])[-4:]
-                pull = (net.weight - state["buffer"].mean(0)).square().mean()
-                return run.loss(fit=state["weight"] * (net(batch.inputs).squeeze(1) - batch.labels).square(), pull=pull)
+                pull = coupled(lambda: (net.weight - state["buffer"].mean(0)).square().mean())
+                return run.loss(batch, fit=state["weight"] * (net(batch.inputs).squeeze(1) - batch.labels).square(), pull=pull)
 
             def after(terms, phase=phase):
                 state = run.state[phase]
@@ -149,4 +149,4 @@ def test_what_a_checkpoint_cannot_hold_is_loud(tmp_path):
     run, net = make(folder=tmp_path, checkpoint_seconds=0.0), linear()
     run.state["x"] = np.zeros(3)
     with pytest.raises(TypeError, match="cannot hold ndarray"):
-        run.fit(net, lambda b: run.loss(x=net(b.inputs).squeeze(1).square()), batches())
+        run.fit(net, lambda b: run.loss(b, x=net(b.inputs).squeeze(1).square()), batches())

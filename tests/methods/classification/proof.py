@@ -84,6 +84,6 @@ def short_run(method: ModuleType, setting: str = "blobs", examples: int = 1280, 
     about = image_classification.CARD.settings[setting]
     seeds = seeds_by_role(0)
     problem = image_classification.problem(setting, about, seeds)
-    run = Run(seeds=seeds, budget=Budget(student_examples=examples), training=about.training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds, budget=Budget(student_examples=examples), training=about.training, oracles=[problem.teacher])
     defaults = {name: h.default for name, h in method.CARD.hyperparameters.items()}
     return method.distill(problem, run, **{**defaults, **hp}), run, problem

@@ -80,7 +80,7 @@ def test_5_without_the_teacher_the_main_head_trains_as_by_labels_alone() -> None
     for alignment in (True, False):
         student, _, _ = distilled("dhkd", kd_weight=0, alignment=alignment)
         problem, run = track()
-        plain = run.fit(problem.student, lambda b: run.loss(ce=cross_entropy(problem.student(b.inputs), b.labels)), problem.batches)  # noqa: B023
+        plain = run.fit(problem.student, lambda b: run.loss(b, ce=cross_entropy(problem.student(b.inputs), b.labels)), problem.batches)  # noqa: B023
         for name, value in plain.weights.items():
             torch.testing.assert_close(student.weights[name], value, rtol=0, atol=1e-6)
 

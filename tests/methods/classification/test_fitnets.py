@@ -75,7 +75,7 @@ def test_4_scaling_the_student_feature_changes_nothing_behind_the_batch_norm() -
 def test_5_without_the_hint_it_is_plain_training_bit_for_bit() -> None:
     student, _, _ = distilled("fitnets", hint_weight=0)
     problem, run = track()
-    plain = run.fit(problem.student, lambda b: run.loss(ce=cross_entropy(problem.student(b.inputs), b.labels)), problem.batches)
+    plain = run.fit(problem.student, lambda b: run.loss(b, ce=cross_entropy(problem.student(b.inputs), b.labels)), problem.batches)
     for name, value in plain.weights.items():
         assert torch.equal(student.weights[name], value), name
 

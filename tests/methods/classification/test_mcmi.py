@@ -167,7 +167,7 @@ def test_fine_tuning_raises_the_information_that_refreshed_centroids_measure() -
         q = class_centroids(*(torch.cat(x) for x in zip(*rows, strict=True)))
 
         def loss(batch):  # type: ignore[no-untyped-def]
-            return run.loss(mcmi=mcmi_loss(copy(batch.inputs), batch.labels, q, information_weight=weight))
+            return run.loss(batch, mcmi=mcmi_loss(copy(batch.inputs), batch.labels, q, information_weight=weight))
 
         run.loop([Learner(copy, loss, counts="teacher_examples")], problem.batches, steps=40)
         other = problem.teacher.retaught(copy.eval())

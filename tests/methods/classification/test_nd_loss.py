@@ -99,7 +99,7 @@ def test_7_without_the_nd_term_it_is_kd_with_a_warm_up() -> None:
     def loss(batch):  # type: ignore[no-untyped-def]
         logits = problem.student(batch.inputs)
         kd = kl_divergence(logits, problem.teacher.logits(batch), temperature=4.0)
-        return run.loss(ce=cross_entropy(logits, batch.labels), kd=3.5 * kd)
+        return run.loss(batch, ce=cross_entropy(logits, batch.labels), kd=3.5 * kd)
 
     plain = run.fit(problem.student, loss, problem.batches)
     assert all(torch.equal(student.weights[n], v) for n, v in plain.weights.items())

@@ -137,7 +137,7 @@ def distil(method, steps_allowed=1, batches=8, **changed):
     setting = suite.CARD.settings["gaussians"]
     problem = dataclasses.replace(suite.problem("gaussians", setting, seeds_by_role(0)), steps=steps_allowed)
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3)
-    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * batches), training=training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * batches), training=training, oracles=[problem.teacher])
     hyper = {name: h.default for name, h in method.CARD.hyperparameters.items()}
     return method.distill(problem, run, **{**hyper, **changed}), run
 

@@ -88,7 +88,7 @@ def problem_of(setting="digits", batches=3):
     problem = suite.problem(setting, found, seeds_by_role(0))
     size = found.training.batch_size
     training = Training(batch_size=size, optimizer="adamw", learning_rate=1e-3)
-    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=size * batches), training=training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=size * batches), training=training, oracles=[problem.teacher])
     return problem, run
 
 

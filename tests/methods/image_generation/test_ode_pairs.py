@@ -98,7 +98,7 @@ def trained(batches, **values):
     setting = suite.CARD.settings["gaussians"]
     problem = suite.problem("gaussians", setting, seeds_by_role(0))
     budget = Budget(student_examples=256 * batches)
-    run = Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[problem.teacher])
     return distill(problem, run, **resolve(CARD, values)), run
 
 

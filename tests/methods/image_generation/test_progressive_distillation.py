@@ -191,7 +191,7 @@ def trained(name, batches, **values):
     """A short training without the judge."""
     setting, world = suite.CARD.settings[name], problem(name)
     budget = Budget(student_examples=batches * setting.training.batch_size)
-    run = Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, meter=world.teacher.meter)
+    run = Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[world.teacher])
     student = distill(world, run, **resolve(CARD, values))
     return student, {p: bill for p, bill in run.cost()["phases"].items() if bill["student_examples"]}
 

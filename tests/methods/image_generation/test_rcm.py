@@ -156,7 +156,7 @@ def world(batches, name="gaussians"):
     setting = suite.CARD.settings[name]
     problem = suite.problem(name, setting, seeds_by_role(0))
     budget = Budget(student_examples=batches * setting.training.batch_size)
-    return problem, Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, meter=problem.teacher.meter)
+    return problem, Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[problem.teacher])
 
 
 def test_without_its_regulariser_it_is_scm():
@@ -171,10 +171,10 @@ def test_without_its_regulariser_it_is_scm():
         f, g, _ = draw(
             problem, run, problem.student, batch, mean=DEFAULTS["mean"], std=DEFAULTS["std"], warmup=r, c=DEFAULTS["tangent_constant"]
         )
-        return run.loss(consistency=DEFAULTS["consistency_weight"] * scm_loss(f, g))
+        return run.loss(batch, consistency=DEFAULTS["consistency_weight"] * scm_loss(f, g))
 
     rate = run.training.learning_rate * DEFAULTS["generator_rate"]
-    fake = Learner(problem.new_student(), lambda b: run.loss(none=torch.zeros(len(b), requires_grad=True)), counts=None,
+    fake = Learner(problem.new_student(), lambda b: run.loss(b, none=torch.zeros(len(b), requires_grad=True)), counts=None,
                    updates=DEFAULTS["fake_updates"])  # fmt: skip
     run.loop([Learner(problem.student, loss, learning_rate=rate, betas=(DEFAULTS["beta1"], 0.999)), fake], problem.batches)
     plain = run.export(problem.student)

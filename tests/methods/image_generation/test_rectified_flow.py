@@ -168,7 +168,7 @@ def world(name, batches):
     setting = suite.CARD.settings[name]
     problem = suite.problem(name, setting, seeds_by_role(0))
     budget = Budget(student_examples=batches * setting.training.batch_size)
-    return problem, Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, meter=problem.teacher.meter)
+    return problem, Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[problem.teacher])
 
 
 def test_the_second_pairs_are_the_students_own_and_cost_less():

@@ -11,7 +11,6 @@ from distillbench.runs.store import Store
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation import gaussians, sampling
 from distillbench.suites.metrics.modes import between_modes, coverage, spread_ratio
-from distillbench.training.oracle import Meter
 from distillbench.training.run import Run
 from distillbench.training.student import tensor_digest
 
@@ -23,7 +22,7 @@ def world(name):
 
 def leave(name, **values):
     problem, setting = world(name)
-    run = Run(seeds=seeds_by_role(0), budget=setting.budget, training=setting.training, meter=Meter())
+    run = Run(seeds=seeds_by_role(0), budget=setting.budget, training=setting.training)
     values = {"sde": "ve", "sampler": "predictor_corrector", "steps": 100, "snr": 0.16, **values}
     return distill(problem, run, **values), problem, run
 

@@ -29,7 +29,7 @@ def run(setting, problem, steps, folder=None, kill_at=None, **training):
         seeds=SEEDS,
         budget=budget,
         training=dataclasses.replace(setting.training, **training),
-        meter=problem.teacher.meter,
+        oracles=[problem.teacher],
         folder=folder,
         checkpoint_seconds=0.0 if kill_at else 3600.0,
     )

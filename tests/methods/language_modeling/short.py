@@ -27,7 +27,7 @@ def track(
     problem: LanguageModeling = entry.load().problem(setting, about, seeds)
     budget = dataclasses.replace(about.budget, student_examples=examples)
     recipe = dataclasses.replace(about.training, **training)
-    run = Run(seeds=seeds, budget=budget, training=recipe, meter=problem.teacher.meter, folder=folder, checkpoint_seconds=0.0)
+    run = Run(seeds=seeds, budget=budget, training=recipe, oracles=[problem.teacher], folder=folder, checkpoint_seconds=0.0)
     return problem, run
 
 

@@ -240,7 +240,7 @@ def trained(method, setting, batches, **hp):
     seeds = seeds_by_role(0)
     problem = language_modeling.problem(setting, about, seeds)
     budget = Budget(student_examples=batches * about.training.batch_size)
-    run = Run(seeds=seeds, budget=budget, training=about.training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds, budget=budget, training=about.training, oracles=[problem.teacher])
     student = method.distill(problem, run, **hp)
     [first, *_] = language_modeling.evaluate(student, setting, about, seeds)
     return first.value, run, student

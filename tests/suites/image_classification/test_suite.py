@@ -485,7 +485,7 @@ def test_imagenet1k_end_to_end(imagenet: Path, precision: str) -> None:
     problem = suite.problem("imagenet1k", setting, seeds, data=imagenet)
     seen: list[tuple[torch.dtype, torch.Size]] = []
     problem.student.conv1.register_forward_hook(lambda m, i, o: seen.append((o.dtype, i[0].shape)))
-    run = Run(seeds=seeds, budget=setting.budget, training=setting.training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds, budget=setting.budget, training=setting.training, oracles=[problem.teacher])
     student = kd.distill(problem, run, temperature=4.0, ce_weight=0.1, kd_weight=0.9)
     assert seen == [(getattr(torch, precision), torch.Size([4, 3, 224, 224]))] * 2
     assert {v.dtype for v in student.weights.values()} <= {torch.float32, torch.int64}

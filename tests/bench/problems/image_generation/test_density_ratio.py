@@ -99,7 +99,7 @@ def test_the_discriminators_logit_is_the_log_density_ratio():
     seeds = seeds_by_role(0)
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3, schedule="cosine")
     problem = suite.problem("gaussians", setting, seeds)
-    run = Run(seeds=seeds, budget=Budget(student_examples=256 * 402), training=training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds, budget=Budget(student_examples=256 * 402), training=training, oracles=[problem.teacher])
     game = Matching(problem, run, initial_share=0.001)
     game.generate = lambda batch: torch.zeros_like(batch.inputs)
     asked = problem.teacher.meter.counts["teacher_examples"]

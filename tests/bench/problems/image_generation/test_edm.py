@@ -140,7 +140,7 @@ def world(name="gaussians"):
     setting = suite.CARD.settings[name]
     problem = suite.problem(name, setting, seeds_by_role(0))
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3)
-    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * 600), training=training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=256 * 600), training=training, oracles=[problem.teacher])
     return problem, run
 
 

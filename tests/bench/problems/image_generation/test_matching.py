@@ -23,7 +23,7 @@ def world(batches=12, micro_batches=1, steps=1):
     problem = suite.problem("gaussians", setting, seeds_by_role(0))
     training = Training(batch_size=BATCH, optimizer="sgd", learning_rate=0.01, schedule="constant")
     budget = Budget(student_examples=BATCH * batches)
-    run = Run(seeds=seeds_by_role(0), budget=budget, training=training, meter=problem.teacher.meter, micro_batches=micro_batches)
+    run = Run(seeds=seeds_by_role(0), budget=budget, training=training, oracles=[problem.teacher], micro_batches=micro_batches)
     return problem, run
 
 
@@ -232,11 +232,11 @@ def test_players_learn_in_turn_and_the_other_one_is_frozen():
         seen.append(("generator", *(next(n.parameters()).requires_grad for n in (made.student, made.fake))))
         noisy, sigma = made.perturb(made.generate(batch))
         real, fake = made.denoised(noisy, sigma, batch.labels, differentiable=True)
-        return run.loss(gap=(real - fake).square().sum(1))
+        return run.loss(batch, gap=(real - fake).square().sum(1))
 
     def fake_loss(batch):
         seen.append(("fake", *(next(n.parameters()).requires_grad for n in (made.student, made.fake))))
-        return run.loss(fake=made.fake_loss(made.generate(batch), batch.labels))
+        return run.loss(batch, fake=made.fake_loss(made.generate(batch), batch.labels))
 
     before = run.cost()["total"]
     made.train(generator_loss, generator_rate=1, fake_rate=1, fake_updates=2, beta1=0.0, fake_loss=fake_loss)
@@ -253,7 +253,7 @@ def test_the_generator_or_its_average_leaves_with_the_recipe_of_its_levels(avera
     problem, run, made, _ = game(2)
     first = {k: v.clone() for k, v in made.student.state_dict().items()}
     student = made.train(
-        lambda batch: run.loss(size=made.generate(batch).square().sum(1)),
+        lambda batch: run.loss(batch, size=made.generate(batch).square().sum(1)),
         generator_rate=1,
         fake_rate=1,
         fake_updates=1,
@@ -280,7 +280,7 @@ def test_micro_batches_draw_what_the_whole_batch_draws(steps):
         def generator_loss(batch, made=made, run=run):
             noisy, sigma = made.perturb(made.generate(batch))
             real, fake = made.denoised(noisy, sigma, batch.labels, differentiable=True)
-            return run.loss(gap=(real - fake).square().sum(1))
+            return run.loss(batch, gap=(real - fake).square().sum(1))
 
         made.train(generator_loss, generator_rate=1, fake_rate=1, fake_updates=2, beta1=0.0)
         ends.append([p.detach().clone() for n in (made.student, made.fake) for p in n.parameters()])

@@ -219,7 +219,7 @@ def test_the_gradient_is_the_limit_of_discrete_consistency():
 def test_draw_asks_the_teacher_once_and_leaves_the_graph_to_the_velocity_alone(setting):
     about = track(f"image-generation/{setting}")[2]
     problem = suite.problem(setting, about, seeds_by_role(0))
-    run = Run(seeds=seeds_by_role(0), budget=about.budget, training=about.training, meter=problem.teacher.meter)
+    run = Run(seeds=seeds_by_role(0), budget=about.budget, training=about.training, oracles=[problem.teacher])
     batch = next(problem.batches.stream(0))
     f, g, sigma = draw(problem, run, problem.student, batch, mean=0.0, std=1.0, warmup=1.0, c=0.1)
     each = 1 if problem.teacher.guidance == 1 else 2

@@ -55,9 +55,7 @@ def make(cache=None, top_k=0, samples=2, batch_size=6, pool=10):
 
 def run(problem, seed=11, **options):
     training = Training(batch_size=6, optimizer="sgd", learning_rate=0.1)
-    return Run(
-        seeds={**SEEDS, "noise": seed}, budget=Budget(student_examples=60), training=training, meter=problem.teacher.meter, **options
-    )
+    return Run(seeds={**SEEDS, "noise": seed}, budget=Budget(student_examples=60), training=training, oracles=[problem.teacher], **options)
 
 
 def take(stream, count):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from distillbench.identity import derive_seed
 from distillbench.problems.base import Problem
-from distillbench.training.data import Arrays, Batch
+from distillbench.training.data import Arrays, Batch, Batches, Request
 from distillbench.training.nets import Architecture
 from distillbench.training.student import Part
 
@@ -35,27 +34,30 @@ class SyntheticSet(nn.Module):
 
 
 @dataclass(frozen=True)
-class PerClass:
-    """Batches of ``each`` real examples of every class, class by class: a function of (seed, step)."""
+class PerClass(Batches):
+    """Batches of ``each`` real examples of every class, class by class: a function of (seed, position).
+
+    A batch is one thing, since losses compare means of classes.
+    """
 
     data: Arrays
     classes: int
     each: int
     seed: int
+    indivisible = True
 
-    @property
-    def batch_size(self) -> int:
-        """Examples in every batch."""
-        return self.each * self.classes
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", self.each * self.classes)
 
-    def stream(self, start: int) -> Iterator[Batch]:
-        """Batches from step ``start`` on, without end."""
-        rows = [torch.nonzero(self.data.labels == c).flatten() for c in range(self.classes)]
-        step = start
-        while True:
-            generator = torch.Generator().manual_seed(derive_seed(f"step {step}", self.seed))
-            yield self.data.take(torch.cat([r[torch.randperm(len(r), generator=generator)[: self.each]] for r in rows]))
-            step += 1
+    def rows(self, position: int) -> Tensor:
+        """Rows of the data set."""
+        generator = torch.Generator().manual_seed(derive_seed(f"batch {position}", self.seed))
+        every = (torch.nonzero(self.data.labels == c).flatten() for c in range(self.classes))
+        return torch.cat([rows[torch.randperm(len(rows), generator=generator)[: self.each]] for rows in every])
+
+    def take(self, request: Request) -> Batch:
+        """Rows of the data set as a batch."""
+        return self.data.take(request.rows)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,6 @@ def distill(problem: Classification, run: Run, *, weight: float) -> Student:
     def loss(batch: Batch) -> Losses:
         student = problem.student(batch.inputs)
         ce = batch.labelled * cross_entropy(student, batch.labels)
-        return run.loss(ce=(1 - weight) * ce, kd=weight * glnn_loss(student, problem.teacher.logits(batch)))
+        return run.loss(batch, ce=(1 - weight) * ce, kd=weight * glnn_loss(student, problem.teacher.logits(batch)))
 
     return run.fit(problem.student, loss, problem.batches)

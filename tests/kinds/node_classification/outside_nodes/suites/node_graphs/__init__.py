@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training
-from distillbench.errors import UserError
+from distillbench.errors import NotApplicable
 from distillbench.runs.record import Measurement
 from distillbench.training import student as students
 from distillbench.training.data import Arrays, Shuffled
@@ -71,10 +71,10 @@ class GCN(MLP):
         self.register_buffer("mix", torch.eye(0), persistent=False)  # the graph's, set by build
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (N, outputs). Raises UserError for other nodes than all."""
+        """Logits (N, outputs). Raises NotApplicable for other nodes than all."""
         mix: Tensor = self.mix  # type: ignore[assignment]
         if len(inputs) != len(mix):
-            raise UserError(f"a graph network answers about all {len(mix)} nodes of its graph at once, not about {len(inputs)}")
+            raise NotApplicable(f"a graph network answers about all {len(mix)} nodes of its graph at once, not about {len(inputs)}")
         logits: Tensor = self.head(mix @ self.hidden(mix @ inputs))
         return logits
 

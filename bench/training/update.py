@@ -1,0 +1,123 @@
+"""One update of one learner: the losses of the parts of a batch, their gradients, the optimizer's step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillbench.cards.card import Training
+from distillbench.training.data import Examples
+from distillbench.training.learner import Learner, Losses
+from distillbench.training.meter import Meter
+from distillbench.training.noise import Key
+from distillbench.training.observer import Observer
+from distillbench.training.processes import Processes
+from distillbench.training.reduction import NeedsOutputs, Reduction
+
+
+class Updates:
+    """Makes updates, each on the parts that this process has of a batch.
+
+    Attributes:
+        reduction: of the losses that are being computed, None between them.
+        following: key of the update that ``after`` is called for, None elsewhere.
+    """
+
+    def __init__(self, processes: Processes, meter: Meter, observer: Observer) -> None:
+        self._processes, self._meter, self._observer = processes, meter, observer
+        self.reduction: Reduction | None = None
+        self.following: Key | None = None
+
+    def gradients(self, learner: Learner, parts: list[Examples], *, repeated: bool) -> tuple[dict[str, Tensor], Mapping[str, int]]:
+        """The gradient of the whole batch's loss in ``.grad``, its terms, and how many of each unit the batch has.
+
+        Args:
+            repeated: every process has the whole batch, and computes the same.
+        """
+        shared = self._processes.count > 1 and not repeated
+        totals = parts[0].totals or self._totals([p.units() for p in parts], shared)
+        for p in learner.parameters:  # what optimizer.zero_grad does, without its profiling
+            p.grad = None
+        self.reduction = Reduction(len(parts), self._processes.count if shared else 1, self._processes.gather if shared else None)
+        try:
+            total = self._passes(self.reduction, learner, parts, totals)
+        finally:
+            self.reduction = None
+        # Every process sees the whole batch's loss: they stop together or not at all.
+        return ({name: self._processes.sum(value) for name, value in total.items()} if shared else total), totals
+
+    def step(self, learner: Learner, terms: dict[str, Tensor], key: Key, *, made: int, repeated: bool) -> None:
+        """What follows the gradients: their sum over processes, the optimizer, the averages, ``after``. ``made`` updates were before."""
+        if self._processes.count > 1 and not repeated:
+            for p in learner.parameters:
+                if p.grad is not None:
+                    p.grad = self._processes.sum(p.grad)
+            for m in (learner.module, *learner.extra):
+                for b in m.buffers():
+                    b.copy_(self._processes.mean(b) if b.is_floating_point() else b)
+        if learner.training.clip is not None:
+            self._processes.clip(learner.parameters, learner.training.clip)
+        learner.optimizer.step()
+        learner.follow(made)
+        if learner.after is not None:
+            self.following = dataclasses.replace(key, row=0, asked=set())
+            learner.after(terms)
+            self.following = None
+        self._observer.updated(learner, terms)
+
+    def _passes(self, reduction: Reduction, learner: Learner, parts: list[Examples], totals: Mapping[str, int]) -> dict[str, Tensor]:
+        """The gradients of every part, summed into ``.grad``; the terms of all of them together.
+
+        Where a term couples the parts, a first pass without a graph gives each the others' outputs (Gao et al. 2021, arXiv 2101.06983).
+        """
+        total: dict[str, Tensor] = {}
+        try:
+            for reduction.part, part in enumerate(parts):
+                self._backward(learner, self._terms(learner, part, totals), total)
+        except NeedsOutputs:
+            asked = self._meter.counts["teacher_examples"]
+            reduction.collect()
+            with torch.no_grad():
+                for reduction.part, part in enumerate(parts):
+                    self._terms(learner, part, totals)
+            self._meter.counts["teacher_examples"] = asked  # a batch that is looked at twice is asked about once
+            reduction.learn()
+            for reduction.part, part in enumerate(parts):
+                self._backward(learner, self._terms(learner, part, totals), total)
+        return total
+
+    def _terms(self, learner: Learner, part: Examples, totals: Mapping[str, int]) -> Losses:
+        assert part.key is not None
+        batch = dataclasses.replace(part, key=part.key.at(0), totals=totals).to(self._processes.device)
+        with _autocast(learner.training, self._processes.device):
+            return learner.loss(self._observer.batch(learner, batch))
+
+    @staticmethod
+    def _backward(learner: Learner, terms: Losses, total: dict[str, Tensor]) -> None:
+        if learner.backward is None:
+            functools.reduce(torch.add, terms.values()).backward()  # type: ignore[no-untyped-call]
+        else:
+            learner.backward(dict(terms), learner.parameters)
+        for name, value in terms.items():
+            total[name] = total[name] + value.detach() if name in total else value.detach()
+
+    def _totals(self, units: Sequence[Mapping[str, int]], shared: bool) -> dict[str, int]:
+        mine = {unit: sum(p[unit] for p in units) for unit in units[0]}
+        return dict(zip(mine, map(round, self._processes.total(list(mine.values()))), strict=True)) if shared else mine
+
+
+def _autocast(training: Training, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if training.precision == "bfloat16" and has_bfloat16(device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16: every CPU build of torch does, a GPU from Ampere on."""
+    return device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
