@@ -21,6 +21,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, entry_points,
 from pathlib import Path
 
 from distillbench.errors import UserError
+from distillbench.files import SETTINGS
 from distillbench.identity import canonical, sha256
 
 ROOT = "distillbench"
@@ -218,9 +219,16 @@ def unvouched(modules: Mapping[str, Path]) -> dict[str, str]:
     """Module -> SHA-256 of its bytes, for those whose versions are nobody's word.
 
     A version counts where it is held to by fingerprints: in an installed package whose file is the one its RECORD names, or in a
-    repository at a clean commit, and the package ships fingerprints. Loose files, edited files and other packages count by bytes.
+    repository at a clean commit, and the package ships fingerprints. Loose files, edited files and other packages count by bytes,
+    and so do the settings beside them.
     """
-    return {name: sha256(text(path)) for name, path in modules.items() if not _vouched(name, path)}
+    return {name: sha256(text(path)) for name, path in with_settings(modules).items() if not _vouched(name, path)}
+
+
+def with_settings(modules: Mapping[str, Path]) -> dict[str, Path]:
+    """``modules`` and the files of settings beside the packages among them, as ``package/settings.toml``."""
+    files = {f"{name}/{SETTINGS}": path.with_name(SETTINGS) for name, path in modules.items() if path.name == "__init__.py"}
+    return {**modules, **{name: path for name, path in files.items() if path.is_file()}}
 
 
 def _vouched(name: str, path: Path) -> bool:
@@ -256,7 +264,7 @@ def _sha256_of_record(path: Path) -> str:
 
 @functools.cache
 def _committed(folder: Path) -> frozenset[Path]:
-    """The Python files at and below ``folder``'s repository that are as the last commit has them; none outside a repository."""
+    """The modules and settings at and below ``folder``'s repository that are as the last commit has them; none outside a repository."""
     root = next((p for p in (folder, *folder.parents) if (p / ".git").exists()), None)
     if root is None:
         return frozenset()
@@ -266,12 +274,12 @@ def _committed(folder: Path) -> frozenset[Path]:
 def _clean(root: Path) -> frozenset[Path]:
     try:
         tracked, changed = (
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.split("\0")
-            for words in (["ls-files", "-z", "--", "*.py"], ["diff", "--name-only", "-z", "HEAD", "--", "*.py"])
+            subprocess.run(["git", "-C", root, *words, "--", "*.py", f"*{SETTINGS}"], capture_output=True, text=True, check=True).stdout
+            for words in (["ls-files", "-z"], ["diff", "--name-only", "-z", "HEAD"])
         )
     except (OSError, subprocess.CalledProcessError):
         return frozenset()
-    return frozenset((root / name).resolve() for name in {*tracked} - {*changed} - {""})
+    return frozenset((root / name).resolve() for name in {*tracked.split("\0")} - {*changed.split("\0")} - {""})
 
 
 def unplanned(before: frozenset[str], planned: frozenset[Path]) -> dict[str, Path]:

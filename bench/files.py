@@ -11,6 +11,7 @@ from pathlib import Path
 from distillbench.errors import SaveError, UserError
 from distillbench.identity import sha256
 
+SETTINGS = "settings.toml"  # beside a suite's module: the part of its card that is data
 UMASK = os.umask(0)
 os.umask(UMASK)
 

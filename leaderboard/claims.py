@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distillbench.cards.card import Beats, Claim, Gains, Metric, Reported
+from distillbench.leaderboard.measured import compare
 from distillbench.leaderboard.table import Board, Row
-from distillbench.stats import LEVEL, Interval, paired_difference, paired_p
+from distillbench.stats import Interval
 
 Outcome = Literal["reproduced", "not reproduced", "undecided", "not measured here"]
 
@@ -85,18 +86,10 @@ def _ahead(board: Board, row: Row, other: Row | None, name: str, metric: Metric 
         return None, "not measured here", f"no scored {name} on this board"
     if metric.name not in row.scores:
         return None, "not measured here", "no score"
-    mine, theirs = row.scores[metric.name], other.scores[metric.name]
-    ahead = paired_difference(mine, theirs) if metric.better == "higher" else paired_difference(theirs, mine)
-    if ahead is None:
-        return None, "undecided", "fewer than two shared seeds"
-    if over := [r.name for r in (row, other) if r.status == "over_budget"]:
-        return ahead, "undecided", f"not at equal cost: {', '.join(over)} over budget"
-    if not ahead.excludes(0):
-        return ahead, "undecided", "the interval holds 0"
-    if paired_p(mine, theirs, min(row.steps[metric.name], other.steps[metric.name])) >= 1 - LEVEL:
-        # A few equal differences have no spread and so an interval of no width; the test knows the score's own steps.
-        return ahead, "undecided", "within the rounding of the score"
-    return ahead, "reproduced" if ahead.low > 0 else "not reproduced", f"against {other.name}" if other.name != name else ""
+    ahead, outcome, why = compare(row, other, metric)
+    if outcome in ("not separated", "undecided"):
+        return ahead, "undecided", why
+    return ahead, "reproduced" if outcome == "better" else "not reproduced", f"against {other.name}" if other.name != name else ""
 
 
 def _reported(board: Board, row: Row, claim: Reported, metric: Metric | None) -> Judgement:

@@ -1,4 +1,4 @@
-"""``distillbench board``: build the site, show one table. Nothing heavy is imported until a command runs."""
+"""``distillbench board``: build the site, show one table or one method. Nothing heavy is imported until a command runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distillbench.leaderboard.measured import Measured
     from distillbench.leaderboard.table import Board
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``board build`` and ``board show``; each sets ``call``, a function from the arguments to the exit code."""
+    """Add ``board build``, ``board show`` and ``board method``; each sets ``call``, a function from the arguments to the exit code."""
     board = subparsers.add_parser("board", help="leaderboards from records", description="Leaderboards, computed from records alone.")
     commands = board.add_subparsers(dest="board_command", required=True, metavar="command")
 
@@ -28,7 +29,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     show.add_argument("--json", action="store_true", help="print the rows as JSON")
     show.set_defaults(call=_show)
 
-    for parser in (build, show):
+    method = commands.add_parser("method", help="print what was measured of a method", description="Print a method's card, measured here.")
+    method.add_argument("method", metavar="METHOD", help="a slug, or problem/slug where several problems have it")
+    method.add_argument("--json", action="store_true", help="print the comparisons as JSON")
+    method.set_defaults(call=_method)
+
+    for parser in (build, show, method):
         parser.add_argument(
             "--records",
             type=Path,
@@ -86,6 +92,54 @@ def _show(args: argparse.Namespace) -> int:
         for line in _lines(board):
             print("\t".join(" ".join(cell.split()) for cell in line))
     return 0
+
+
+def _method(args: argparse.Namespace) -> int:
+    found, _ = _boards(args.records)
+    from distillbench.errors import UserError, unknown
+    from distillbench.leaderboard.measured import measured
+
+    cards = {f"{r.card.problem}/{r.card.slug}": r.card for b in reversed(found) for r in b.rows}
+    fitting = {key: card for key, card in cards.items() if args.method in (key, card.slug)}
+    if not fitting:
+        raise unknown("method with a record", args.method, {c.slug for c in cards.values()})
+    if len(fitting) > 1:
+        raise UserError(f"several problems have a method called {args.method!r}: say {' or '.join(sorted(fitting))}")
+    [(key, card)] = fitting.items()
+    seen = measured(found, card.problem, card.slug)
+    if args.json:
+        about = {"method": key, "version": card.version, "title": card.title, "notes": card.notes}
+        print(json.dumps({**about, "tracks": [_measured(m) for m in seen]}, indent=1, allow_nan=False))
+        return 0
+    paper = f": {card.paper.title} ({card.paper.year})" if card.paper else ""
+    for line in (f"{key} version {card.version}, {card.title}{paper}", *(f"{m.track}\t{m.text}" for m in seen), card.notes):
+        if line:
+            print("\t".join(" ".join(cell.split()) for cell in line.split("\t")))
+    return 0
+
+
+def _measured(m: Measured) -> dict[str, Any]:
+    """A track of ``board method --json``: values in the metric's unit, differences positive where the method is better."""
+    from distillbench.leaderboard.export import NOTHING, rounded
+
+    against = []
+    for a in m.against:
+        d = a.difference or NOTHING
+        bounds = {"difference": rounded(d.estimate), "low": rounded(d.low), "high": rounded(d.high)}
+        against.append({"control": a.control, "strongest": a.strongest, **bounds, "outcome": a.outcome, "note": a.note})
+    return {
+        "track": m.track,
+        "entry": m.row.name,
+        "status": m.row.status,
+        "metric": m.metric.name,
+        "unit": m.metric.unit,
+        "better": m.metric.better,
+        "seeds": m.seeds,
+        "mean": rounded(m.mean),
+        "deviation": rounded(m.deviation),
+        "against": against,
+        "text": m.text,
+    }
 
 
 def _rows(board: Board) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import distillbench.leaderboard.picture as picture
 from distillbench.cards.card import SuiteCard
 from distillbench.errors import SaveError, UserError
 from distillbench.leaderboard.claims import Verdict, verdicts
+from distillbench.leaderboard.measured import measured
 from distillbench.leaderboard.table import Board, Row, method_page, segment
 from distillbench.stats import Interval
 
@@ -103,7 +104,8 @@ def pages(boards: Sequence[Board]) -> dict[str, str]:
         row = cards[path]
         run = {s.board.track for s, _ in rows}
         elsewhere = [(row, v) for v in verdicts(rows[0][0].board, row) if v.elsewhere and v.note not in run]
-        values = {"row": row, "card": row.card, "rows": rows, "code": code_path(row), "elsewhere": elsewhere}
+        seen = measured(boards, row.card.problem, row.card.slug)
+        values = {"row": row, "card": row.card, "rows": rows, "code": code_path(row), "elsewhere": elsewhere, "seen": seen}
         files[path] = page("method.html.j2", 2, **values)
     for slug, shown_tracks in suites.items():
         files[f"suites/{slug}.html"] = page("suite.html.j2", 1, suite=_newest_suite(shown_tracks), tracks=shown_tracks, methods=methods)
@@ -113,6 +115,11 @@ def pages(boards: Sequence[Board]) -> dict[str, str]:
 def code_path(row: Row) -> str:
     """Where a method's file lies in the repository."""
     return f"methods/{row.card.problem.replace('-', '_')}/{row.card.slug}.py"
+
+
+def _page_of(suite: SuiteCard, slug: str, pages: Collection[str]) -> str | None:
+    """Which of ``pages`` is that of the method that a suite calls ``slug``, or None."""
+    return next((page for kind in suite.kinds if (page := method_page(kind, slug)) in pages), None)
 
 
 def _newest_suite(shown: list[Shown]) -> SuiteCard:
@@ -130,7 +137,8 @@ def _shown(board: Board, *, older: bool) -> Shown:
     def at(value: float) -> float | None:
         return round(4 + 92 * (scale(value) - low) / width, 1) if math.isfinite(value) else None
 
-    controls = [scored[r.key].estimate for slug in ("scratch", "teacher") if (r := board.reference(slug)) and r.key in scored]
+    yardsticks = map(board.reference, (board.suite.floor, board.suite.ceiling))
+    controls = [scored[r.key].estimate for r in yardsticks if r and r.key in scored]
     return Shown(
         board=board,
         page=f"{place}.html",
@@ -190,7 +198,7 @@ def environment() -> jinja2.Environment:
     )
     env.filters |= {"number": _number, "bounds": _bounds, "meter": _meter, "link": _link, "si": picture.si}
     env.globals |= {"WIDTH": picture.WIDTH, "HEIGHT": picture.HEIGHT, "LEFT": picture.LEFT, "RIGHT": picture.RIGHT, "TOP": picture.TOP}
-    env.globals |= {"BOTTOM": picture.BOTTOM, "METERS": METER_TITLES, "finite": math.isfinite, "method_page": method_page}
+    env.globals |= {"BOTTOM": picture.BOTTOM, "METERS": METER_TITLES, "finite": math.isfinite, "page_of": _page_of}
     return env
 
 

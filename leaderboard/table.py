@@ -180,9 +180,12 @@ class Board:
 
 
 def reference(rows: Sequence[Row], slug: str) -> Row | None:
-    """The scored row of ``slug`` that others are compared with, or None. Defaults first, so nobody picks the weakest."""
+    """The scored row of ``slug`` that others are compared with, or None. Defaults first, so nobody picks the weakest.
+
+    The method of the suite's own kind comes before one of a kind that it accepts.
+    """
     own = [r for r in rows if r.card.slug == slug and r.seeds and not r.older]
-    return max(own, key=lambda r: (not r.changed, r.created, r.key)) if own else None
+    return max(own, key=lambda r: ("kind" not in r.entry, not r.changed, r.created, r.key)) if own else None
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ def by_metric(board: Board, name: str | None) -> Board:
         UserError: an unknown metric (with the nearest).
     """
     metric = board.suite.metric(name)
-    return dataclasses.replace(board, metric=metric, rows=_judge(board.rows, metric))
+    return dataclasses.replace(board, metric=metric, rows=_judge(board.rows, metric, board.suite))
 
 
 Placed = tuple[dict[str, Any], Record]  # a record with the identity that its cell holds for
@@ -258,7 +261,7 @@ def _board(placed: list[Placed], trials: Counter[tuple[str, str]], bad: list[str
         setting_name=name,
         setting=suite.settings[name],
         metric=suite.metric(),
-        rows=_judge(_named(_superseded(rows)), suite.metric()),
+        rows=_judge(_named(_superseded(rows)), suite.metric(), suite),
         seeds=tuple(sorted({r.seed for r in used})),
         created=max((r.created for r in used), default=""),
     )
@@ -267,12 +270,13 @@ def _board(placed: list[Placed], trials: Counter[tuple[str, str]], bad: list[str
 def _superseded(rows: list[Row]) -> list[Row]:
     """The rows, with those marked whose method has a newer version on the board: it is that method now."""
     newest: dict[tuple[Any, ...], int] = defaultdict(int)
+    names = {row.key: (row.entry["distribution"], row.card.problem, row.card.slug) for row in rows}
     for row in rows:
         if row.seeds and not row.older:
-            newest[row.entry["distribution"], row.card.slug] = max(row.card.version, newest[row.entry["distribution"], row.card.slug])
+            newest[names[row.key]] = max(row.card.version, newest[names[row.key]])
 
     def marked(row: Row) -> Row:
-        now = newest[row.entry["distribution"], row.card.slug]
+        now = newest[names[row.key]]
         behind = not row.older and row.card.version < now
         return dataclasses.replace(row, older=f"older version: method {row.card.version} (now {now})") if behind else row
 
@@ -283,7 +287,7 @@ def _suite(record: Record) -> tuple[SuiteCard, str]:
     card, name = record.suite, record.setting_name
     whole = (
         isinstance(card, SuiteCard)
-        and _typed(card, title=str, problem=str, metrics=tuple, controls=tuple, settings=dict, summary=str)
+        and _typed(card, title=str, problem=str, metrics=tuple, controls=tuple, settings=dict, summary=str, floor=str, ceiling=str)
         and all(isinstance(m, Metric) and m.better in ("higher", "lower") for m in card.metrics)
         and all(isinstance(m, Metric) for m in card.shown)
         and isinstance(card.settings.get(name), Setting)
@@ -298,7 +302,7 @@ def _method(record: Record) -> Card:
     whole = (
         isinstance(card, Card)
         and _typed(
-            card, title=str, problem=str, equations=dict, hyperparameters=dict, claims=tuple, deviations=tuple, exempt=dict, results=str
+            card, title=str, problem=str, equations=dict, hyperparameters=dict, claims=tuple, deviations=tuple, exempt=dict, notes=str
         )
         and all(isinstance(h, Hyperparameter) for h in card.hyperparameters.values())
         and all(isinstance(c, Beats | Gains) or (isinstance(c, Reported) and isinstance(c.value, int | float)) for c in card.claims)
@@ -437,8 +441,8 @@ def _comparable(scores: dict[str, dict[int, float]], metric: Metric) -> dict[str
     return {k: {seed: math.log(v) for seed, v in by_seed.items()} for k, by_seed in scores.items()}
 
 
-def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
-    """Ranks and gaps of ``rows`` in ``metric``, best first."""
+def _judge(rows: Sequence[Row], metric: Metric, suite: SuiteCard) -> tuple[Row, ...]:
+    """Ranks of ``rows`` in ``metric`` and gaps between the suite's floor and ceiling, best first."""
     name = metric.name
     if metric.better is None:
         return tuple(dataclasses.replace(r, rank=None, gap=None, gap_reason=f"neither more nor less {name} is better") for r in rows)
@@ -449,10 +453,10 @@ def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
         higher_is_better=metric.better == "higher",
         resolution=max(steps) if steps and all(steps) else 0.0,
     )
-    scratch, teacher = reference(rows, "scratch"), reference(rows, "teacher")
+    ends = {slug: reference(rows, slug) for slug in (suite.floor, suite.ceiling)}
     judged = []
     for row in rows:
-        gap, reason = _gap(row, scratch, teacher, name)
+        gap, reason = _gap(row, ends, name)
         judged.append(dataclasses.replace(row, rank=place.get(row.key), gap=gap, gap_reason=reason))
 
     def order(row: Row) -> tuple[float, ...]:
@@ -463,18 +467,22 @@ def _judge(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     return tuple(sorted(judged, key=lambda r: (*order(r), r.name)))
 
 
-def _gap(row: Row, scratch: Row | None, teacher: Row | None, metric: str) -> tuple[Interval | None, str]:
-    """The gap closed by a row, or None and the reason why there is no such number."""
-    if scratch is None or metric not in scratch.scores:
-        return None, "no scored scratch on this board"
-    if teacher is None or metric not in teacher.scores:
-        return None, "no scored teacher on this board"
-    if row.key in (scratch.key, teacher.key):
+def _gap(row: Row, ends: Mapping[str, Row | None], metric: str) -> tuple[Interval | None, str]:
+    """The gap closed by a row, or None and the reason why there is no such number; ``ends`` are floor and ceiling by their slugs."""
+    if len(ends) < 2 or "" in ends:
+        return None, "the suite does not name both a floor and a ceiling"
+    scores = []
+    for slug, end in ends.items():
+        if end is None or metric not in end.scores:
+            return None, f"no scored {slug} on this board"
+        scores.append(end.scores[metric])
+    if row.key in {end.key for end in ends.values() if end}:
         return None, "an end of the gap itself"
     if metric not in row.scores:
         return None, "no score"
-    low, high = scratch.scores[metric], teacher.scores[metric]
+    low, high = scores
+    between = " and ".join(ends)
     if len(row.scores[metric].keys() & low.keys() & high.keys()) < 2:
-        return None, "fewer than two seeds shared with scratch and teacher"
+        return None, f"fewer than two seeds shared with {between}"
     gap = gap_closed(row.scores[metric], low, high)
-    return gap, "" if gap else "scratch and teacher are not separated"
+    return gap, "" if gap else f"{between} are not separated"

@@ -75,7 +75,8 @@ def _about(key: str) -> set[Path]:
 def _widened(keys: Iterable[str]) -> set[str]:
     """``keys`` with the suites that checks train a method on, and with the controls that runs on a suite take along."""
     found = set(keys)
-    problems = {entry.card.problem for key in found if (entry := _entries()[key]).card is not None}
+    cards = [card for key in found if (card := _entries()[key].card) is not None]
+    problems = {kind for card in cards for kind in ([card.problem] if isinstance(card, Card) else card.kinds)}
     for key, entry in _entries().items():
         if entry.card is None or entry.card.problem not in problems:
             continue

@@ -204,7 +204,7 @@ def test_renaming_and_rewording_are_not(copy):
         ("teacher = problem.teacher.logits(batch)\n        student = ", "said = problem.teacher.logits(batch)\n        student = "),
         ("dkd_loss(student, teacher, batch", "dkd_loss(student, said, batch"),
         ("Two logits (B, 2) whose softmax", "A pair of logits  # whose softmax"),
-        ("its lead over kd is not reproduced", "it does not lead over kd"),
+        ("which is infinite where it underflows", "infinite where it underflows"),
         ("    return run.fit(", "    # trained as ever\n\n    return run.fit("),
     )
     assert verify_method(same) is None

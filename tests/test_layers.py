@@ -14,6 +14,7 @@ PACKAGES = {"bench": "distillbench", **{name: f"distillbench.{name}" for name in
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 # From the ground up: a room imports what lies below it, or itself, and nothing above.
 FLOORS = ("ground", "cards", "training", "runs", "problems", "checks", "cli")
+SHARED = ("base", "examples")  # modules of problems that belong to no kind
 BOARD_MAY = {
     "distillbench.assets",
     "distillbench.cards",
@@ -74,7 +75,7 @@ def room(name):
 def kind(name):
     """The kind of problem whose room a module stands in, or None."""
     parts = name.split(".")
-    return parts[2] if parts[:2] == ["distillbench", "problems"] and len(parts) > 2 and parts[2] != "base" else None
+    return parts[2] if parts[:2] == ["distillbench", "problems"] and len(parts) > 2 and parts[2] not in SHARED else None
 
 
 def broken_laws(name, tree, package=False):

@@ -185,7 +185,8 @@ class Card:
         deviations: every known difference from the paper or the authors' code.
         exempt: check name -> the reason why that contract check cannot hold. A stale exemption fails.
         control: True for a yardstick that every board carries (scratch, teacher, ...); never ranked.
-        results: what was seen when it was measured here, for example that it gains nothing over scratch.
+        notes: why a default is what it is, where that was tried on a tune split. What the method achieves here is never written: the
+            leaderboard computes it from records (:mod:`distillbench.leaderboard.measured`).
     """
 
     slug: str
@@ -200,8 +201,8 @@ class Card:
     deviations: tuple[str, ...] | list[str] = ()
     exempt: dict[str, str] = field(default_factory=dict)
     control: bool = False
-    results: str = ""
     supersedes: int | None = None
+    notes: str = field(default="", metadata=LATER)
 
     def __post_init__(self) -> None:
         for name, hyperparameter in self.hyperparameters.items():
@@ -322,24 +323,20 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A setting that differs from another one of the same suite in a few ``options``, ``others``, fields of ``training`` or ``metrics``."""
-
-    of: str
-    summary: str
-    options: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    metrics: tuple[str, ...] | list[str] = ()
-    others: dict[str, Asset] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class SuiteCard:
     """What a suite says about itself. ``controls`` are slugs that every board of the suite carries.
 
+    Its yardsticks are among them: ``floor`` is what every gain is measured from, ``ceiling`` the other end of the gap, and ``strongest``
+    those of which the best one on a board is what a method must beat. A card that names none, as those in older records, has the floor
+    ``scratch``, the ceiling ``teacher`` (empty where that is no control of it) and, as strongest, all controls but the ceiling.
+
+    ``accepts`` are further kinds whose methods run here: their problem is one that this suite's problem also is. A slug that several of
+    its :attr:`kinds` have is that of the first.
+
     Metrics without a direction are written among ``metrics``; on reading they stand apart in ``shown``, so that nothing that judges
     meets them. No setting names them: a suite measures them wherever they make sense, and a run without one is whole.
-    ``variants`` are written short; on reading each becomes a whole setting, so that nobody else has to know of them.
+    Where ``settings`` are longer than the suite's code they stand in a file beside it: ``settings=read_settings(__file__)``, see
+    :func:`reading.read_settings`.
     """
 
     slug: str
@@ -350,34 +347,39 @@ class SuiteCard:
     primary: str
     controls: tuple[str, ...] | list[str]
     settings: dict[str, Setting]
-    variants: dict[str, Variant] = field(default_factory=dict)
     summary: str = ""
     shown: tuple[Metric, ...] | list[Metric] = field(default=(), metadata=LATER)
+    floor: str = field(default="", metadata=LATER)
+    ceiling: str = field(default="", metadata=LATER)
+    strongest: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
+    accepts: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
+        for role, named in (("floor", [self.floor]), ("ceiling", [self.ceiling]), ("strongest", self.strongest)):
+            if isinstance(named, str) or not {*named} <= {"", *self.controls}:
+                raise ValueError(f"{role}={getattr(self, role)!r}: a yardstick is one of the controls ({', '.join(self.controls)})")
+        if isinstance(self.accepts, str):
+            raise ValueError(f"accepts={self.accepts!r}: write a list of kinds")
+        for role, slug in (("floor", "scratch"), ("ceiling", "teacher")):
+            if not getattr(self, role) and slug in self.controls:
+                object.__setattr__(self, role, slug)
+        if not self.strongest:
+            object.__setattr__(self, "strongest", tuple(c for c in self.controls if c != self.ceiling))
+        if not isinstance(self.settings, dict):
+            raise ValueError("settings are a dict, name -> Setting")
         written = (*self.metrics, *self.shown)
         if shown := tuple(m for m in written if isinstance(m, Metric) and m.better is None):
             object.__setattr__(self, "metrics", tuple(m for m in written if m not in shown))
             object.__setattr__(self, "shown", shown)
-        whole = dict(self.settings)
-        for name, variant in self.variants.items():
-            base = whole[variant.of]
-            training = dataclasses.replace(base.training, **variant.training)
-            options = {**base.options, **variant.options}
-            whole[name] = dataclasses.replace(
-                base,
-                summary=variant.summary,
-                options=options,
-                training=training,
-                metrics=variant.metrics or base.metrics,
-                others={**base.others, **variant.others},
-            )
-        object.__setattr__(self, "settings", whole)
-        object.__setattr__(self, "variants", {})
         raw = {m.name for m in shown}
-        for name in (self.primary, *(m for setting in whole.values() for m in setting.metrics)) if raw else ():
+        for name in (self.primary, *(m for setting in self.settings.values() for m in setting.metrics)) if raw else ():
             if name in raw:
                 raise ValueError(f"metric {name} has no direction (better=None): it is shown, and nothing is judged by it")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of problem whose methods run on it, its own first."""
+        return (self.problem, *self.accepts)
 
     def metric(self, name: str | None = None) -> Metric:
         """The metric called ``name`` (the primary one by default). Raises UserError for an unknown name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from distillbench.cards.card import (
     Setting,
     SuiteCard,
     Training,
-    Variant,
 )
 from distillbench.errors import UserError, brief, unknown
+from distillbench.files import SETTINGS
 
 CONSTRUCTORS = {
     c.__name__: c
@@ -47,9 +48,11 @@ CONSTRUCTORS = {
         Training,
         Asset,
         Setting,
-        Variant,
     )
 }
+
+
+GONE = {"Card": ("results",), "SuiteCard": ("variants",)}  # fields that cards in older records carry: left out on reading
 
 
 def read_card(path: Path) -> Card | SuiteCard:
@@ -76,10 +79,75 @@ def read_card(path: Path) -> Card | SuiteCard:
     raise UserError(f"{path}: has no CARD = Card(...); 'distillbench new method' writes a skeleton")
 
 
+def read_settings(module: str) -> dict[str, Setting]:
+    """The settings in ``settings.toml`` beside a suite's ``module`` (its ``__file__``): name -> setting, in the file's order.
+
+    A table is a setting. Its fields are those of :class:`Setting`; the asset of a role R (data, teacher or another one) is the table
+    ``assets.R``. A table with ``of`` is a setting that differs from an earlier one in its summary and in some ``options``, fields of
+    ``training`` or further assets, or in ``metrics``.
+
+    Raises:
+        UserError: the file is missing or no TOML, or a setting is none; says which and why.
+    """
+    path = Path(module).with_name(SETTINGS)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as TOML ({error})") from error
+    settings: dict[str, Setting] = {}
+    for name, table in tables.items():
+        try:
+            if not isinstance(table, dict):
+                raise ValueError("is no table")
+            settings[name] = _setting(_plain(table), settings)
+        except KeyError as error:
+            raise UserError(f"{path}: setting {name}: the table has no {error.args[0]}") from error
+        except (TypeError, ValueError, AttributeError, UserError) as error:
+            raise UserError(f"{path}: setting {name}: {error}") from error
+    return settings
+
+
+def _setting(table: dict[str, Any], known: dict[str, Setting]) -> Setting:
+    assets = {role: Asset(**about) for role, about in table.pop("assets", {}).items()}
+    roles: dict[str, Any] = {role: assets.pop(role) for role in ("data", "teacher") if role in assets}
+    if "of" not in table:
+        parts: dict[str, Any] = {"budget": Budget(**table.pop("budget")), "training": Training(**table.pop("training"))}
+        return Setting(**table, **parts, **roles, others=assets)
+    of, summary, metrics = table.pop("of"), table.pop("summary", ""), table.pop("metrics", ())
+    training, options = table.pop("training", {}), table.pop("options", {})
+    if of not in known:
+        raise unknown("setting above it", str(of), known)
+    if table or not summary:
+        raise ValueError("it has no summary of its own" if not summary else f"beside 'of' it cannot change {', '.join(sorted(table))}")
+    base = known[of]
+    return dataclasses.replace(
+        base,
+        summary=summary,
+        metrics=metrics or base.metrics,
+        training=dataclasses.replace(base.training, **training),
+        options={**base.options, **options},
+        others={**base.others, **assets},
+        **roles,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value of TOML as a card's literal gives it: tuples for arrays, and nothing that has no place in JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return tuple(_plain(v) for v in value)
+    if not isinstance(value, str | int | float) or not math.isfinite(value if isinstance(value, float) else 0):
+        raise ValueError(f"{value} has no place in JSON, and a card becomes part of the record")
+    return value
+
+
 def _literal(node: ast.expr, path: Path) -> Any:
     if isinstance(node, ast.Call):
+        if ast.unparse(node) == "read_settings(__file__)":
+            return read_settings(str(path))
         if not (isinstance(node.func, ast.Name) and node.func.id in CONSTRUCTORS):
-            raise UserError(f"{path}:{node.lineno}: a card may only call {', '.join(sorted(CONSTRUCTORS))}")
+            raise UserError(f"{path}:{node.lineno}: a card may only call {', '.join(sorted(CONSTRUCTORS))} and read_settings(__file__)")
         if any(k.arg is None for k in node.keywords):
             raise UserError(f"{path}:{node.lineno}: a card is a literal: no ** in it")
         positional = [_literal(a, path) for a in node.args]
@@ -132,7 +200,8 @@ def from_data(value: Any) -> Any:
             if str(name) not in CONSTRUCTORS:
                 raise unknown("card class", str(name), CONSTRUCTORS)
             try:
-                return CONSTRUCTORS[name](**{k: from_data(v) for k, v in value.items() if k != "_"})
+                gone = {"_", *GONE.get(name, ())}
+                return CONSTRUCTORS[name](**{k: from_data(v) for k, v in value.items() if k not in gone})
             except (TypeError, KeyError, ValueError, AttributeError) as error:
                 raise UserError(f"a card in the record does not fit this version: {error}") from error
         return {k: from_data(v) for k, v in value.items()}

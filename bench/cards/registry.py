@@ -2,8 +2,8 @@
 
 Packages name a folder through the entry-point groups ``distillbench.methods`` and ``distillbench.suites``; ours are
 found the same way as other people's. A method is ``<folder>/<problem>/<slug>.py``; a suite is ``<folder>/<slug>/``.
-A method's slug is unique within its problem: every problem has its own ``scratch`` and ``teacher``. Where only one problem
-has a slug, the slug alone names the method; ``problem/slug`` always does.
+A method's slug is unique within its problem. Where only one problem has a slug, the slug alone names the method; ``problem/slug``
+always does. A suite runs the methods of its own kind of problem and of the kinds that its card accepts: of two with one slug the former.
 """
 
 from __future__ import annotations
@@ -151,11 +151,11 @@ def refresh() -> None:
     code.forget()
 
 
-def find(kind: Kind, name: str, problem: str | None = None) -> Entry:
+def find(kind: Kind, name: str, *kinds: str) -> Entry:
     """The method or suite called ``name``; a method may also be named by ``problem/slug`` or by the path of its file.
 
     Args:
-        problem: where several problems have a method of this slug, the one of this problem is meant.
+        kinds: where several problems have a method of this slug, that of the first of these problems is meant.
 
     Raises:
         UserError: unknown (with the nearest name), ambiguous, or found but broken (with the reason).
@@ -169,7 +169,8 @@ def find(kind: Kind, name: str, problem: str | None = None) -> Entry:
     else:
         known = _found(kind)
         fitting = {key: e for key, e in known.items() if name in (key, e.slug)}
-        chosen = fitting.get(f"{problem}/{name}") or (next(iter(fitting.values())) if len(fitting) == 1 else None)
+        meant = [fitting[key] for k in kinds if (key := f"{k}/{name}") in fitting]
+        chosen = meant[0] if meant else next(iter(fitting.values())) if len(fitting) == 1 else None
         if chosen is None and fitting:
             raise UserError(f"several problems have a {kind} called {name!r}: say {' or '.join(sorted(fitting))}")
         if chosen is None:

@@ -1,7 +1,8 @@
 """The contract checks behind ``distillbench check``: what every method is held to without its author writing a test.
 
-A check passes, fails, is skipped (with the reason why it cannot apply) or is exempt (the card says why it cannot hold).
-An exemption that has become stale fails, and so does a method for which nothing could be checked.
+A check passes, fails, is skipped (with the reason why it cannot apply), is unproven (it applies, and what it needs of the author is
+missing: an oracle, inputs of its objective) or is exempt (the card says why it cannot hold). An exemption that has become stale fails,
+and so does a method for which nothing could be checked.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +17,12 @@ import torch
 from distillbench.cards import registry
 from distillbench.cards.card import Card
 from distillbench.errors import UserError
+from distillbench.problems.base import Problem
+from distillbench.problems.examples import Draw, Input
 from distillbench.runs.plan import RunSpec, plan
+from distillbench.runs.plan import track as find_track
 
-Outcome = Literal["passed", "failed", "skipped", "exempt"]
+Outcome = Literal["passed", "failed", "unproven", "skipped", "exempt"]
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,34 @@ class Skipped(Exception):
     """The check cannot apply; the message says why."""
 
 
+class Unproven(Exception):
+    """The check applies, and what it needs from the author is not there (an oracle, inputs); the message says what to add."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """A pure objective with its hyper-parameters filled from the card.
 
     Attributes:
-        arguments: names of its tensor arguments.  hyper: keyword-only hyper-parameters at the card's defaults.
+        inputs: what the kind of problem says of each of its arguments.  hyper: keyword-only hyper-parameters at the card's defaults.
     """
 
     name: str
     function: Callable[..., Any]
-    arguments: tuple[str, ...]
+    inputs: Mapping[str, Input]
     hyper: dict[str, Any]
 
-    def __call__(self, inputs: dict[str, Any], **changed: Any) -> list[torch.Tensor]:
+    def __call__(self, values: Mapping[str, torch.Tensor], **changed: Any) -> list[torch.Tensor]:
         """The terms, as a list of tensors."""
-        out = self.function(**inputs, **{**self.hyper, **changed})
+        given = {n: v if (given_as := self.inputs[n].given_as) is None else given_as(v) for n, v in values.items()}
+        out = self.function(**given, **{**self.hyper, **changed})
         return list(out) if isinstance(out, tuple | list) else [out]
+
+    def values(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+        """Random values of its arguments; whole numbers keep their type."""
+        draw = Draw(seed)
+        drawn = {name: x.draw(draw) for name, x in self.inputs.items()}
+        return {name: v.to(dtype) if v.is_floating_point() else v for name, v in drawn.items()}
 
 
 class Subject:
@@ -62,7 +77,7 @@ class Subject:
 
     def __init__(self, name: str, track: str | None = None) -> None:
         self.name = name
-        self.entry = registry.find("method", name)
+        self.entry = registry.find("method", name, *(find_track(track)[1].kinds if track is not None else ()))
         self.card: Card = registry.method_card(self.entry)
         self._track = track
 
@@ -70,6 +85,19 @@ class Subject:
     def module(self) -> ModuleType:
         """The imported method."""
         return self.entry.load()
+
+    @functools.cached_property
+    def problem(self) -> type[Problem]:
+        """The kind of problem it takes, from the annotation of ``distill``: whoever brings a kind, it is found."""
+        distill = getattr(self.module, "distill", None)
+        first = next(iter(inspect.signature(distill).parameters), None) if callable(distill) else None
+        try:
+            kind = typing.get_type_hints(distill).get(first or "")
+        except NameError as error:
+            raise Unproven(f"the annotations of distill cannot be read at run time: {error}") from None
+        if not (isinstance(kind, type) and issubclass(kind, Problem)):
+            raise Unproven("say which kind of problem distill takes: def distill(problem: Classification, run: Run, ...)")
+        return kind
 
     @functools.cached_property
     def objectives(self) -> list[Objective]:
@@ -82,16 +110,20 @@ class Subject:
         function = getattr(self.module, name, None)
         if not callable(function):
             raise Failed(f"the card's objective {name} is not a function of the module")
-        arguments, hyper = [], {}
+        known = self.problem.examples()
+        inputs: dict[str, Input] = {}
+        hyper: dict[str, Any] = {}
         for parameter in inspect.signature(function).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                if parameter.name in self.card.hyperparameters:
-                    hyper[parameter.name] = self.card.hyperparameters[parameter.name].default
-                elif parameter.default is parameter.empty:
-                    raise Skipped(f"{name} needs {parameter.name}, which is no hyper-parameter on the card")
-            else:
-                arguments.append(parameter.name)
-        return Objective(name, function, tuple(arguments), hyper)
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name in self.card.hyperparameters:
+                hyper[parameter.name] = self.card.hyperparameters[parameter.name].default
+            elif parameter.name in known:
+                inputs[parameter.name] = known[parameter.name]
+            elif parameter.default is parameter.empty:
+                raise Unproven(
+                    f"{name} takes {parameter.name}, which is no hyper-parameter on the card and not among "
+                    f"{self.problem.__name__}.examples(): {', '.join(sorted(known)) or 'there are none'}"
+                )
+        return Objective(name, function, inputs, hyper)
 
     @functools.cached_property
     def oracle(self) -> ModuleType:
@@ -103,7 +135,7 @@ class Subject:
         for place in places:
             if place.is_file():
                 return _module(place)
-        raise Skipped(f"no oracle: write {places[-1].name} beside the method, or tests/oracles/{path.parent.name}/{path.stem}.py")
+        raise Unproven(f"no oracle: write {places[-1].name} beside the method, or tests/oracles/{path.parent.name}/{path.stem}.py")
 
     @functools.cached_property
     def track(self) -> str:
@@ -155,10 +187,10 @@ def one(name: str, subject: Subject) -> Result:
     reason = subject.card.exempt.get(name)
     try:
         message = CHECKS[name](subject)
-    except Skipped as skip:
-        return Result(
-            name, "failed" if reason else "skipped", f"stale exemption ({skip}): remove it from the card" if reason else str(skip)
-        )
+    except (Skipped, Unproven) as nothing:
+        if reason:
+            return Result(name, "failed", f"stale exemption ({nothing}): remove it from the card")
+        return Result(name, "skipped" if isinstance(nothing, Skipped) else "unproven", str(nothing))
     except (Failed, UserError) as failure:
         return Result(name, "exempt" if reason else "failed", reason or str(failure))
     except Exception as error:  # a check must report a method's crash, not die of it
@@ -187,14 +219,14 @@ def _results(subject: Subject, names: list[str]) -> Iterator[Result]:
     checked = False
     for name in names:
         result = one(name, subject)
-        checked = checked or (result.outcome not in ("skipped", "exempt") and name != "card")
+        checked = checked or (result.outcome in ("passed", "failed") and name != "card")
         yield result
     unknown = sorted(set(subject.card.exempt) - set(CHECKS))
     if unknown:
         checked = True
         yield Result("exemptions", "failed", f"the card exempts checks that do not exist: {', '.join(unknown)}")
     if not checked:
-        yield Result("something_checked", "failed", "every check was skipped or exempt: nothing is known about this method")
+        yield Result("something_checked", "failed", "no check could be made: nothing is known about this method")
 
 
 def check_method(name: str, *, track: str | None = None, only: Iterable[str] | None = None) -> list[Result]:

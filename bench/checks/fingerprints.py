@@ -178,7 +178,7 @@ def line_of_setting(suite: str, setting: str, what: list[str]) -> str:
 @functools.cache
 def _vouched(method: str, suite: str, setting: str, code: str) -> str | None:
     judge = registry.find("suite", suite)
-    return verify_method(registry.find("method", method, registry.suite_card(judge).problem)) or verify_setting(judge, setting)
+    return verify_method(registry.find("method", method, *registry.suite_card(judge).kinds)) or verify_setting(judge, setting)
 
 
 def vouch(spec: RunSpec) -> str | None:

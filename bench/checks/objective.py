@@ -1,65 +1,82 @@
-"""Checks of the pure objective: shapes, values, gradients, limits. They need no training and no data."""
+"""Checks of the pure objectives: shapes, values, gradients, limits. They need no training and no data.
+
+What the arguments are comes from the kind of problem (``Problem.examples()``); no kind, argument or method is known here. An
+objective is a loss, or a *target*: what a loss is made of, such as a direction or the probabilities to learn. A target has no
+argument that is trained, or the shape of a sample and no graph; it is asked for values, and that no gradient passes through it.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from distillbench.checks.core import Failed, Objective, Skipped, Subject, check
+from distillbench.cards.card import Choice, Flag
+from distillbench.checks.core import Failed, Objective, Skipped, Subject, Unproven, check
+from distillbench.problems.examples import ROWS, Role
 
-B, C, D, K = 6, 5, 7, 3
-Inputs = dict[str, Tensor]
-
-
-def make_inputs(names: tuple[str, ...], seed: int = 0, dtype: torch.dtype = torch.float64, classes: int = C) -> Inputs:
-    """Random inputs for arguments of the known names. Raises Skipped for a name that is not in the vocabulary."""
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
-
-    known: dict[str, Callable[[], Tensor]] = {
-        **{n: (lambda: 2 * normal(B, classes)) for n in ("student_logits", "teacher_logits", "auxiliary_logits")},
-        **{n: (lambda: normal(B, D)) for n in ("student_embedding", "teacher_embedding")},
-        **{n: (lambda: normal(B, K, 4, 4)) for n in ("student_feature", "teacher_feature")},
-        "labels": lambda: torch.randint(classes, (B,), generator=g),
-        "class_means": lambda: normal(classes, D),
-        "centroids": lambda: normal(classes, classes).softmax(1),
-        "target": lambda: normal(B, classes).softmax(1),
-    }
-    missing = [n for n in names if n not in known]
-    if missing:
-        raise Skipped(f"arguments without a generated input: {', '.join(missing)}; known: {', '.join(sorted(known))}")
-    return {n: known[n]() for n in names}
+Values = Mapping[str, Tensor]
+Array = NDArray[np.float64]
 
 
-def learned(inputs: Inputs) -> list[str]:
-    """The arguments that gradients flow to: the student's, or the logits of an objective that trains the teacher."""
-    return [n for n in inputs if n.startswith(("student", "auxiliary"))] or [n for n in inputs if n.endswith("_logits")]
+def arguments(objective: Objective, *roles: Role) -> list[str]:
+    """Its arguments of these roles."""
+    return [n for n, x in objective.inputs.items() if x.role in roles]
 
 
-def gradients(objective: Objective, inputs: Inputs, **hyper: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Values, and gradients of their sum in the student's arguments."""
-    names = learned(inputs)
-    leaves = {n: (v.clone().requires_grad_(n in names) if v.is_floating_point() else v.clone()) for n, v in inputs.items()}
-    terms = objective(leaves, **hyper)
+def traced(objective: Objective, values: Values, names: list[str], **hyper: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The terms, and the leaves ``names`` that they were computed from."""
+    leaves = {n: v.clone().requires_grad_(n in names and v.is_floating_point()) for n, v in values.items()}
+    return objective(leaves, **hyper), {n: leaves[n] for n in names if leaves[n].requires_grad}
+
+
+def gradients(objective: Objective, values: Values, **hyper: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Values, and gradients of their sum in all arguments that are trained."""
+    names = arguments(objective, "trained")
+    terms, leaves = traced(objective, values, names, **hyper)
     total = sum((t.sum() for t in terms), torch.zeros(()))
-    if not (isinstance(total, Tensor) and total.requires_grad):
+    if not total.requires_grad:
         raise Failed(f"{objective.name}: no gradient reaches {', '.join(names)}")
-    found = torch.autograd.grad(total, [leaves[n] for n in names], allow_unused=True)
-    return [t.detach() for t in terms], {n: torch.zeros_like(inputs[n]) if f is None else f for n, f in zip(names, found, strict=True)}
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return [t.detach() for t in terms], dict(zip(leaves, found, strict=True))
+
+
+def is_target(objective: Objective, terms: list[Tensor]) -> bool:
+    """Whether it is what a loss is made of, and no loss. ``terms``: as :func:`traced` in what is trained."""
+    return not arguments(objective, "trained") or all(t.dim() > 1 and not t.requires_grad for t in terms)
+
+
+def losses(subject: Subject) -> list[Objective]:
+    """The objectives that are losses. Raises Skipped where none is."""
+    found = [o for o in subject.objectives if not is_target(o, traced(o, o.values(), arguments(o, "trained"))[0])]
+    if not found:
+        raise Skipped("no objective is a loss")
+    return found
+
+
+def some_rows(objective: Objective, values: Values, rows: Any) -> dict[str, Tensor]:
+    """``values`` with ``rows`` of those that have one for each example."""
+    return {n: v[rows] if objective.inputs[n].rows else v for n, v in values.items()}
+
+
+def choices(subject: Subject, objective: Objective) -> Iterator[dict[str, Any]]:
+    """Every other value of each of its hyper-parameters that has only a few; the defaults are not among them."""
+    for name, default in objective.hyper.items():
+        spec = subject.card.hyperparameters[name]
+        options = spec.options if isinstance(spec, Choice) else (False, True) if isinstance(spec, Flag) else ()
+        yield from ({name: option} for option in options if option != default)
 
 
 @check
 def card(subject: Subject) -> str:
     """The card is complete and points at real functions."""
     card = subject.card
-    texts = [card.title, card.results, *card.equations.values(), *card.deviations, *([card.paper.title] if card.paper else [])]
+    texts = [card.title, card.notes, *card.equations.values(), *card.deviations, *([card.paper.title] if card.paper else [])]
     if any("TODO" in t for t in texts):
         raise Failed("fill in what is marked TODO on the card")
     if not card.control and card.paper is None:
@@ -83,124 +100,166 @@ def card(subject: Subject) -> str:
 def per_example(subject: Subject) -> None:
     """One value per example: no reduction is hidden inside, and no example sees another."""
     for objective in subject.objectives:
-        inputs = make_inputs(objective.arguments)
-        batched = [n for n, v in inputs.items() if n not in ("class_means", "centroids")]
-        whole = objective(inputs)
-        halves = [objective({n: (v[part] if n in batched else v) for n, v in inputs.items()}) for part in (slice(0, 2), slice(2, B))]
+        values = objective.values()
+        whole, _ = traced(objective, values, arguments(objective, "trained"))
+        halves = [objective(some_rows(objective, values, part)) for part in (slice(0, 2), slice(2, ROWS))]
+        target = is_target(objective, whole)
         for i, term in enumerate(whole):
-            if tuple(term.shape) != (B,):
-                raise Failed(f"{objective.name} returns shape {tuple(term.shape)} for {B} examples; return (B,) and let run.loss reduce")
+            if (tuple(term.shape[:1]) if target else tuple(term.shape)) != (ROWS,):
+                raise Failed(f"{objective.name} returns shape {tuple(term.shape)} for {ROWS} examples; return (B,) and let run.loss reduce")
             if not torch.allclose(term, torch.cat([h[i] for h in halves]), rtol=1e-9, atol=1e-12):
                 raise Failed(f"{objective.name}: an example's value changes with the rest of the batch")
 
 
 @check
 def oracle_value(subject: Subject) -> str:
-    """The value equals an independent numpy oracle in float64."""
-    worst = 0.0
+    """The value equals an independent numpy oracle in float64, at every option of the hyper-parameters that have options."""
+    worst, points = 0.0, 0
     for objective in subject.objectives:
-        for seed in range(3):
-            inputs = make_inputs(objective.arguments, seed)
-            for ours, theirs in zip(objective(inputs), _oracle(subject, objective, inputs), strict=True):
-                difference = float(np.max(np.abs(ours.detach().numpy() - theirs) / (1 + np.abs(theirs))))
-                worst = max(worst, difference)
+        for seed, changed in [*((seed, {}) for seed in range(3)), *((0, c) for c in choices(subject, objective))]:
+            values = objective.values(seed)
+            for ours, theirs in zip(objective(values, **changed), _oracle(subject, objective, values, **changed), strict=True):
+                difference = _difference(ours.detach().numpy(), theirs)
+                worst, points = max(worst, difference), points + 1
                 if not difference < 1e-9:
-                    raise Failed(f"{objective.name} differs from its oracle by {difference:.2g}")
-    return f"largest difference {worst:.1g}"
+                    raise Failed(f"{objective.name}{_at(changed)} differs from its oracle by {difference:.2g}")
+    return f"largest difference {worst:.1g} at {points} points"
 
 
 @check
 def oracle_gradient(subject: Subject) -> str:
-    """The gradient equals central differences of the numpy oracle in float64."""
+    """The gradient equals central differences of the numpy oracle in float64; what the oracle calls held does not move."""
     worst = 0.0
-    for objective in subject.objectives:
-        inputs = make_inputs(objective.arguments, 11)
-        _, found = gradients(objective, inputs)
-        for name, gradient in found.items():
-            expected = _differences(subject, objective, inputs, name)
-            difference = float(np.max(np.abs(gradient.numpy() - expected) / (1 + np.abs(expected))))
-            worst = max(worst, difference)
-            if not difference < 1e-5:
-                raise Failed(f"{objective.name}: the gradient in {name} differs from the oracle's by {difference:.2g}")
+    for objective in losses(subject):
+        for changed in ({}, *choices(subject, objective)):
+            values = objective.values(11)
+            for name, gradient in gradients(objective, values, **changed)[1].items():
+                difference = _difference(gradient.numpy(), _differences(subject, objective, values, name, **changed))
+                worst = max(worst, difference)
+                if not difference < 1e-5:
+                    raise Failed(
+                        f"{objective.name}{_at(changed)}: the gradient in {name} differs from the oracle's by {difference:.2g}; "
+                        "is something held still in the one and not in the other?"
+                    )
     return f"largest difference {worst:.1g}"
 
 
-def _oracle(subject: Subject, objective: Objective, inputs: Inputs) -> list[np.ndarray]:
+def _at(changed: dict[str, Any]) -> str:
+    return "".join(f" at {name}={value}" for name, value in changed.items())
+
+
+def _difference(ours: Array, theirs: Array) -> float:
+    if ours.shape != theirs.shape:
+        raise Failed(f"shape {ours.shape}, and the oracle's is {theirs.shape}")
+    return float(np.max(np.abs(ours - theirs) / (1 + np.abs(theirs))))
+
+
+def _oracle(subject: Subject, objective: Objective, values: Values, held: Values | None = None, **changed: Any) -> list[Array]:
+    """What the oracle says; ``held`` are the values at which everything is taken that the equations hold constant."""
     function = getattr(subject.oracle, objective.name, None)
     if function is None:
-        raise Failed(f"the oracle has no function {objective.name}")
-    out = function(**{n: v.numpy() for n, v in inputs.items()}, **objective.hyper)
+        raise Unproven(f"the oracle has no function {objective.name}")
+    given = {**_arrays(values), **objective.hyper, **changed}
+    if "held" in inspect.signature(function).parameters:
+        given["held"] = _arrays(held or values)
+    out = function(**given)
     return [np.asarray(o) for o in (out if isinstance(out, tuple | list) else [out])]
 
 
-def _differences(subject: Subject, objective: Objective, inputs: Inputs, name: str, step: float = 1e-5) -> np.ndarray:
-    base = inputs[name].clone()
-    slope = np.zeros(base.numel())
-    for i in range(base.numel()):
+def _arrays(values: Values) -> dict[str, Any]:
+    return {n: v.numpy() if v.dim() else v.item() for n, v in values.items()}
+
+
+def _differences(subject: Subject, objective: Objective, values: Values, name: str, step: float = 1e-5, **changed: Any) -> Array:
+    slope = np.zeros(values[name].numel())
+    for i in range(len(slope)):
         sides = []
         for sign in (1, -1):
-            moved = base.clone()
+            moved = values[name].clone()
             moved.view(-1)[i] += sign * step
-            sides.append(sum(float(o.sum()) for o in _oracle(subject, objective, {**inputs, name: moved})))
+            sides.append(sum(float(o.sum()) for o in _oracle(subject, objective, {**values, name: moved}, values, **changed)))
         slope[i] = (sides[0] - sides[1]) / (2 * step)
-    return slope.reshape(base.shape)
+    return slope.reshape(tuple(values[name].shape))
+
+
+@check
+def frozen_arguments(subject: Subject) -> str:
+    """The gradient is exactly 0 in every argument that is a teacher's answer, a target or a weight, with whatever graph it arrives."""
+    seen = []
+    for objective in subject.objectives:
+        names = arguments(objective, "frozen")
+        terms, leaves = traced(objective, objective.values(5), [*arguments(objective, "trained"), *names])
+        frozen = {n: leaves[n] for n in names}
+        seen += [f"{objective.name}.{n}" for n in frozen]
+        # weights of their own, so that no two leaks cancel
+        total = sum(((t * torch.linspace(1, 2, t.numel()).view(t.shape)).sum() for t in terms), torch.zeros(()))
+        if not (frozen and total.requires_grad):
+            continue
+        for name, gradient in zip(frozen, torch.autograd.grad(total, list(frozen.values()), allow_unused=True), strict=True):
+            if gradient is not None and bool(gradient.ne(0).any()):
+                raise Failed(
+                    f"{objective.name}: a gradient of {float(gradient.abs().max()):.2g} reaches {name}, which does not learn by it: "
+                    f"write {name}.detach() where it enters"
+                )
+    if not seen:
+        raise Skipped("no objective has an argument that is held")
+    return ", ".join(seen)
 
 
 @check
 def zero_at_match(subject: Subject) -> None:
-    """A divergence is a divergence: zero with zero gradient where student and teacher agree, and never negative."""
+    """A divergence is a divergence: zero with zero gradient where student and teacher agree, and never negative.
+
+    The kind says which arguments are compared with which. Who has none is a surrogate, whose value is asked of the oracle alone.
+    """
     done = 0
-    for objective in subject.objectives:
-        inputs = make_inputs(objective.arguments)
-        twins = [
-            (n, n.replace("student", "teacher")) for n in inputs if n.startswith("student") and n.replace("student", "teacher") in inputs
-        ]
-        if not twins:
+    for objective in losses(subject):
+        values = objective.values()
+        found = {n: x.match(values) for n, x in objective.inputs.items() if x.match is not None}
+        twins = {n: v.clone() for n, v in found.items() if v is not None}
+        if not twins or any(x.draws for x in objective.inputs.values()):
             continue
         done += 1
-        if min(float(t.min()) for t in objective(inputs)) < -1e-9:
+        if min(float(t.min()) for t in objective(values)) < -1e-9:
             raise Failed(f"{objective.name} is negative at a random point: not a divergence")
-        for student, teacher in twins:
-            inputs[teacher] = inputs[student].clone()
-        values, found = gradients(objective, inputs)
-        size = max(float(v.abs().max()) for v in values)
-        slope = max(float(g.abs().max()) for g in found.values())
+        terms, slopes = gradients(objective, {**values, **twins})
+        size = max(float(v.abs().max()) for v in terms)
+        slope = max(float(g.abs().max()) for g in slopes.values())
         if size > 1e-6:
             raise Failed(f"{objective.name} is {size:.3g} where student and teacher agree: a cross-entropy is not a divergence")
         if slope > 1e-6:
             raise Failed(f"{objective.name} has gradient {slope:.3g} where student and teacher agree")
     if not done:
-        raise Skipped("no objective compares a student_... with a teacher_... of the same kind")
+        raise Skipped("no objective compares what is trained with what it is to be")
 
 
 @check
 def class_padding(subject: Subject) -> None:
-    """Classes of probability zero change nothing: catches a mean over classes, and padded vocabularies."""
+    """Classes of probability zero change nothing, and what pads a vocabulary neither: catches a mean over classes."""
     done = 0
-    for objective in subject.objectives:
-        inputs = make_inputs(objective.arguments)
-        logits = [n for n in inputs if n.endswith("_logits")]
-        if not logits or any(n in inputs for n in ("centroids", "target", "class_means")):
-            continue
-        done += 1
-        padded = {n: torch.cat([v, torch.full((B, 3), -1e4, dtype=v.dtype)], 1) if n in logits else v for n, v in inputs.items()}
-        for before, after in zip(objective(inputs), objective(padded), strict=True):
-            if not torch.allclose(before, after, rtol=1e-8, atol=1e-10):
-                worst = float(((after - before).abs() / (before.abs() + 1e-12)).max())
-                raise Failed(
-                    f"{objective.name} changes by {worst:.2g} of itself when classes of probability 0 are added: a mean over classes?"
-                )
+    for objective in losses(subject):
+        pads = {n: x.pads for n, x in objective.inputs.items() if x.pads}
+        values = objective.values()
+        for way in range(max(map(len, pads.values()), default=0)):
+            done += 1
+            padded = {n: pads[n][way](v) if n in pads else v for n, v in values.items()}
+            for before, after in zip(objective(values), objective(padded), strict=True):
+                if not torch.allclose(before, after, rtol=1e-8, atol=1e-10):
+                    worst = float(((after - before).abs() / (before.abs() + 1e-12)).max())
+                    raise Failed(
+                        f"{objective.name} changes by {worst:.2g} of itself when classes that do not count are added: a mean over classes?"
+                    )
     if not done:
-        raise Skipped("no objective over logits alone")
+        raise Skipped("no objective has an argument with a dimension of classes")
 
 
 @check
 def batch_duplication(subject: Subject) -> None:
     """The batch twice over gives every example the same value (and a coupled term the same value)."""
     for objective in subject.objectives:
-        inputs = make_inputs(objective.arguments)
-        twice = {n: v if n in ("class_means", "centroids") else torch.cat([v, v]) for n, v in inputs.items()}
-        for before, after in zip(objective(inputs), objective(twice), strict=True):
+        values = objective.values()
+        twice = some_rows(objective, values, torch.arange(2 * ROWS) % ROWS)
+        for before, after in zip(objective(values), objective(twice), strict=True):
             expected = before if before.dim() == 0 else torch.cat([before, before])
             if after.shape != expected.shape or not torch.allclose(after, expected, rtol=1e-7, atol=1e-9):
                 raise Failed(f"{objective.name} depends on how often an example is in the batch")
@@ -210,11 +269,11 @@ def batch_duplication(subject: Subject) -> None:
 def temperature_scale(subject: Subject) -> str:
     """The size of the gradient does not vanish with the temperature: T^2 is there, once."""
     ratios = []
-    for objective in subject.objectives:
+    for objective in losses(subject):
         if "temperature" not in objective.hyper:
             continue
-        inputs = make_inputs(objective.arguments)
-        sizes = [max(float(g.norm()) for g in gradients(objective, inputs, temperature=t)[1].values()) for t in (200.0, 400.0)]
+        values = objective.values()
+        sizes = [max(float(g.norm()) for g in gradients(objective, values, temperature=t)[1].values()) for t in (200.0, 400.0)]
         if sizes[0] == 0:
             raise Failed(f"{objective.name} has no gradient at temperature 200")
         ratio = sizes[1] / sizes[0]
@@ -228,48 +287,48 @@ def temperature_scale(subject: Subject) -> str:
 
 @check
 def hyperparameter_bounds(subject: Subject) -> None:
-    """Finite at every inclusive bound of every hyper-parameter."""
+    """Finite at every inclusive bound and every option of every hyper-parameter."""
     done = 0
     for objective in subject.objectives:
-        inputs = make_inputs(objective.arguments)
-        for name in objective.hyper:
-            spec = subject.card.hyperparameters[name]
-            for bound in (getattr(spec, "ge", None), getattr(spec, "le", None)):
-                if bound is None:
-                    continue
-                done += 1
-                if not all(bool(torch.isfinite(t).all()) for t in objective(inputs, **{name: bound})):
-                    raise Failed(f"{objective.name} is not finite at {name}={bound}, which the card allows")
+        values = objective.values()
+        specs = {name: subject.card.hyperparameters[name] for name in objective.hyper}
+        bounds = [{n: b} for n, x in specs.items() for b in (getattr(x, "ge", None), getattr(x, "le", None)) if b is not None]
+        for changed in (*bounds, *choices(subject, objective)):
+            done += 1
+            if not all(bool(torch.isfinite(t).all()) for t in objective(values, **changed)):
+                raise Failed(f"{objective.name} is not finite{_at(changed)}, which the card allows")
     if not done:
-        raise Skipped("no objective has a bounded hyper-parameter")
+        raise Skipped("no objective has a hyper-parameter with a bound or options")
 
 
 @check
-def extreme_logits(subject: Subject) -> None:
-    """Value and gradient stay finite in float32 for very confident logits."""
+def extreme_inputs(subject: Subject) -> None:
+    """Value and gradient stay finite in float32 for very confident logits, and for samples far out."""
     done = 0
-    for objective in subject.objectives:
-        inputs = make_inputs(objective.arguments, dtype=torch.float32)
-        logits = [n for n in inputs if n.endswith("_logits")]
-        if not logits:
+    for objective in losses(subject):
+        values = objective.values(dtype=torch.float32)
+        extremes = {n: x.extremes for n, x in objective.inputs.items() if x.extremes is not None}
+        if not extremes:
             continue
         done += 1
-        for flip in (1, -1):
-            extreme = {n: (v.sign() * 1e4 * (flip if n.startswith("teacher") else 1) if n in logits else v) for n, v in inputs.items()}
-            values, found = gradients(objective, extreme)
-            if not all(bool(torch.isfinite(t).all()) for t in (*values, *found.values())):
-                raise Failed(f"{objective.name} or its gradient is not finite at logits of +-1e4: use log_softmax, logsumexp or softplus")
+        for i in (0, 1):
+            terms, slopes = gradients(objective, {n: extremes[n][i](v) if n in extremes else v for n, v in values.items()})
+            if not all(bool(torch.isfinite(t).all()) for t in (*terms, *slopes.values())):
+                raise Failed(
+                    f"{objective.name} or its gradient is not finite far out in {', '.join(extremes)}: "
+                    "use log_softmax, logsumexp or softplus"
+                )
     if not done:
-        raise Skipped("no objective over logits")
+        raise Skipped("no objective has an argument with extremes")
 
 
 @check
 def inputs_intact(subject: Subject) -> None:
     """Inputs are not changed in place."""
     for objective in subject.objectives:
-        inputs = make_inputs(objective.arguments)
-        before = {n: v.clone() for n, v in inputs.items()}
-        objective(inputs)
-        changed = [n for n in inputs if not torch.equal(inputs[n], before[n])]
+        values = objective.values()
+        before = {n: v.clone() for n, v in values.items()}
+        objective(values)
+        changed = [n for n in values if not torch.equal(values[n], before[n])]
         if changed:
             raise Failed(f"{objective.name} changes {', '.join(changed)} in place")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distillbench.cards import registry
-from distillbench.cards.card import Metric
+from distillbench.cards.card import Metric, SuiteCard
 from distillbench.checks.core import Failed, Skipped, Subject, check
 from distillbench.checks.training import answers
 from distillbench.runs.plan import plan
@@ -70,9 +70,9 @@ def _scores(method: str, track: str, how: Short) -> dict[int, float]:
 
 
 @functools.lru_cache(maxsize=8)
-def _scratch(track: str, key: str) -> dict[int, float]:
-    """What scratch scores in the way that ``key`` is JSON for: the same for every method of a track, so made once."""
-    return _scores("scratch", track, Short(**json.loads(key)))
+def _control(slug: str, track: str, key: str) -> dict[int, float]:
+    """What a control scores in the way that ``key`` is JSON for: the same for every method of a track, so made once."""
+    return _scores(slug, track, Short(**json.loads(key)))
 
 
 def _ahead(one: Mapping[int, float], other: Mapping[int, float], metric: Metric) -> Interval:
@@ -83,10 +83,13 @@ def _ahead(one: Mapping[int, float], other: Mapping[int, float], metric: Metric)
 
 
 def _shown(subject: Subject, metric: Metric, how: Short) -> tuple[bool, str, dict[int, float]]:
-    """Whether such a training shows the method ahead of scratch, in what words, and its scores."""
+    """Whether such a training shows the method ahead of the suite's floor, in what words, and its scores."""
+    floor = _suite(subject).floor
+    if not floor:
+        raise Skipped(f"the suite of {subject.track} names no floor")
     ours = _scores(subject.name, subject.track, how)
-    ahead = _ahead(ours, _scratch(subject.track, json.dumps(dataclasses.asdict(how))), metric)
-    line = f"{metric.name} better than scratch by {_said(ahead)} over {SEEDS} seeds of {how.examples:,} examples"
+    ahead = _ahead(ours, _control(floor, subject.track, json.dumps(dataclasses.asdict(how))), metric)
+    line = f"{metric.name} better than {floor} by {_said(ahead)} over {SEEDS} seeds of {how.examples:,} examples"
     return ahead.low > 0, line, ours
 
 
@@ -96,7 +99,7 @@ def _said(interval: Interval) -> str:
 
 def shown_early(subject: Subject) -> str | None:
     """The words of a short training that shows the method ahead, or None where none does."""
-    metric, how = _metric(subject), SHORT[subject.card.problem]
+    metric, how = _suite(subject).metric(), SHORT[subject.card.problem]
     shown, line, scores = _shown(subject, metric, how)
     if shown and how.grows:
         shown, line, twice = _shown(subject, metric, dataclasses.replace(how, examples=2 * how.examples))
@@ -106,14 +109,15 @@ def shown_early(subject: Subject) -> str | None:
     return line if shown else None
 
 
-def _metric(subject: Subject) -> Metric:
+def _suite(subject: Subject) -> SuiteCard:
+    """The card of the track's suite, at its setting."""
     suite, _, setting = subject.track.partition("/")
-    return registry.suite_card(registry.find("suite", suite)).at(setting).metric()
+    return registry.suite_card(registry.find("suite", suite)).at(setting)
 
 
 @check
 def beats_scratch(subject: Subject) -> str:
-    """Better than the same student without a teacher on the analytic track: the 90% interval of the paired difference says so.
+    """Better than the suite's floor on the analytic track: the 90% interval of the paired difference says so.
 
     A short training is enough where it shows that. Where it does not, or the card says that the method does not beat scratch, the
     whole budget (or as much of it as a check may take) decides.
@@ -126,7 +130,7 @@ def beats_scratch(subject: Subject) -> str:
         if line is not None:
             return line
     whole = min(find_track(subject.track)[2].budget.student_examples, LONG)
-    shown, said, _ = _shown(subject, _metric(subject), Short(whole, options=short.options if short is not None else {}))
+    shown, said, _ = _shown(subject, _suite(subject).metric(), Short(whole, options=short.options if short is not None else {}))
     if not shown:
         raise Failed(said)
     return said

@@ -57,7 +57,7 @@ def list_installed(args: argparse.Namespace) -> int:
             paper = f"{card.paper.year} arXiv:{card.paper.arxiv}" if card.paper else ("control" if card.control else "")
             rows.append([card.slug, card.problem, paper, card.title])
         elif isinstance(card, SuiteCard):
-            rows += [[f"{card.slug}/{name}", card.problem, s.tier, s.summary] for name, s in card.settings.items()]
+            rows += [[f"{card.slug}/{name}", ", ".join(card.kinds), s.tier, s.summary] for name, s in card.settings.items()]
     table(rows, ["method", "problem", "paper", "title"] if args.kind == "methods" else ["track", "problem", "tier", "summary"])
     for entry in listed:
         if entry.error:

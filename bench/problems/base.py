@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import nn
 
+from distillbench.problems.examples import Input
 from distillbench.training.nets import Architecture
 from distillbench.training.oracle import Oracle
 
@@ -37,6 +39,11 @@ class Problem:
     setting: str
     student: nn.Module
     build: Build
+
+    @classmethod
+    def examples(cls) -> Mapping[str, Input]:
+        """Small inputs of this kind's objectives, by argument name; a kind that has none leaves its methods' objectives unproven."""
+        return MappingProxyType({})
 
     @property
     def teachers(self) -> Mapping[str, Oracle]:

@@ -21,7 +21,7 @@ class CodeOf:
         fingerprint: digest of the committed fingerprints of the method and the setting, or None where one is missing.
         suite_loose, method_loose: digest of the bytes of the modules whose versions are nobody's word, or None where all are vouched
             for; what suite and method share counts for the suite.
-        loose: those modules, name -> SHA-256 of the bytes.  files: of those whose text no package and no commit gives again.
+        loose: those modules and settings, name -> SHA-256 of the bytes.  files: of those whose text no package and no commit gives again.
         planned: every file that may be imported.
 
     Two are equal where a run of either gives the same: comments and docstrings of vouched modules may differ.
@@ -56,7 +56,7 @@ def code_of(method: Entry, suite: Entry, setting: str) -> CodeOf:
         suite_loose=sha256(canonical(suite_loose)) if suite_loose else None,
         method_loose=sha256(canonical(method_loose)) if method_loose else None,
         loose=loose,
-        files={name: both[name] for name in loose if not code.recoverable(name, both[name])},
+        files={n: path for n, path in code.with_settings(both).items() if n in loose and not code.recoverable(n, path)},
         planned=frozenset(both.values()),
     )
 

@@ -74,10 +74,18 @@ def arena(
     }
 
 
-def method_part(card: Card, hyperparameters: Mapping[str, Any], *, distribution: str | None, loose: str | None) -> dict[str, Any]:
-    """The method's part of an identity; ``loose`` as in :func:`arena`."""
+def method_part(
+    card: Card,
+    hyperparameters: Mapping[str, Any],
+    *,
+    distribution: str | None,
+    loose: str | None,
+    kind: tuple[str, int | None] | None = None,
+) -> dict[str, Any]:
+    """The method's part of an identity; ``loose`` as in :func:`arena`, ``kind`` its kind of problem and that one's version where the
+    suite's own is another one."""
     known = {"distribution": distribution, "slug": card.slug, "version": card.version, "hyperparameters": dict(hyperparameters)}
-    return {**known, **_loose(loose)}
+    return {**known, **({} if kind is None else {"kind": {"slug": kind[0], "version": kind[1]}}), **_loose(loose)}
 
 
 def whole(arena: Mapping[str, Any], method: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -106,7 +114,9 @@ def fits(identity: Mapping[str, Any], method: Card, suite: SuiteCard, setting: s
         loose=identity["suite"].get("loose"),
     )
     again["engine"] = identity["engine"]
-    return again == arena_of(identity) and (own["slug"], own["version"], method.problem) == (method.slug, method.version, suite.problem)
+    kind = own["kind"]["slug"] if "kind" in own else suite.problem
+    solves = method.problem == kind and kind in (suite.accepts if "kind" in own else [suite.problem])
+    return again == arena_of(identity) and (own["slug"], own["version"]) == (method.slug, method.version) and solves
 
 
 def _fields(part: Any) -> dict[str, Any]:

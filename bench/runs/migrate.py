@@ -16,7 +16,7 @@ from typing import Any
 
 from distillbench.cards import registry
 from distillbench.cards.card import Card, SuiteCard
-from distillbench.cards.reading import from_data, to_data
+from distillbench.cards.reading import from_data
 from distillbench.code import text
 from distillbench.errors import UserError, unknown
 from distillbench.files import write_atomic
@@ -123,7 +123,7 @@ def _translated(data: Mapping[str, Any]) -> Record:
     return Record(
         identity={**arena, "method": part, "seed": spec["seed"], "seeds": spec["seeds"]},
         setting_name=spec["setting"],
-        cards={"method": to_data(method), "suite": to_data(suite)},
+        cards={"method": spec["method"]["card"], "suite": spec["suite"]["card"]},
         code={"digest": None, "fingerprint": None, "loose": {}},
         measurements=tuple(_measurement(m) for m in data["measurements"]),
         before={"schema": 1, "id": data["id"], "sources": sources},

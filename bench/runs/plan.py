@@ -134,9 +134,9 @@ def plan(
     data = data or os.environ.get("DISTILLBENCH_DATA")
     if split not in ("test", "tune"):
         raise UserError(f"unknown split {split!r}; 'test' is reported, 'tune' is for choosing hyper-parameters")
-    slugs = list(dict.fromkeys(s for m in methods for s in _expand(m, card.problem)))
+    slugs = list(dict.fromkeys(s for m in methods for s in _expand(m, card.kinds)))
     wanted = [*card.controls, *(s for s in slugs if s not in card.controls)] if controls else slugs
-    chosen = {w: registry.find("method", w, card.problem) for w in wanted}
+    chosen = {w: registry.find("method", w, *card.kinds) for w in wanted}
     for over in overrides:
         if over not in {e.slug for e in chosen.values()}:
             raise unknown("method in --set", over, [e.slug for e in chosen.values()])
@@ -147,10 +147,10 @@ def plan(
     digests = _digests(setting, data)
     for w, found in chosen.items():
         method = registry.method_card(found)
-        if method.problem != card.problem:
-            fitting = [s for s, e in registry.suites().items() if e.card and e.card.problem == method.problem]
+        if method.problem not in card.kinds:
+            fitting = [s for s, e in registry.suites().items() if isinstance(e.card, SuiteCard) and method.problem in e.card.kinds]
             raise UserError(
-                f"method {method.slug} solves {method.problem}, suite {card.slug} asks for {card.problem}; "
+                f"method {method.slug} solves {method.problem}, suite {card.slug} asks for {' or '.join(card.kinds)}; "
                 f"it runs on: {', '.join(fitting) or 'no installed suite'}"
             )
         about = code_of(found, entry, setting_name)
@@ -164,7 +164,8 @@ def plan(
             loose=about.suite_loose,
         )
         hyperparameters = resolve(method, dict(overrides.get(method.slug, {})))
-        part = identities.method_part(method, hyperparameters, distribution=found.distribution, loose=about.method_loose)
+        kind = None if method.problem == card.problem else (method.problem, identities.kind_version(method.problem))
+        part = identities.method_part(method, hyperparameters, distribution=found.distribution, loose=about.method_loose, kind=kind)
         planned[w] = (arena, part, {"method": to_data(method), "suite": to_data(shown)}, about)
     for seed in seeds:
         for w in wanted:
@@ -201,13 +202,17 @@ def _changed(name: str, setting: Setting, budget: Mapping[str, Any], training: M
     )
 
 
-def _expand(name: str, problem: str) -> list[str]:
-    """What a name stands for: ``all``, the catalogue's name of a paper with several methods, or itself (``problem/`` left off)."""
-    cards = {e.slug: e.card for e in registry.methods().values() if isinstance(e.card, Card) and e.card.problem == problem}
+def _expand(name: str, kinds: Sequence[str]) -> list[str]:
+    """What a name stands for: ``all``, the catalogue's name of a paper with several methods, or itself.
+
+    ``problem/`` is left off where the slug alone means the same method.
+    """
+    found = [e.card for e in registry.methods().values() if isinstance(e.card, Card) and e.card.problem in kinds]
+    cards = {c.slug: c for c in sorted(found, key=lambda c: kinds.index(c.problem), reverse=True)}  # of one slug the first kind's stays
     if name == "all":
-        return [s for s, c in cards.items() if not c.control]
-    slug = name.removeprefix(f"{problem}/")
-    if slug in cards:
+        return [s for s in dict.fromkeys(c.slug for c in found) if not cards[s].control]
+    problem, slash, slug = name.rpartition("/")
+    if name in cards or (slash and slug in cards and cards[slug].problem == problem):
         return [slug]
     return [s for s, c in cards.items() if c.paper and c.paper.catalogue == name] or [name]
 

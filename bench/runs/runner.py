@@ -105,7 +105,7 @@ def _found(spec: RunSpec, store: Store) -> Record:
 
 def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seconds: float, accelerator: Accelerator) -> Record:
     judge = registry.find("suite", spec.suite)
-    found = registry.find("method", spec.method, registry.suite_card(judge).problem)
+    found = registry.find("method", spec.method, *registry.suite_card(judge).kinds)
     now = code_of(found, judge, spec.setting)
     if (now.digest, now.loose) != (spec.code.digest, spec.code.loose):
         raise UserError(f"{found.path}: it, or what it imports, changed since its runs were planned; run the same command again")

@@ -73,7 +73,7 @@ class Best:
     Attributes:
         teacher: its size, by the mean over seeds.
         draws: (DRAWS,) its size in each draw of :func:`best_teacher`; empty with one seed.
-        small, large: how much worse the teachers at the two ends of the grid are, nats a token, paired over seeds; for each seed against
+        small, large: how much worse the teachers at the two ends of the grid are, nats per token, paired over seeds; for each seed against
             the teacher that is best for the others, so that noise makes no advantage.
     """
 
@@ -173,7 +173,7 @@ def _percentiles(estimate: Floats, drawn: Floats) -> Interval:
 def _text(best: Mapping[int, Best], inside: Sequence[int], fits: Mapping[str, Interval]) -> str:
     said = [
         f"Width {s}: best teacher {b.teacher:g} ({'inside the grid' if b.inside else 'undecidable: an end of the grid may be as good'}); "
-        f"the smallest is worse by {_signed(b.small)}, the largest by {_signed(b.large)} nats a token."
+        f"the smallest is worse by {_signed(b.small)}, the largest by {_signed(b.large)} nats per token."
         for s, b in best.items()
     ]
     if fits:
@@ -210,7 +210,7 @@ def _picture(curves: Mapping[int, Scores], best: Mapping[int, Best], itself: Sco
     left = Panel(
         "Distance of the student to the truth",
         "rank of the teacher (15: the truth itself)",
-        "KL(truth, student), nats a token",
+        "KL(truth, student), nats per token",
         (*(line(_arm(s), c) for s, c in curves.items()), line(ITSELF, itself)),
     )
     argmin = tuple(

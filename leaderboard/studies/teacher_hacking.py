@@ -86,7 +86,7 @@ class Turn:
     """What an arm does behind the minimum of its golden distance, paired over seeds.
 
     Attributes:
-        at: length of that minimum (of the mean curve); ``proxy_at`` that of the proxy's.  floor: the golden minimum, nats a token.
+        at: length of that minimum (of the mean curve); ``proxy_at`` that of the proxy's.  floor: the golden minimum, nats per token.
         golden, proxy: change from the golden minimum to the end of the arm.
         hacked, gained: change of golden and of proxy from the golden minimum to the proxy's, where that is later; else 0.
     """
@@ -164,7 +164,7 @@ def analyse(done: Sequence[Done]) -> Finding:
         verdict = "not reproduced"
     own = scores(done, ITSELF, "truth_kl")
     teacher = float(np.mean([v for by_seed in own.values() for v in by_seed.values()]))
-    text = "\n".join([*(_sentence(a, t) for a, t in turns.items()), f"The teacher itself is {teacher:.3f} nats a token from the truth."])
+    text = "\n".join([*(_sentence(a, t) for a, t in turns.items()), f"The teacher itself is {teacher:.3f} nats per token from the truth."])
     numbers = {
         "teacher_truth_kl": teacher,
         "margin": MARGIN,
@@ -216,8 +216,8 @@ def _picture(curves: Mapping[str, tuple[Scores, Scores]], teacher: float) -> str
 
     return draw(
         [
-            panel(0, "Golden: distance to the truth", "KL(truth, student), nats a token", ((teacher, "the teacher itself"),)),
-            panel(1, "Proxy: distance to the teacher", "KL(teacher, student), nats a token", ()),
+            panel(0, "Golden: distance to the truth", "KL(truth, student), nats per token", ((teacher, "the teacher itself"),)),
+            panel(1, "Proxy: distance to the teacher", "KL(teacher, student), nats per token", ()),
         ],
         "Distance to the truth and to the teacher against the length of training",
     )

@@ -15,6 +15,7 @@ CARD = Card(
     problem="classification",
     title="Hard labels from the teacher",
     control=True,
+    objective="cross_entropy",
     equations={"distill": "L = CE(argmax z_t, softmax(z_s)), over all examples"},
 )
 

@@ -14,6 +14,7 @@ CARD = Card(
     problem="classification",
     title="Training on the observed labels alone",
     control=True,
+    objective="cross_entropy",
     equations={"distill": "L = CE(y, softmax(z_s)), over examples with an observed label"},
 )
 

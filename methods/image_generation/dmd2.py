@@ -42,7 +42,7 @@ CARD = Card(
         "generator_rate": Real(0.333, gt=0, note="times the track's learning rate; the authors use one rate for both networks"),
         "fake_rate": Real(1.0, gt=0, note="times the track's learning rate"),
         "beta1": Real(0.0, ge=0, lt=1, note="the authors' is 0.9"),
-        "steps": Integer(0, ge=0, note="evaluations a sample; 0 is as many as the track allows"),
+        "steps": Integer(0, ge=0, note="evaluations per sample; 0 is as many as the track allows"),
         "start_sigma": Real(2.5, gt=0, note="noise level of the generator's first evaluation; the authors' is the largest"),
         "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a place on the Karras schedule; the authors'"),
         "high": Real(0.98, gt=0, le=1, note="the largest; the authors'"),
@@ -64,7 +64,7 @@ CARD = Card(
         "Every step has a batch and noise of its own; the authors train the fake score on the batch that the generator was updated on.",
         "Generated images take the labels of real ones; the authors draw them uniformly.",
         "The classifier reads generated images in the pass in which the fake score learns on them; the authors draw noise anew, at "
-        "levels of the same law.",
+        "levels of the same distribution.",
         "The head is one hidden layer on the last stage that the network declares, the bottleneck of a U-Net; theirs has two strided "
         "convolutions.",
         "With several steps each row stops at a step of its own, where the authors draw one for the batch; the first level is "
@@ -72,10 +72,6 @@ CARD = Card(
         "No warm-up, weight decay of 0.01 or gradient clipping; the discriminator is there from the first step, where the paper's best "
         "run adds it after one without.",
     ],
-    results="Tune split, one seed. image-generation/digits: fd_digits_cnn 0.724 (dmd 0.710, teacher in one step 16.1, teacher in 18 Heun "
-    "steps 0.540), class accuracy 0.990. image-generation/gaussians with a quarter of the budget: mmd2 0.0103, modes 1.80 times too wide. "
-    "That it beats dmd was not seen on the digits: the two are alike there. "
-    "image-generation/digits-few, 50 generator steps: 1.25 with two evaluations a sample, 3.39 with one.",
 )
 
 

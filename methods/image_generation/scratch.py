@@ -15,6 +15,7 @@ CARD = Card(
     problem="image-generation",
     title="Denoising the real samples alone",
     control=True,
+    objective="denoising_loss",
     equations={"distill": "L = lambda(s) mean (D(x_0 + s eps; s) - x_0)^2, over real x_0 and all noise levels s; sampled in one step"},
 )
 

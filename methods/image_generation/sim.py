@@ -53,20 +53,18 @@ CARD = Card(
         "The fake score learns at levels uniform on the Karras schedule, where the code base that the paper builds on draws ln sigma from "
         "N(-1.2, 1.2^2).",
     ],
-    results="Tune split, one seed: digits fd_digits_cnn 0.81, class_accuracy 0.987; gaussians mmd2 0.009, "
-    "modes 1.8 times too wide, 30% of samples between modes, all modes covered.",
 )
 
 
-def implicit_loss(generated: Tensor, real_denoised: Tensor, fake_denoised: Tensor, *, c: float) -> Tensor:
+def implicit_loss(generated: Tensor, real_answer: Tensor, fake_answer: Tensor, *, c: float) -> Tensor:
     """d'(y)^T (f_psi - x) of a row, with y = f_phi - f_psi and d(y) = sqrt(|y|^2 + c^2) - c, so d'(y) = y / sqrt(|y|^2 + c^2).
 
     The score-gradient theorem of the paper (section 3) in x_0 form: its minus sign, -d'(s_psi - s_phi)^T (s_psi - s_cond), is in y.
     With frozen networks its gradient through x and x_t is that of E d(y) at a frozen law of x_t. At the exact fake score the value
     averages to 0, however far the generator is. |y| is over the whole row.
-    generated x, real_denoised f_phi(x_t), fake_denoised f_psi(x_t), with their graphs: (B, ...); returns (B,).
+    generated x, real_answer f_phi(x_t), fake_answer f_psi(x_t), with their graphs: (B, ...); returns (B,).
     """
-    difference, residual = (real_denoised - fake_denoised).flatten(1), (fake_denoised - generated).flatten(1)
+    difference, residual = (real_answer - fake_answer).flatten(1), (fake_answer - generated).flatten(1)
     return (difference * residual).sum(1) / (difference.square().sum(1) + c**2).sqrt()
 
 

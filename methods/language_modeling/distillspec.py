@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillbench.cards.card import Beats, Card, Choice, Paper, Real
+from distillbench.problems.language_modeling.oracle import token_divergence as token_divergence
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.run import Losses, Run
@@ -20,6 +21,7 @@ CARD = Card(
         catalogue="distillspec",
         row=79,
     ),
+    objective="token_divergence",
     equations={
         "distill": "L = E_{y ~ G} (1/|y|) sum over t of D(p_t || q_t);  "
         "forward_kl KL(p||q), reverse_kl KL(q||p), js (KL(p||m) + KL(q||m)) / 2 with m = (p + q) / 2, tv sum |p - q| / 2 = 1 - acceptance"
@@ -51,12 +53,11 @@ CARD = Card(
         "mixed draws whole batches, and its given half is sampled from the teacher; ImitKD, one of the paper's mixes, takes references.",
         "No code of the authors was found.",
     ],
-    results="Own text needs a draft that already speaks: on speculative/smollm2, js on own text from the undistilled draft (acceptance "
-    "0.080) ended at 0.069 and 0.024 (two seeds of the reported split), which is why fine-tuning, mixed text and forward_kl are the "
-    "defaults; on its tune split forward_kl on mixed text without fine-tuning gave 0.131 (undistilled 0.086). On markov nothing of this "
-    "is needed: 3 seeds, acceptance 0.705 with js on own text and 0.719 on the teacher's (undistilled 0.442, scratch 0.592, seqkd 0.607); "
-    "on its tune split, 2 seeds: js on own text 0.692, on mixed 0.708, forward_kl on mixed 0.681; with half the budget for fine-tuning, "
-    "js on mixed 0.667. There own text was the worst of the four kinds for js, against the paper; tv is stuck where it starts badly.",
+    notes="Own text needs a draft that already speaks, so fine-tuning, mixed text and forward_kl are the defaults: on speculative/smollm2 "
+    "js on own text from the undistilled draft (acceptance 0.080) ended at 0.069 and 0.024 (two seeds of the reported split), and on its "
+    "tune split forward_kl on mixed text gave 0.131 without fine-tuning (undistilled 0.086). On markov's tune split, 2 seeds, nothing of "
+    "this is needed: js on own text 0.692, on mixed 0.708, forward_kl on mixed 0.681; with half the budget for fine-tuning, js on mixed "
+    "0.667.",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillbench.cards.card import Card
+from distillbench.problems.language_modeling.oracle import token_nll as token_nll
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.run import Losses, Run
@@ -14,6 +15,7 @@ CARD = Card(
     problem="language-modeling",
     title="Training on the references alone",
     control=True,
+    objective="token_nll",
     equations={"distill": "L = -(1/N) sum over response tokens log q(y_t | y_<t)"},
 )
 

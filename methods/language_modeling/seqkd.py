@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillbench.cards.card import Beats, Card, Flag, Paper, Real
+from distillbench.problems.language_modeling.oracle import token_nll as token_nll
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.run import Losses, Run
@@ -20,6 +21,7 @@ CARD = Card(
         code="https://github.com/harvardnlp/seq2seq-attn/blob/852ee994c6eca42dbe8cd997ec3a5e8fc46a4dfe/train.lua",
         catalogue="seqkd",
     ),
+    objective="token_nll",
     equations={"distill": "L = -(1/N) sum over response tokens log q(y_t | y_<t, x),  y from the teacher"},
     hyperparameters={
         "temperature": Real(1.0, ge=0, note="of the teacher's sampling; 0 is greedy, near the paper's beam search"),
@@ -28,12 +30,10 @@ CARD = Card(
     claims=[Beats("scratch", source="the paper's comparison with training on the references")],
     deviations=[
         "Responses are sampled, or greedy at temperature 0; the paper decodes with a beam of 5. Sampled ones aim at the teacher's "
-        "whole law, greedy ones and those of a beam at its mode.",
+        "whole distribution, greedy ones and those of a beam at its mode.",
         "Responses that reach the length limit are kept without an end of sequence, so they teach what they hold but not to stop.",
         "The paper's interpolation (the candidate nearest the reference) and its mix with word-level distillation are left out.",
     ],
-    results="markov, mean +- sd of 3 seeds (scratch): kl 0.551 +- 0.022 (0.645), acceptance 0.607 +- 0.009 (0.592). It has "
-    "four times the prompts that have references, and both are drawn from one law here, so what it gains is more text.",
 )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillbench.assets import Asset
-from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training, Variant
+from distillbench.cards.card import Metric, Setting, SuiteCard
+from distillbench.cards.reading import read_settings
 from distillbench.cards.worlds import Worlds
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ CARD = SuiteCard(
             name="mmd2",
             unit="squared kernel distance",
             better="lower",
-            meaning="unbiased squared MMD to fresh real samples, Gaussian kernels; 0 in expectation for the data's law: may be negative",
+            meaning="unbiased squared MMD to fresh real samples, Gaussian kernels; 0 in expectation for the data's distribution: "
+            "may be negative",
         ),
         Metric(
             name="sliced_wasserstein",
@@ -119,7 +120,7 @@ CARD = SuiteCard(
             range=(1, None),
             meaning="exp of the mean KL of p(y|x) to p(y), by the classes of torch-fidelity's Inception",
         ),
-        Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations a sample, counted"),
+        Metric(name="nfe", unit="evaluations", better="lower", range=(1, None), meaning="network evaluations per sample, counted"),
         Metric(
             name="spread_ratio",
             unit="ratio",
@@ -151,248 +152,10 @@ CARD = SuiteCard(
     ],
     primary="mmd2",
     controls=["scratch", "teacher", "teacher_one_step"],
-    settings={
-        "gaussians": Setting(
-            tier="analytic",
-            summary="Eight Gaussian modes of std 0.1 on the unit circle; the teacher is their exact denoiser at any noise level. One step.",
-            budget=Budget(student_examples=256000, teacher_examples=1280000),
-            training=Training(batch_size=256, optimizer="adamw", learning_rate=0.003, schedule="cosine"),
-            metrics=["mmd2", "sliced_wasserstein", "spread_error", "between_modes", "coverage", "nfe"],
-            options={
-                "world": "gaussians",
-                "modes": 8,
-                "classes": 0,
-                "guidance": 1.0,
-                "radius": 1.0,
-                "std": 0.1,
-                "train": 5000,
-                "draws": 2,
-                "samples": 2000,
-                "bandwidths": [0.05, 0.1, 0.2, 0.5, 1.0],
-                "sigma_min": 0.01,
-                "sigma_max": 10.0,
-                "sigma_data": 0.714,
-                "steps": 1,
-                "teacher_steps": 18,
-                "student": {"name": "denoiser-mlp", "arguments": {"shape": [2], "width": 64, "blocks": 2}},
-            },
-        ),
-        "digits": Setting(
-            tier="embedded",
-            summary="Real 8x8 handwritten digits, by class; the teacher is a diffusion model of 1.2M parameters. One step.",
-            budget=Budget(student_examples=51200, teacher_examples=512000),
-            training=Training(batch_size=128, optimizer="adamw", learning_rate=0.001, schedule="cosine"),
-            data=Asset(
-                name="digits",
-                source="scikit-learn load_digits",
-                licence="CC BY 4.0",
-                sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
-            ),
-            teacher=Asset(
-                name="digits_teacher",
-                source="shipped; made by suites/image_generation/train_digits_teacher.py",
-                licence="Apache-2.0",
-                sha256="365f09225cc5392d71e385ae851a3d76526e47515299f87b86115b949b061a82",
-            ),
-            metrics=["fd_digits_cnn", "kid_digits_cnn", "precision", "recall", "diversity_error", "copied_fraction", "nfe"],
-            options={
-                "world": "digits",
-                "classes": 10,
-                "guidance": 1.0,
-                "draws": 5,
-                "samples": 1000,
-                "sigma_min": 0.02,
-                "sigma_max": 80.0,
-                "sigma_data": 0.75,
-                "steps": 1,
-                "teacher_steps": 18,
-                "student": {
-                    "name": "denoiser-mlp",
-                    "arguments": {"shape": [1, 8, 8], "width": 256, "blocks": 3, "classes": 10, "expansion": 2, "normalise": True},
-                },
-            },
-        ),
-        "cifar10": Setting(
-            tier="paper",
-            summary="CIFAR-10 by class; the teacher is EDM's DDPM++ (VP), 56M parameters. One step. Optimizer and length are SiD's.",
-            budget=Budget(student_examples=500000000, teacher_examples=1500000000),
-            training=Training(batch_size=256, optimizer="adam", learning_rate=1e-05, betas=(0.0, 0.999)),
-            data=Asset(
-                name="CIFAR-10 in EDM's format",
-                source="dataset_tool.py of NVlabs/edm on cifar-10-python.tar.gz",
-                licence="not stated by its authors",
-            ),
-            teacher=Asset(
-                name="edm-cifar10-32x32-cond-vp as safetensors",
-                source="NVlabs/edm, converted by distillbench.suites.image_generation.convert_edm",
-                licence="CC BY-NC-SA 4.0",
-            ),
-            others={
-                "reference": Asset(name="cifar10's reference statistics", source="fid-refs of NVlabs/edm", licence="not stated"),
-                "inception": Asset(
-                    name="Inception",
-                    source="inception-2015-12-05.pt of NVlabs/stylegan3",
-                    licence="Apache-2.0",
-                    sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
-                ),
-            },
-            metrics=["fid", "kid", "inception_score", "precision", "recall", "nfe"],
-            requires=["cleanfid", "torch_fidelity"],
-            options={
-                "world": "published",
-                "workers": 2,
-                "data_path": ["cifar10/train.zip", "cifar10/train"],
-                "teacher_path": ["cifar10/teacher.safetensors"],
-                "reference_path": ["cifar10/reference.npz"],
-                "inception_path": ["inception-2015-12-05.pt"],
-                "channels": 3,
-                "guidance": 1.0,
-                "draws": 3,
-                "samples": 50000,
-                "compared": 10000,
-                "flip": False,
-                "sigma_min": 0.002,
-                "sigma_max": 80.0,
-                "sigma_data": 0.5,
-                "steps": 1,
-                "teacher_steps": 18,
-                "resolution": 32,
-                "classes": 10,
-                "student": {
-                    "name": "edm-unet",
-                    "arguments": {
-                        "network": "song",
-                        "img_resolution": 32,
-                        "channels": 3,
-                        "classes": 10,
-                        "augment_dim": 9,
-                        "model_channels": 128,
-                        "channel_mult": [2, 2, 2],
-                    },
-                },
-            },
-        ),
-        "imagenet64": Setting(
-            tier="paper",
-            summary="ImageNet at 64x64 by class; the teacher is EDM's ADM, 296M parameters. One step. Optimizer and length are DMD2's.",
-            budget=Budget(student_examples=30800000, teacher_examples=92400000),
-            training=Training(
-                batch_size=280, optimizer="adamw", learning_rate=2e-06, weight_decay=0.01, warmup=0.005, clip=10.0, precision="bfloat16"
-            ),
-            data=Asset(
-                name="ImageNet-1k at 64x64 in EDM's format",
-                source="dataset_tool.py --resolution=64x64 --transform=center-crop of NVlabs/edm",
-                licence="ImageNet terms of access",
-            ),
-            teacher=Asset(
-                name="edm-imagenet-64x64-cond-adm as safetensors",
-                source="NVlabs/edm, converted by distillbench.suites.image_generation.convert_edm",
-                licence="CC BY-NC-SA 4.0",
-            ),
-            others={
-                "reference": Asset(name="imagenet64's reference statistics", source="fid-refs of NVlabs/edm", licence="not stated"),
-                "inception": Asset(
-                    name="Inception",
-                    source="inception-2015-12-05.pt of NVlabs/stylegan3",
-                    licence="Apache-2.0",
-                    sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
-                ),
-            },
-            metrics=["fid", "kid", "inception_score", "precision", "recall", "nfe"],
-            requires=["cleanfid", "torch_fidelity"],
-            options={
-                "world": "published",
-                "workers": 8,
-                "data_path": ["imagenet64/train.zip", "imagenet64/train"],
-                "teacher_path": ["imagenet64/teacher.safetensors"],
-                "reference_path": ["imagenet64/reference.npz"],
-                "inception_path": ["inception-2015-12-05.pt"],
-                "channels": 3,
-                "guidance": 1.0,
-                "draws": 3,
-                "samples": 50000,
-                "compared": 10000,
-                "flip": False,
-                "sigma_min": 0.002,
-                "sigma_max": 80.0,
-                "sigma_data": 0.5,
-                "steps": 1,
-                "teacher_steps": 40,
-                "resolution": 64,
-                "classes": 1000,
-                "student": {
-                    "name": "edm-unet",
-                    "arguments": {
-                        "network": "dhariwal",
-                        "img_resolution": 64,
-                        "channels": 3,
-                        "classes": 1000,
-                        "model_channels": 192,
-                        "channel_mult": [1, 2, 3, 4],
-                    },
-                },
-            },
-        ),
-    },
-    variants={
-        "gaussians-guided": Variant(
-            of="gaussians",
-            metrics=["mmd2", "sliced_wasserstein", "nfe"],
-            summary="Eight modes in four classes; the teacher is their exact denoiser with classifier-free guidance 3. One step.",
-            options={
-                "classes": 4,
-                "guidance": 3.0,
-                "student": {"name": "denoiser-mlp", "arguments": {"shape": [2], "width": 64, "blocks": 2, "classes": 4}},
-            },
-        ),
-        "digits-few": Variant(of="digits", summary="The digits, with up to two evaluations a sample.", options={"steps": 2}),
-        "cifar10-fidelity": Variant(
-            of="cifar10",
-            summary="CIFAR-10 by class, judged in the features of torch-fidelity's Inception, which every number there has in its name.",
-            metrics=[
-                "fd_inception_fidelity",
-                "kid_inception_fidelity",
-                "inception_score_inception_fidelity",
-                "precision",
-                "recall",
-                "nfe",
-            ],
-            others={
-                "inception": Asset(
-                    name="Inception as pytorch-fid and torch-fidelity have it",
-                    source="weights-inception-2015-12-05-6726825d.pth of toshas/torch-fidelity",
-                    licence="Apache-2.0",
-                    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-                ),
-            },
-            options={
-                "extractor": "inception_fidelity",
-                "resize": "tensorflow",
-                "inception_path": ["weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"],
-                "reference_path": ["cifar10/reference-fidelity.npz"],
-            },
-        ),
-        "cifar10-uncond": Variant(
-            of="cifar10",
-            summary="CIFAR-10 without classes; the teacher is EDM's unconditional DDPM++ (VP).",
-            options={
-                "classes": 0,
-                "teacher_path": ["cifar10-uncond/teacher.safetensors"],
-                "student": {
-                    "name": "edm-unet",
-                    "arguments": {
-                        "network": "song",
-                        "img_resolution": 32,
-                        "channels": 3,
-                        "classes": 0,
-                        "augment_dim": 9,
-                        "model_channels": 128,
-                        "channel_mult": [2, 2, 2],
-                    },
-                },
-            },
-        ),
-    },
+    floor="scratch",
+    ceiling="teacher",
+    strongest=["scratch", "teacher_one_step"],
+    settings=read_settings(__file__),
 )
 
 # Options that make a fingerprint small (see distillbench.checks.fingerprints): the arithmetic is the same, on fewer examples.

@@ -16,10 +16,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """T^2 KL(softmax(teacher/T) || softmax(student/T)), a divergence: 0 where they match.   (B, C) each; returns (B,), nats.
 
-    Hinton et al. 2015 (arXiv 1503.02531), section 2; T^2 keeps the size of the gradient roughly independent of T.
+    Hinton et al. 2015 (arXiv 1503.02531), section 2; T^2 keeps the size of the gradient roughly independent of T. No gradient
+    reaches the teacher.
     """
     student = F.log_softmax(student_logits / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 

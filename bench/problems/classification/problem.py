@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from distillbench.errors import UserError
 from distillbench.problems.base import Problem
+from distillbench.problems.classification.examples import EXAMPLES
 from distillbench.problems.classification.oracle import ClassifierOracle
+from distillbench.problems.examples import Input
 from distillbench.training.data import Arrays, Batch, Batches
 from distillbench.training.nets import Outputs, trace
 
@@ -38,11 +40,16 @@ class Classification(Problem):
     train: Arrays | None = None
     once: Callable[[int], Iterator[Batch]] | None = None
 
+    @classmethod
+    def examples(cls) -> Mapping[str, Input]:
+        """See :mod:`.examples`."""
+        return EXAMPLES
+
     def trace(self, student: nn.Module, inputs: Tensor) -> Outputs:
         """One forward pass of ``student`` with its embedding and stages."""
         return trace(student, inputs)
 
-    def examples(self, size: int = 256) -> Iterator[Batch]:
+    def one_pass(self, size: int = 256) -> Iterator[Batch]:
         """Every training example once, without augmentation, for class means, centroids and other statistics.
 
         Raises:

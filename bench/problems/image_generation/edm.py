@@ -70,7 +70,7 @@ def denoising_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, *, sigma_data
 
     A mean over components where EDM's own code sums them: a factor that does not depend on anything trained.
     """
-    return edm_weight(sigma, sigma_data=sigma_data) * row_mean((denoised - clean) ** 2)
+    return edm_weight(sigma, sigma_data=sigma_data) * row_mean((denoised - clean.detach()) ** 2)
 
 
 def pseudo_huber(difference: Tensor, *, c: float) -> Tensor:

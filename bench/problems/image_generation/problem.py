@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distillbench.problems.base import Problem
+from distillbench.problems.examples import Input
 from distillbench.problems.image_generation.edm import karras_grid, karras_level
+from distillbench.problems.image_generation.examples import EXAMPLES
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.training.data import Arrays, Batches
 
@@ -38,6 +41,11 @@ class ImageGeneration(Problem):
     steps: int
     teacher_steps: int
     train: Arrays | None = None
+
+    @classmethod
+    def examples(cls) -> Mapping[str, Input]:
+        """See :mod:`.examples`."""
+        return EXAMPLES
 
     def noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Standard normal noise of ``like``'s shape, type and device, from a stream of the run."""

@@ -68,12 +68,12 @@ def normalised(tangent: Tensor, *, c: float) -> Tensor:
     return tangent / per_row(size + c, tangent)
 
 
-def scm_loss(student: Tensor, tangent: Tensor) -> Tensor:
+def scm_loss(velocity: Tensor, tangent: Tensor) -> Tensor:
     """mean (F - sg(F) - g)^2 over a row: its derivative by F is -2 g / numel(row), its value is mean g^2.   (B, ...) twice -> (B,).
 
     sCM's equation 8 with neither prior nor learnt weight. f falls where F rises, so a step takes f against df/dt.
     """
-    return row_mean((student - student.detach() - tangent.detach()) ** 2)
+    return row_mean((velocity - velocity.detach() - tangent.detach()) ** 2)
 
 
 def warm(progress: float, share: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from distillbench.identity import derive_seed, sha256
 from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.texts import Prompts, Texts, TokenBatch
-from distillbench.problems.language_modeling.token_losses import Projection, Teacher, TopK
+from distillbench.problems.language_modeling.token_losses import Projection, Teacher, TopK, token_losses
 from distillbench.problems.language_modeling.topk_cache import Layout, TopKTable, top_k
 from distillbench.training.checkpoint import load_checkpoint, save_checkpoint
 from distillbench.training.oracle import ModuleOracle
@@ -210,6 +211,32 @@ def chosen_log_probs(model: LanguageModel, states: Tensor, labels: Tensor, *, vo
     for s, y in zip(states.split(chunk), labels.split(chunk), strict=True):
         parts.append(-torch.nn.functional.cross_entropy(real_logits(model, s, vocab), y, reduction="none"))
     return torch.cat(parts) if parts else states.new_zeros(0)
+
+
+def token_nll(model: LanguageModel, states: Tensor, labels: Tensor, *, vocab: int) -> Tensor:
+    """-log q of the tokens ``labels`` (N,) that come after ``states`` (N, D), (N,) nats: next-token training."""
+    return -chosen_log_probs(model, states, labels, vocab=vocab)
+
+
+def token_divergence(
+    model: LanguageModel,
+    states: Tensor,
+    teacher: Teacher,
+    *,
+    divergence: str | Mapping[str, float] = "forward_kl",
+    beta: float = 0.5,
+    alpha: float = 0.1,
+    softening: float = 1.0,
+    vocab: int,
+) -> Tensor:
+    """:func:`token_losses.token_losses` between what ``model`` makes of its ``states`` (N, D) and the teacher, (N,) nats.
+
+    Args:
+        divergence: a name, or weights by name.  beta: of ``js``.  alpha: of the skewed ones.
+        softening: the temperature that both are taken at; methods' hyper-parameters of that name are of sampling.
+    """
+    weight, bias = model.head
+    return token_losses(states, weight, teacher, divergence, bias=bias, temperature=softening, beta=beta, alpha=alpha, vocab=vocab)
 
 
 def top_log_probs(model: LanguageModel, states: Tensor, ids: Tensor, *, vocab: int, chunk: int = 192) -> Tensor:

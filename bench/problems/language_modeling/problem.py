@@ -11,12 +11,14 @@ from torch import Tensor
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed
 from distillbench.problems.base import Problem
+from distillbench.problems.examples import Input
 from distillbench.problems.language_modeling.alignment import AlignedBatch, align, responses
+from distillbench.problems.language_modeling.examples import EXAMPLES
 from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
-from distillbench.problems.language_modeling.oracle import LanguageOracle, chosen_log_probs
+from distillbench.problems.language_modeling.oracle import LanguageOracle, token_divergence, token_nll
 from distillbench.problems.language_modeling.texts import Prompts, TextBatches, Texts, TokenBatch, retokenise, retokenise_prompts
-from distillbench.problems.language_modeling.token_losses import Projection, Teacher, token_losses
+from distillbench.problems.language_modeling.token_losses import Projection, Teacher
 from distillbench.problems.language_modeling.tokenizers import Tokenizer
 from distillbench.training.data import Batches, Request, epoch_rows
 from distillbench.training.run import Run
@@ -55,6 +57,11 @@ class LanguageModeling(Problem):
     tokenizer: Tokenizer | None = None
     teacher_tokenizer: Tokenizer | None = None
     teacher_length: int | None = None
+
+    @classmethod
+    def examples(cls) -> Mapping[str, Input]:
+        """See :mod:`.examples`."""
+        return EXAMPLES
 
     def __post_init__(self) -> None:
         self.teacher.remember(self.references)
@@ -153,19 +160,18 @@ class LanguageModeling(Problem):
         model = self.student if student is None else student
         law = self.teacher.law(batch, exact=temperature != 1) if teacher is None else teacher
         states = batch.predicted.take(model(batch.ids, batch.attention))
-        weight, bias = model.head
-        return token_losses(states, weight, law, mix, bias=bias, temperature=temperature, beta=beta, alpha=alpha, vocab=self.vocab)
+        return token_divergence(model, states, law, divergence=mix, beta=beta, alpha=alpha, softening=temperature, vocab=self.vocab)
 
     def compare(self, states: Tensor, theirs: Tensor, mix: str, *, alpha: float = 0.1) -> Tensor:
         """The same for n tokens of one's choice, of which student and teacher have the states (n, D) and (n, D'): (n,) nats."""
-        (weight, bias), law = self.student.head, Projection(theirs, *self.teacher.module.head)
-        return token_losses(states, weight, law, mix, bias=bias, alpha=alpha, vocab=self.vocab)
+        teacher = Projection(theirs, *self.teacher.module.head)
+        return token_divergence(self.student, states, teacher, divergence=mix, alpha=alpha, vocab=self.vocab)
 
     def nll(self, batch: TokenBatch, student: LanguageModel | None = None) -> Tensor:
         """-log q of each of the N tokens that count, (N,) nats."""
         model = self.student if student is None else student
         states = batch.predicted.take(model(batch.ids, batch.attention))
-        return -chosen_log_probs(model, states, batch.predicted.labels, vocab=self.vocab)
+        return token_nll(model, states, batch.predicted.labels, vocab=self.vocab)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from distillbench.cards.card import (
     Setting,
     SuiteCard,
     Training,
-    Variant,
 )
 from distillbench.cards.reading import from_data, read_card, resolve, to_data
 from distillbench.errors import UserError
@@ -79,21 +78,21 @@ def test_a_card_is_read_without_running_its_module(card, tmp_path):
         ('CARD = Card(slug=3, version=1, problem="p", title="t")', "the slug 3"),
         ('CARD = Card(slug="../x", version=1, problem="p", title="t")', "the slug '../x'"),
         *((f'CARD = Card(slug="x", version={v}, problem="p", title="t")', "the version") for v in ("'1'", "0", "1.0", "True", "9" * 30)),
-        (f"CARD = Card({HEAD}, results=open('f').read())", "may only call"),
-        (f"CARD = Card({HEAD}, results=__import__('os').system('true'))", "may only call"),
-        (f"CARD = Card({HEAD}, results='a' + 'b')", "nothing may be computed"),
-        (f"CARD = Card({HEAD}, results=f'{{1}}')", "nothing may be computed"),
-        (f"CARD = Card({HEAD}, results=NAME)", "nothing may be computed"),
+        (f"CARD = Card({HEAD}, notes=open('f').read())", "may only call"),
+        (f"CARD = Card({HEAD}, notes=__import__('os').system('true'))", "may only call"),
+        (f"CARD = Card({HEAD}, notes='a' + 'b')", "nothing may be computed"),
+        (f"CARD = Card({HEAD}, notes=f'{{1}}')", "nothing may be computed"),
+        (f"CARD = Card({HEAD}, notes=NAME)", "nothing may be computed"),
         (f"CARD = Card({HEAD}, deviations=[x for x in 'ab'])", "nothing may be computed"),
         (f"CARD = Card({HEAD}, deviations=[*['a']])", "nothing may be computed"),
         (f"CARD = Card({HEAD}, version=2 if 1 else 3)", "repeated|nothing may be computed|cannot be read"),
-        (f"CARD = Card({HEAD}, results={{1, 2}})", "no place in JSON"),
-        (f"CARD = Card({HEAD}, results={{[1]}})", "nothing may be computed"),
-        (f"CARD = Card({HEAD}, results=b'bytes')", "no place in JSON"),
-        (f"CARD = Card({HEAD}, results=1e999)", "no place in JSON"),
-        (f"CARD = Card({HEAD}, results=1 + 2j)", "no place in JSON"),
+        (f"CARD = Card({HEAD}, notes={{1, 2}})", "no place in JSON"),
+        (f"CARD = Card({HEAD}, notes={{[1]}})", "nothing may be computed"),
+        (f"CARD = Card({HEAD}, notes=b'bytes')", "no place in JSON"),
+        (f"CARD = Card({HEAD}, notes=1e999)", "no place in JSON"),
+        (f"CARD = Card({HEAD}, notes=1 + 2j)", "no place in JSON"),
         (f"CARD = Card({HEAD}, equations={{**{{}}}})", r"no \*\* in it"),
-        (f"CARD = Card({HEAD}, **{{'results': 'hidden'}})", r"no \*\* in it"),
+        (f"CARD = Card({HEAD}, **{{'notes': 'hidden'}})", r"no \*\* in it"),
         (f"CARD = Card({HEAD}, equations={{3: 'x'}})", "keys of a dict on a card are strings"),
         (f"CARD = Card({HEAD}, equations={{(): 'x'}})", "keys of a dict on a card are strings"),
         (f"CARD = Card({HEAD}, equations={{{{}}: 'x'}})", "keys of a dict on a card are strings"),
@@ -208,34 +207,6 @@ def suite_card(**more):
     )
 
 
-def test_variants_become_whole_settings():
-    changed = Variant(of="base", summary="other", options={"net": {"name": "b"}}, training={"learning_rate": 0.2})
-    second = Variant(of="wide", summary="of a variant", options={"width": 9}, metrics=["nll"])
-    card = suite_card(variants={"wide": changed, "wider": second})
-    wide, base = card.settings["wide"], card.settings["base"]
-    assert card.variants == {}
-    assert wide.summary == "other" and wide.budget == base.budget and wide.data == base.data
-    assert wide.options == {"width": 3, "net": {"name": "b"}}
-    assert wide.training == dataclasses.replace(base.training, learning_rate=0.2)
-    assert base.training.learning_rate == 0.1 and base.options["net"]["name"] == "a"
-    assert card.settings["wider"].options == {"width": 9, "net": {"name": "b"}}
-    assert (list(card.settings["wider"].metrics), wide.metrics, card.at("wider").primary) == (["nll"], (), "nll")
-
-
-@pytest.mark.parametrize("text", ["Variant(of='nothing', summary='s')", "Variant(of='a', summary='s', training={'speed': 3})", "3"])
-def test_a_variant_of_nothing_or_of_an_unknown_field_is_one_line(card, text):
-    setting = (
-        "Setting(tier='analytic', summary='', budget=Budget(student_examples=1),"
-        "training=Training(batch_size=1, optimizer='sgd', learning_rate=1.0))"
-    )
-    with pytest.raises(UserError, match=r"x\.py:1") as caught:
-        card(
-            "CARD = SuiteCard(slug='s', version=1, problem='p', title='t', metrics=[], primary='m', controls=[],"
-            f"settings={{'a': {setting}}}, variants={{'v': {text}}})"
-        )
-    assert one_line(caught)
-
-
 def test_metrics_are_found_by_name():
     card = suite_card()
     assert card.metric().name == "top1" and card.metric("nll").better == "lower"
@@ -253,7 +224,7 @@ def test_cards_survive_json():
         hyperparameters={"a": Real(1.0, ge=0), "b": Integer(2), "c": Choice("x", ("x", "y")), "d": Flag(False)},
         claims=(Beats("kd"), Reported(suite="s", metric="m", value=0.1, source="t")),
     )
-    for card in (method, suite_card(variants={"v": Variant(of="base", summary="v")})):
+    for card in (method, suite_card()):
         back = from_data(json.loads(json.dumps(to_data(card))))
         assert to_data(back) == to_data(card)
         assert type(back) is type(card)

@@ -68,8 +68,9 @@ def test_skeleton_passes_everything_but_the_card(tmp_path: Path) -> None:
     results = {r.name: r for r in check_method(str(tmp_path / "fresh.py"))}
     assert {n for n, r in results.items() if r.outcome == "failed"} == {"card"}
     assert "TODO" in results["card"].message
-    no_input = {"oracle_value", "oracle_gradient", "hyperparameter_bounds", "token_padding"}
-    assert {n for n, r in results.items() if r.outcome == "skipped"} == no_input
+    assert {n for n, r in results.items() if r.outcome == "skipped"} == {"hyperparameter_bounds", "token_padding"}
+    assert {n for n, r in results.items() if r.outcome == "unproven"} == {"oracle_value", "oracle_gradient"}
+    assert "write fresh_oracle.py beside the method" in results["oracle_value"].message
 
 
 def test_clean_method_with_an_oracle_passes(tmp_path: Path) -> None:
@@ -91,7 +92,12 @@ OBJECTIVE: dict[str, tuple[list[Change], set[str], str]] = {
         "changes student_logits in place",
     ),
     "teacher's logits scaled in place": (
-        [("teacher = F.log_softmax(teacher_logits / temperature", "teacher = F.log_softmax(teacher_logits.div_(temperature)")],
+        [
+            (
+                "teacher = F.log_softmax(teacher_logits.detach() / temperature",
+                "teacher = F.log_softmax(teacher_logits.detach().div_(temperature)",
+            )
+        ],
         {"inputs_intact"},
         "changes teacher_logits in place",
     ),
@@ -105,10 +111,15 @@ OBJECTIVE: dict[str, tuple[list[Change], set[str], str]] = {
     "size of the batch in the value": ([(BODY, f"{BODY} / len(student)")], {"batch_duplication"}, "how often an example is in the batch"),
     "softmax, then log": (
         [(FIRST_LINE, FIRST_LINE.replace("log_softmax(", "softmax(").replace("dim=1)", "dim=1).log()"))],
-        {"extreme_logits"},
+        {"extreme_inputs"},
         "not finite",
     ),
     "a bound at which it is infinite": ([("Real(4.0, gt=0)", "Real(4.0, ge=0)")], {"hyperparameter_bounds"}, "temperature=0"),
+    "gradient into the teacher": (
+        [("teacher_logits.detach()", "teacher_logits")],
+        {"frozen_arguments"},
+        "reaches teacher_logits",
+    ),
     "stopped gradient": ([(TERM, TERM.replace("- student", "- student.detach()"))], {"temperature_scale"}, "no gradient reaches"),
 }
 
@@ -133,7 +144,8 @@ def test_right_value_with_the_wrong_gradient(tmp_path: Path) -> None:
 
 
 def test_oracle_without_the_function(tmp_path: Path) -> None:
-    assert "no function divergence" in failures(write(tmp_path, oracle="x = 1\n"), {"oracle_value"})["oracle_value"]
+    [result, *_] = check_method(write(tmp_path, oracle="x = 1\n"), only=["oracle_value"])
+    assert result.outcome == "unproven" and "no function divergence" in result.message
 
 
 # --- bugs of the training -------------------------------------------------------------------------------------------
@@ -141,6 +153,7 @@ def test_oracle_without_the_function(tmp_path: Path) -> None:
 MODULE = "problem.teacher._module"
 DIRECT = f"        teacher = {MODULE}(batch.inputs)\n"
 OWN_EXPORT = "    run.loop([Learner(problem.student, loss)], problem.batches)\n"
+DETACHED = "teacher_logits.detach() /"
 LEARNER: Change = ("from distillbench.training.run import Losses, Run", "from distillbench.training.run import Learner, Losses, Run")
 CONVERTED = (
     f"{OWN_EXPORT}    other = copy.deepcopy(problem.student)\n    with torch.no_grad():\n        for p in other.parameters():\n"
@@ -174,7 +187,7 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
         "gradients on",
     ),
     "gradient into the teacher": (
-        [(LOSS, f"    {MODULE}.requires_grad_(True)\n\n{LOSS}"), (ASK, DIRECT)],
+        [(LOSS, f"    {MODULE}.requires_grad_(True)\n\n{LOSS}"), (ASK, DIRECT), (DETACHED, "teacher_logits /")],
         {"teacher_intact"},
         "a gradient reached its parameters",
     ),
@@ -183,6 +196,7 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
             (LOSS, f"    {MODULE}.requires_grad_(True)\n\n{LOSS}"),
             (ASK, DIRECT),
             (FIT, FIT.replace("problem.batches", f"problem.batches, extra=[{MODULE}]")),
+            (DETACHED, "teacher_logits /"),
         ],
         {"teacher_intact"},
         "weights or buffers were changed",
@@ -484,7 +498,7 @@ def test_command_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert cli.main(["check", write(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [r["check"] for r in rows] == list(CHECKS)
-    assert {r["outcome"] for r in rows} == {"passed", "skipped"}
+    assert {r["outcome"] for r in rows} == {"passed", "skipped", "unproven"}  # it has no oracle, which is no failure
     assert all(set(r) == {"check", "outcome", "message"} for r in rows)
 
 

@@ -73,4 +73,4 @@ def test_every_method_and_setting_that_runs_offline_is_held_to_fingerprints():
     for track in ("image-classification/digits", "image-generation/gaussians", "language-modeling/markov", "speculative/markov"):
         for spec in plan(track, ["all"], [0]):
             assert spec.code.fingerprint is not None, (track, spec.slug)
-            assert registry.find("method", spec.method, spec.suite_card.problem).distribution == "distillbench"
+            assert registry.find("method", spec.method, *spec.suite_card.kinds).distribution == "distillbench"

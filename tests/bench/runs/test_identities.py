@@ -43,7 +43,7 @@ def test_prose_on_cards_changes_no_identity_and_a_version_does(monkeypatch):
         monkeypatch.setattr(registry, "find", lambda kind, name, *a: other if kind == "method" else FIND(kind, name, *a))
         return spec_of("kd").id
 
-    assert told(title="x", results="y", claims=(), deviations=("z",)) == base
+    assert told(title="x", notes="y", claims=(), deviations=("z",)) == base
     assert told(version=2) != base
 
 

@@ -98,7 +98,7 @@ def test_the_identity_does_not_depend_on_order_or_on_how_a_number_is_written():
 
 
 def test_the_identity_does_not_depend_on_what_was_found_or_is_said():
-    told = dataclasses.replace(METHOD, title="Another title", results="It gains nothing.", claims=())
+    told = dataclasses.replace(METHOD, title="Another title", notes="It gains nothing.", claims=())
     cards = {"method": to_data(told), "suite": to_data(SUITE)}
     changed = record(status="failed", reason="x", measurements=(), created="later", cards=cards)
     assert changed.id == GOLDEN

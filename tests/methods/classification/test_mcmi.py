@@ -163,7 +163,7 @@ def test_fine_tuning_raises_the_information_that_refreshed_centroids_measure() -
 
     def information(weight: float) -> float:
         copy = problem.teacher.trainable_copy()
-        rows = [(problem.teacher.logits(b), b.labels) for b in problem.examples()]
+        rows = [(problem.teacher.logits(b), b.labels) for b in problem.one_pass()]
         q = class_centroids(*(torch.cat(x) for x in zip(*rows, strict=True)))
 
         def loss(batch):  # type: ignore[no-untyped-def]
@@ -171,7 +171,7 @@ def test_fine_tuning_raises_the_information_that_refreshed_centroids_measure() -
 
         run.loop([Learner(copy, loss, counts="teacher_examples")], problem.batches, steps=40)
         other = problem.teacher.retaught(copy.eval())
-        tuned = [(other.logits(b), b.labels) for b in problem.examples()]
+        tuned = [(other.logits(b), b.labels) for b in problem.one_pass()]
         z, y = (torch.cat(x) for x in zip(*tuned, strict=True))
         return float(conditional_information(z, y, class_centroids(z, y)).mean())
 

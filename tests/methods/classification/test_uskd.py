@@ -32,8 +32,8 @@ def test_the_weak_head_equals_the_oracle() -> None:
 def test_the_target_equals_the_oracle_with_its_weight_standing_still(seed: int) -> None:
     a = draw(seed, classes=3 + seed)
     x = tensors(a, "student_logits", "labels")
-    np.testing.assert_allclose(target_loss(**x).numpy(), oracle.target_loss(a["student_logits"], a["labels"]), rtol=1e-12)
-    slope = differences(lambda z: oracle.target_loss(z, a["labels"], frozen=a["student_logits"]), a["student_logits"])
+    np.testing.assert_allclose(target_loss(**x).numpy(), oracle.target_loss(a["student_logits"], a["labels"], held=a), rtol=1e-12)
+    slope = differences(lambda z: oracle.target_loss(z, a["labels"], held=a), a["student_logits"])
     np.testing.assert_allclose(gradient(target_loss, x, "student_logits"), slope, atol=1e-8)
 
 

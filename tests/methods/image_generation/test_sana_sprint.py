@@ -35,8 +35,9 @@ def test_the_weighted_loss_matches_the_independent_oracle_in_value_and_gradient(
     f, g, t, v = draws(0)
     student, log_variance = torch.tensor(f, requires_grad=True), torch.tensor(v, requires_grad=True)
     target = torch.tensor(g, requires_grad=True)
-    loss = weighted_scm_loss(student, target, D * torch.tensor(t).tan(), log_variance)
-    assert np.allclose(loss.detach().numpy(), oracle.weighted_scm_loss(f, f, g, t, v, sigma_data=D), rtol=1e-10)
+    sigma, held = D * np.tan(t), {"velocity": f, "tangent": g}
+    loss = weighted_scm_loss(student, target, torch.tensor(sigma), log_variance)
+    assert np.allclose(loss.detach().numpy(), oracle.weighted_scm_loss(f, g, sigma, v), rtol=1e-10)
     loss.sum().backward()
     step = 1e-5
     for array, gradient in ((f, student.grad), (v, log_variance.grad)):
@@ -47,7 +48,7 @@ def test_the_weighted_loss_matches_the_independent_oracle_in_value_and_gradient(
                 moved = array.copy()
                 moved[index] += sign * step
                 one, other = (moved, v) if array is f else (f, moved)
-                ends.append(oracle.weighted_scm_loss(one, f, g, t, other, sigma_data=D).sum())
+                ends.append(oracle.weighted_scm_loss(one, g, sigma, other, held=held).sum())
             numeric[index] = (ends[0] - ends[1]) / (2 * step)
         assert np.allclose(gradient.numpy(), numeric, rtol=1e-6, atol=1e-8)
     assert target.grad is None

@@ -34,12 +34,12 @@ def test_matches_the_independent_oracle_in_value_and_gradient(alpha):
     loss = identity_loss(*inputs, alpha=alpha)
     assert np.allclose(loss.detach().numpy(), oracle.identity_loss(x, real, fake, alpha=alpha), rtol=1e-10)
     loss.sum().backward()
-    omega = np.abs(x - real).mean((1, 2))  # held: the divisor is detached
+    held = {"generated": x, "real_answer": real}  # the divisor is detached
     for i in range(3):
         values = [x, real, fake]
 
         def at(v, i=i, values=values):
-            return oracle.identity_loss(*values[:i], v, *values[i + 1 :], alpha=alpha, omega=omega)
+            return oracle.identity_loss(*values[:i], v, *values[i + 1 :], alpha=alpha, held=held)
 
         assert np.allclose(inputs[i].grad.numpy(), gradient(at, values[i]), atol=1e-8)
 

@@ -24,9 +24,9 @@ def test_value_and_gradient_equal_the_oracle(divergence: str) -> None:
     s, t = 2 * rng.standard_normal((5, 7)), 3 * rng.standard_normal((5, 7))
     x = torch.tensor(s, requires_grad=True)
     value = by_logits(x, torch.tensor(t), divergence)
-    np.testing.assert_allclose(value.detach(), oracle.divergence(s, t, divergence), rtol=1e-10)
+    np.testing.assert_allclose(value.detach(), oracle.between(s, t, divergence), rtol=1e-10)
     found = torch.autograd.grad(value.sum(), x)[0]
-    np.testing.assert_allclose(found, gradient(lambda z: oracle.divergence(z, t, divergence), s), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found, gradient(lambda z: oracle.between(z, t, divergence), s), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -35,7 +35,7 @@ def test_the_loss_of_the_method_equals_the_oracle_in_both_reductions(divergence:
         problem, _, loss, batches = captured(distillspec, divergence=divergence, reduction=reduction)
         batch = next(batches.stream(0))
         s, t, rows = logits(problem, batch)
-        values = oracle.divergence(s, t, divergence)
+        values = oracle.between(s, t, divergence)
         expected = values.mean() if reduction == "token" else np.mean([values[rows == r].mean() for r in np.unique(rows)])
         assert loss(batch)["distillspec"].item() == pytest.approx(expected, rel=1e-5)
 

@@ -35,8 +35,8 @@ def slope(student: torch.Tensor, teacher: torch.Tensor, mix: str = "js", **optio
 @pytest.mark.parametrize("beta", BETAS)
 def test_value_and_gradient_equal_the_oracle(beta: float) -> None:
     s, t = draw()
-    np.testing.assert_allclose(by_logits(s, t, "js", beta=beta), oracle.divergence(s.numpy(), t.numpy(), beta), rtol=1e-10)
-    expected = gradient(lambda z: oracle.divergence(z, t.numpy(), beta), s.numpy())
+    np.testing.assert_allclose(by_logits(s, t, "js", beta=beta), oracle.between(s.numpy(), t.numpy(), beta), rtol=1e-10)
+    expected = gradient(lambda z: oracle.between(z, t.numpy(), beta), s.numpy())
     np.testing.assert_allclose(slope(s, t, beta=beta), expected, rtol=1e-6, atol=1e-8)
 
 
@@ -57,7 +57,7 @@ def test_the_loss_of_the_method_on_its_own_text_equals_the_oracle(beta: float, r
     batch = next(batches.stream(0))
     s, t, rows = logits(problem, batch)
     assert len({int((rows == r).sum()) for r in rows}) > 1  # responses of unlike length, or the reductions are one
-    assert loss(batch)["gkd"].item() == pytest.approx(oracle.reduced(oracle.divergence(s, t, beta), rows, reduction), rel=1e-5)
+    assert loss(batch)["gkd"].item() == pytest.approx(oracle.reduced(oracle.between(s, t, beta), rows, reduction), rel=1e-5)
 
 
 def test_1_a_divergence_symmetric_at_half_mirrored_in_beta_and_bounded_by_the_entropy_of_beta() -> None:

@@ -40,7 +40,7 @@ def loss_and_gradient(student: np.ndarray, teacher: np.ndarray, t: float) -> tup
 @pytest.mark.parametrize("t", [0.0, 0.1, 0.4, 0.9, 1.0])
 def test_value_and_gradient_equal_the_oracle(t: float) -> None:
     student, teacher = logits(0), logits(1)
-    still = oracle.target(student, teacher, t)
+    still = oracle.interpolated(student, teacher, t)
     value, slope = loss_and_gradient(student, teacher, t)
     np.testing.assert_allclose(value, oracle.kl(student, still), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(slope, gradient(lambda z: oracle.kl(z, still), student), rtol=1e-6, atol=1e-9)
@@ -51,8 +51,8 @@ def test_numbers_of_the_authors_code(t: str) -> None:
     inputs = {k: np.array(v) for k, v in GOLDEN["inputs"].items() if k != "schedule_losses"}
     student, teacher, mask = (inputs[k].reshape(-1, *inputs[k].shape[2:]) for k in ("student", "teacher", "mask"))
     value, slope = loss_and_gradient(student, teacher, float(t))
-    entropy = oracle.cross_entropy(student, oracle.target(student, teacher, float(t))) - oracle.kl(
-        student, oracle.target(student, teacher, float(t))
+    entropy = oracle.cross_entropy(student, oracle.interpolated(student, teacher, float(t))) - oracle.kl(
+        student, oracle.interpolated(student, teacher, float(t))
     )
     ours = ((value + entropy) * mask).sum() / mask.sum()
     assert ours == pytest.approx(GOLDEN["values"]["cross_entropy"][t], rel=1e-5)
@@ -124,7 +124,7 @@ def test_trap_the_cross_entropy_changes_less_than_the_kl() -> None:
     teacher, far, near = logits(5), logits(6), logits(5) + 0.3 * logits(6)
     change = []
     for of in (oracle.kl, oracle.cross_entropy):
-        before, after = (of(z, oracle.target(z, teacher, 0.8)).mean() for z in (far, near))
+        before, after = (of(z, oracle.interpolated(z, teacher, 0.8)).mean() for z in (far, near))
         change.append((before - after) / before)
     assert change[0] > change[1] > 0
 

@@ -10,15 +10,15 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 
-def conditional_information(teacher_logits: Array, labels: Labels, centroids: Array) -> Array:
+def conditional_information(logits: Array, labels: Labels, centroids: Array) -> Array:
     """Relative entropy of each output against its class's centroid."""
-    return np.asarray(rel_entr(softmax(teacher_logits, axis=1), centroids[labels]).sum(axis=1))
+    return np.asarray(rel_entr(softmax(logits, axis=1), centroids[labels]).sum(axis=1))
 
 
-def mcmi_loss(teacher_logits: Array, labels: Labels, centroids: Array, *, information_weight: float) -> Array:
+def mcmi_loss(logits: Array, labels: Labels, centroids: Array, *, information_weight: float) -> Array:
     """Negative log-likelihood minus the weighted relative entropy."""
-    likelihood = log_softmax(teacher_logits, axis=1)[np.arange(len(labels)), labels]
-    return np.asarray(-likelihood - information_weight * conditional_information(teacher_logits, labels, centroids))
+    likelihood = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return np.asarray(-likelihood - information_weight * conditional_information(logits, labels, centroids))
 
 
 def class_centroids(teacher_logits: Array, labels: Labels) -> Array:

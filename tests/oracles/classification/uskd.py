@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from scipy.special import log_softmax, softmax
 
@@ -12,9 +14,9 @@ def soft_target(student_logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return squares + 1 - squares.mean()
 
 
-def target_loss(student_logits: np.ndarray, labels: np.ndarray, frozen: np.ndarray | None = None) -> np.ndarray:
-    """-P_y log S_y. ``frozen`` are the logits P_y is taken from where it is to stand still (its gradient is stopped)."""
-    weights = soft_target(student_logits if frozen is None else frozen, labels)
+def target_loss(student_logits: np.ndarray, labels: np.ndarray, *, held: Mapping[str, np.ndarray]) -> np.ndarray:
+    """-P_y log S_y. P_y is taken from the ``held`` logits: its gradient is stopped."""
+    weights = soft_target(held["student_logits"], labels)
     return np.array([-p * log_softmax(s)[y] for p, s, y in zip(weights, student_logits, labels, strict=True)])
 
 

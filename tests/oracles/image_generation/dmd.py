@@ -12,5 +12,8 @@ def matching_gradient(generated, real_denoised, fake_denoised):
     return out
 
 
-def surrogate_loss(generated, gradient):
-    return np.array([(g.ravel() @ g.ravel()) / (2 * g.size) for g in gradient])
+def surrogate_loss(generated, gradient, *, held=None):
+    """1/2 mean (x - a)^2 with the anchor a = x - g held."""
+    at = held or {"generated": generated, "gradient": gradient}
+    anchor = at["generated"] - at["gradient"]
+    return np.array([((x - a) ** 2).sum() / (2 * x.size) for x, a in zip(generated, anchor, strict=True)])

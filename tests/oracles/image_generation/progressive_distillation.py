@@ -36,3 +36,8 @@ def loss(x, x_target, z, s, *, weight):
     x_error, eps_error = np.mean((x - x_target) ** 2), np.mean((eps - eps_target) ** 2)
     v_error = np.mean((alpha * eps - sigma * x - alpha * eps_target + sigma * x_target) ** 2)
     return {"constant": x_error, "snr": eps_error, "truncated": max(x_error, eps_error), "snr+1": v_error}[weight]
+
+
+def progressive_loss(denoised, target, sigma, *, weight):
+    """Row by row; the errors do not depend on z, so it may be 0."""
+    return np.array([loss(x, y, 0.0, s, weight=weight) for x, y, s in zip(denoised, target, sigma, strict=True)])

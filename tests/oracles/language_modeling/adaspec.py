@@ -28,3 +28,13 @@ def loss(draft: Array, teacher: Array, kept: NDArray[np.bool_], denominator: str
     """The loss with the selection held still."""
     values = kl(draft, teacher)[kept].sum()
     return float(values / (kept.sum() if denominator == "kept" else len(kept)))
+
+
+def logits(model: Array, states: Array, vocab: int) -> Array:
+    """What a projection (V, D + 1), its bias the last column, makes of states (N, D): (N, vocab)."""
+    return np.asarray(states @ model[:vocab, :-1].T + model[:vocab, -1])
+
+
+def token_divergence(model: Array, states: Array, teacher: Array, *, vocab: int) -> Array:
+    """Forward KL of each token."""
+    return kl(logits(model, states, vocab), teacher[:, :vocab])

@@ -8,10 +8,10 @@ from scipy.special import rel_entr
 EPSILON = 1e-6
 
 
-def chunk_divergence(teacher: np.ndarray, student: np.ndarray, *, divergence: str, tau: float) -> np.ndarray:
+def chunk_divergence(teacher_likelihood: np.ndarray, student_likelihood: np.ndarray, *, divergence: str, tau: float) -> np.ndarray:
     """tau KL (or cross-entropy) of Bernoulli(e^(a/tau)) and Bernoulli(e^(b/tau)), or the limit of the former."""
     found = []
-    for a, b in zip(teacher, student, strict=True):
+    for a, b in zip(teacher_likelihood, student_likelihood, strict=True):
         if divergence == "limit":
             a, b = a - EPSILON, b - EPSILON
             found.append((a - b) + a * np.log(b / a))

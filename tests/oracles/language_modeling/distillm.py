@@ -1,4 +1,7 @@
-"""DistiLLM's bookkeeping by plain loops: the threshold, the choice of text, the buffer."""
+"""DistiLLM by plain loops: the skewed divergences in numpy, the threshold, the choice of text, the buffer."""
+
+import numpy as np
+from scipy.special import rel_entr, softmax
 
 
 def thresholds(losses, phi, epsilon, compared):
@@ -24,3 +27,18 @@ def kinds(draws, phi, steps, batch, capacity, replay):
         else:
             found.append("old" if u < phi else "given")
     return found
+
+
+def logits(model, states, vocab):
+    """What a projection (V, D + 1), its bias the last column, makes of states (N, D): (N, vocab)."""
+    return states @ model[:vocab, :-1].T + model[:vocab, -1]
+
+
+def token_divergence(model, states, teacher, *, divergence, alpha, vocab):
+    """KL(p || alpha p + (1 - alpha) q), or the other way round, of each token."""
+    values = []
+    for z, w in zip(logits(model, states, vocab), teacher[:, :vocab], strict=True):
+        q, p = softmax(z), softmax(w)
+        one, other = (p, q) if divergence == "skew_kl" else (q, p)
+        values.append(rel_entr(one, alpha * one + (1 - alpha) * other).sum())
+    return np.array(values)

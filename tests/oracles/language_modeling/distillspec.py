@@ -9,7 +9,7 @@ from scipy.special import rel_entr, softmax
 Array = NDArray[np.float64]
 
 
-def divergence(student_logits: Array, teacher_logits: Array, name: str) -> Array:
+def between(student_logits: Array, teacher_logits: Array, name: str) -> Array:
     """D(p, q) of each row, p the target's law."""
     values = []
     for z, w in zip(student_logits, teacher_logits, strict=True):
@@ -24,3 +24,12 @@ def divergence(student_logits: Array, teacher_logits: Array, name: str) -> Array
             }[name]
         )
     return np.array(values)
+
+
+def logits(model: Array, states: Array, vocab: int) -> Array:
+    """What a projection (V, D + 1), its bias the last column, makes of states (N, D): (N, vocab)."""
+    return np.asarray(states @ model[:vocab, :-1].T + model[:vocab, -1])
+
+
+def token_divergence(model: Array, states: Array, teacher: Array, *, divergence: str, vocab: int) -> Array:
+    return between(logits(model, states, vocab), teacher[:, :vocab], divergence)

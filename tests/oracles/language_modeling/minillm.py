@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+from scipy.special import softmax
 
 
 def advantages(reward, lengths, discount, own, whiten):
@@ -20,7 +21,7 @@ def advantages(reward, lengths, discount, own, whiten):
     return found
 
 
-def policy_loss(log_q, old, weight, advantage, clip):
+def clipped(log_q, old, weight, advantage, clip):
     """The value of each token, and its slope in log q."""
     value, slope = np.zeros(log_q.shape), np.zeros(log_q.shape)
     for i in np.ndindex(log_q.shape):
@@ -29,6 +30,19 @@ def policy_loss(log_q, old, weight, advantage, clip):
         value[i] = max(free, held)
         slope[i] = free if free >= held else 0.0
     return value, slope
+
+
+def policy_loss(log_q, old, weight, advantage, *, clip):
+    return clipped(log_q, old, weight, advantage, clip)[0]
+
+
+def single_step_loss(model, states, teacher, vocab):
+    """KL(q || p) of each token; ``model`` is a projection (V, D + 1) whose last column is the bias."""
+    values = []
+    for state, w in zip(states, teacher[:, :vocab], strict=True):
+        q, p = softmax(model[:vocab, :-1] @ state + model[:vocab, -1]), softmax(w)
+        values.append(sum(b * (np.log(b) - np.log(a)) for a, b in zip(p, q, strict=True)))
+    return np.array(values)
 
 
 def sequences(vocab, length):

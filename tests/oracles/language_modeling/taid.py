@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr, rel_entr, softmax
@@ -9,7 +11,7 @@ from scipy.special import entr, rel_entr, softmax
 Array = NDArray[np.float64]
 
 
-def target(student: Array, teacher: Array, t: float) -> Array:
+def interpolated(student: Array, teacher: Array, t: float) -> Array:
     """p_t (N, V): the normalised product p^t q^(1 - t); at t = 0 the student's law whatever the teacher excludes."""
     p, q = softmax(teacher, axis=1), softmax(student, axis=1)
     product = q ** (1 - t) * (p**t if t > 0 else np.ones_like(p))
@@ -35,3 +37,14 @@ def schedule(losses: list[float], start: float, end: float, alpha: float, beta: 
         t = min(end, max(start + (end - start) * n / len(losses), t + alpha / (1 + np.exp(-m)) * (1 - t)))
         path.append(t)
     return path
+
+
+def logits(model: Array, states: Array, vocab: int) -> Array:
+    """What a projection (V, D + 1), its bias the last column, makes of states (N, D): (N, vocab)."""
+    return np.asarray(states @ model[:vocab, :-1].T + model[:vocab, -1])
+
+
+def taid_loss(model: Array, target: Array, states: Array, theirs: Array, t: float, vocab: int, *, held: Mapping[str, Array]) -> Array:
+    """KL(p_t || q) with p_t of the ``held`` values."""
+    own = logits(held["model"], held["states"], vocab)
+    return kl(logits(model, states, vocab), interpolated(own, logits(target, theirs, vocab), t))

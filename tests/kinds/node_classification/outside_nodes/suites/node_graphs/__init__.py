@@ -23,7 +23,8 @@ from outside_nodes.problem import Graph, NodeClassification, NodeOracle
 CARD = SuiteCard(
     slug="node-graphs",
     version=1,
-    problem="classification",  # with suites that accept another kind's methods: problem="node-classification", accepts=["classification"],
+    problem="node-classification",
+    accepts=["classification"],
     title="Node graphs",
     metrics=[
         Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="share of unlabelled nodes classified right"),

@@ -1,0 +1,51 @@
+"""What objectives of classification take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from distillbench.problems.examples import PADDING, Draw, Input, far, like, widened
+
+WIDTH = 7  # of an embedding
+SURE = 1e4  # a logit of a very confident network
+
+
+def _logits(d: Draw) -> Tensor:
+    return 2 * d.normal(d.rows, d.classes)
+
+
+def _more_rows(x: Tensor) -> Tensor:
+    return torch.cat([x, x.new_zeros(PADDING, *x.shape[1:])])
+
+
+EXAMPLES: Mapping[str, Input] = {
+    # (B, C) before softmax: the student's, those of a head or a teacher that is trained along, and the teacher's
+    **{
+        name: Input(_logits, pads=(widened(-SURE),), extremes=(far(SURE), far(SURE)))
+        for name in ("student_logits", "auxiliary_logits", "logits")
+    },
+    "teacher_logits": Input(
+        _logits, "frozen", match=like("student_logits", "auxiliary_logits"), pads=(widened(-SURE),), extremes=(far(SURE), far(SURE, -1))
+    ),
+    # (B, C, S), the teacher's view of the subclasses of each class
+    "subclass_logits": Input(lambda d: 2 * d.normal(d.rows, d.classes, 2), "frozen", extremes=(far(SURE), far(SURE, -1))),
+    # (B, C) probabilities to learn
+    "target": Input(
+        lambda d: _logits(d).softmax(1), "frozen", match=like("student_logits", change=lambda z: z.softmax(1)), pads=(widened(0.0),)
+    ),
+    # (B,) int64
+    "labels": Input(lambda d: d.integers(d.rows, high=d.classes), "given"),
+    # (B, D), the input of the last layer, and (B, K, H, W), a stage
+    "student_embedding": Input(lambda d: d.normal(d.rows, WIDTH)),
+    "teacher_embedding": Input(lambda d: d.normal(d.rows, WIDTH), "frozen", match=like("student_embedding")),
+    "student_feature": Input(lambda d: d.normal(d.rows, 3, 4, 4)),
+    "teacher_feature": Input(lambda d: d.normal(d.rows, 3, 4, 4), "frozen", match=like("student_feature")),
+    # of the teacher, by class: mean embeddings (C, D), mean probabilities (C, C)
+    "class_means": Input(lambda d: d.normal(d.classes, WIDTH), "frozen", rows=False, pads=(_more_rows,)),
+    "centroids": Input(
+        lambda d: d.normal(d.classes, d.classes).softmax(1), "frozen", rows=False, pads=(lambda x: widened(0.0)(_more_rows(x)),)
+    ),
+}
