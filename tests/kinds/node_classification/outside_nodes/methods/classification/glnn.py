@@ -25,7 +25,7 @@ CARD = Card(
 
 def glnn_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(teacher || student).   (B, C) float each; returns (B,), nats."""
-    student, teacher = student_logits.log_softmax(1), teacher_logits.log_softmax(1)
+    student, teacher = student_logits.log_softmax(1), teacher_logits.detach().log_softmax(1)
     return (teacher.exp() * (teacher - student)).sum(1)
 
 
