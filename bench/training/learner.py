@@ -51,7 +51,7 @@ class Learner:
         target: Decay | None = None,
         counts: Literal["student_examples", "teacher_examples"] | None = "student_examples",
         backward: Backward | None = None,
-        after: Callable[[dict[str, Tensor]], None] | None = None,
+        after: Callable[[dict[str, Tensor]], object] | None = None,
         **options: Any,
     ) -> None:
         self.module = module

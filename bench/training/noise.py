@@ -125,6 +125,10 @@ class Rows:
         """For what is drawn once for all rows of this part together, and so changes where the batch is split: permutations."""
         return torch.Generator().manual_seed(self._known(role).seed_of(role))
 
+    def coin(self, role: str) -> float:
+        """A number in [0, 1) that is drawn once for the whole batch, and is the same in all its parts."""
+        return float(uniform(self._known(role).words(role, 1, 1, first=0))[0, 0])
+
     def _known(self, role: str) -> Key:
         if self.key is None:
             raise UserError(

@@ -137,6 +137,8 @@ class Run:
         Raises:
             UserError: asked for within a loss, where the order of draws would depend on how the batch is split.
         """
+        if self._updates.reduction is not None:
+            raise UserError(f"the random stream {role!r} is asked for within a loss: draw from the batch (batch.noise, batch.uniform, ...)")
         if role not in self._generators:
             seed = self.seeds.get(role, derive_seed(role, self.seeds["noise"]))
             self._generators[role] = torch.Generator().manual_seed(seed)
@@ -217,7 +219,7 @@ class Run:
         share: float = 1.0,
         ema: Decay | None = None,
         backward: Backward | None = None,
-        after: Callable[[dict[str, Tensor]], None] | None = None,
+        after: Callable[[dict[str, Tensor]], object] | None = None,
         recipe: dict[str, Any] | None = None,
         **options: Any,
     ) -> Student:
@@ -370,6 +372,8 @@ class Run:
             self._save(learners, step, step, {**state, "flops": flops})
         else:
             self._loose += unsaved
+        # Networks that are made between two loops are the same on every process, whatever rows it had.
+        self._processes.seed(derive_seed(f"after loop {self._unit}", self.seeds["noise"]))
         self._unit += 1
         self._observer.ended(learners)
 

@@ -94,6 +94,7 @@ class Updates:
 
     def _terms(self, learner: Learner, part: Examples, totals: Mapping[str, int]) -> Losses:
         assert part.key is not None
+        self._processes.seed(part.key.seed_of("global"))  # dropout
         batch = dataclasses.replace(part, key=part.key.at(0), totals=totals).to(self._processes.device)
         with _autocast(learner.training, self._processes.device):
             return learner.loss(self._observer.batch(learner, batch))

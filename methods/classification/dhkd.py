@@ -18,7 +18,8 @@ from distillbench.training.student import Student
 
 CARD = Card(
     slug="dhkd",
-    version=1,
+    version=2,
+    supersedes=1,
     problem="classification",
     title="Dual-head knowledge distillation",
     paper=Paper(

@@ -93,7 +93,6 @@ CARD = Card(
     deviations=["Correlations are in the precision of the logits; the authors' mixed precision may take them in half, where 1e-8 is zero."],
     exempt={
         "per_example": "the relation within a class is a correlation across the batch: one number, not one per example",
-        "micro_batches": "the relation within a class is that of the rows seen together; the authors too keep to the local batch",
         "zero_at_match": "the authors' 1e-8 beside the product of norms leaves 1e-8 / |y - mean y|^2 at a match; tests bound it",
         "class_padding": "the mean over classes, and so the correlation, counts classes of probability 0 as well",
         "temperature_scale": "a correlation ignores scale, so its gradient does not fade with T and the factor T^2 makes it grow",

@@ -16,7 +16,8 @@ from distillbench.training.student import Student
 
 CARD = Card(
     slug="nd_loss",
-    version=1,
+    version=2,
+    supersedes=1,
     problem="classification",
     title="Feature norm and direction (KD++)",
     paper=Paper(

@@ -13,7 +13,8 @@ from distillbench.training.student import Student
 
 CARD = Card(
     slug="shuffled_teacher",
-    version=1,
+    version=2,
+    supersedes=1,
     problem="classification",
     title="Distillation from another example of the same decision",
     control=True,
@@ -32,7 +33,7 @@ def distill(problem: Classification, run: Run, *, temperature: float) -> Student
     def loss(batch: Batch) -> Losses:
         teacher = problem.teacher.logits(batch)
         decision = teacher.argmax(dim=1)
-        order = torch.randperm(len(batch), generator=run.generator("noise")).to(decision.device)
+        order = torch.randperm(len(batch), generator=batch.generator("partners")).to(decision.device)
         # A random partner of the same decision: the i-th example of a class gets the answer about the class's i-th in a shuffle.
         other = torch.empty_like(order)
         other[torch.argsort(decision, stable=True)] = order[torch.argsort(decision[order], stable=True)]

@@ -87,9 +87,9 @@ def distill(
     grid = karras_grid(levels, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max).to(torch.get_default_dtype())
 
     def loss(batch: Batch) -> Losses:
-        index = torch.randint(levels - 1, (len(batch),), generator=run.generator("levels"))
+        index = batch.integers(levels - 1, (len(batch),), "levels").cpu()
         sigma, cleaner = grid[index].to(batch.inputs.device), grid[index + 1].to(batch.inputs.device)
-        noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
+        noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
         after = heun_step(lambda x, s: problem.teacher.denoise(x, s, batch.labels), noisy, sigma, cleaner)
         with torch.no_grad():
             answer = (learner.target or student)(after, cleaner, batch.labels)

@@ -84,8 +84,8 @@ def distill(
 
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
-        sigma = problem.lognormal_levels(generated, run.generator("noise levels"), mean=level_mean, std=level_std)
-        noisy = generated.detach() + per_row(sigma, generated) * problem.noise(generated, run.generator())
+        sigma = problem.lognormal_levels(batch, mean=level_mean, std=level_std)
+        noisy = generated.detach() + per_row(sigma, generated) * batch.noise(generated.shape, "noise")
         return run.loss(batch, instruct=instruct_loss(generated, *game.denoised(noisy, sigma, batch.labels)))
 
     return game.train(

@@ -96,27 +96,27 @@ def distill(
     game = Matching(problem, run, steps=steps, start=start_sigma, low=low, high=high, initial_share=initial_share)
     head = _head(problem, run, game.fake)
 
-    def look(images: Tensor, labels: Tensor, role: str) -> tuple[Tensor, Tensor, Tensor]:
+    def look(batch: Batch, images: Tensor, role: str) -> tuple[Tensor, Tensor, Tensor]:
         """What fake score and classifier say of noisy images at levels of their own: x_0 (B, ...), levels (B,), logits (B, heads)."""
-        noisy, sigma = game.perturb(images, low=0.0, high=1.0, role=role)
-        denoised, stages = staged(game.fake, noisy, sigma, labels)
+        noisy, sigma = game.perturb(batch, images, low=0.0, high=1.0, role=role)
+        denoised, stages = staged(game.fake, noisy, sigma, batch.labels)
         return denoised, sigma, head(stages[-1:])
 
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
-        noisy, sigma = game.perturb(generated.detach())
+        noisy, sigma = game.perturb(batch, generated.detach())
         gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.labels))
         terms = {"matching": surrogate_loss(generated, gradient)}
         if gan_weight:
-            _, _, fake = look(generated, batch.labels, "gan noise")
+            _, _, fake = look(batch, generated, "gan noise")
             terms["gan"] = gan_weight * logistic_generator_loss(fake)
         return run.loss(batch, **terms)
 
     def fake_loss(batch: Batch) -> Losses:
         with torch.no_grad():
             generated = game.generate(batch)
-        denoised, sigma, fake = look(generated, batch.labels, "fake noise")
-        _, _, real = look(batch.inputs, batch.labels, "real noise")
+        denoised, sigma, fake = look(batch, generated, "fake noise")
+        _, _, real = look(batch, batch.inputs, "real noise")
         return run.loss(
             batch,
             fake=denoising_loss(denoised, generated, sigma, sigma_data=problem.sigma_data),

@@ -14,7 +14,7 @@ from distillbench.problems.image_generation.edm import per_row
 from distillbench.problems.image_generation.matching import Matching, matching_gradient, surrogate_loss
 from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.training.data import Batch
-from distillbench.training.run import Losses, Run
+from distillbench.training.run import Losses, Run, coupled
 from distillbench.training.student import Student
 
 CARD = Card(
@@ -173,16 +173,24 @@ def distill(
 
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
-        noisy, sigma = game.perturb(generated)
+        noisy, sigma = game.perturb(batch, generated)
         real = problem.teacher.denoise(noisy.detach(), sigma, batch.labels)
         fake, logits = discriminator.judge(game, noisy, sigma, batch.labels)
         ratio = density_ratio(logits, low=ratio_low, high=ratio_high)
         first, last = problem.sigma_min ** (1 / RHO), problem.sigma_max ** (1 / RHO)
-        now, index = level_means(ratio, (sigma ** (1 / RHO) - first) / (last - first), means, bin_decay=bin_decay)
-        means.copy_(now)
-        weight = ratio_weight(ratio / means[index], divergence=divergence, power=power)
-        matching = f_distill_loss(generated, real, fake.detach(), weight)
-        return run.loss(batch, matching=matching, gan=gan_weight * logistic_generator_loss(logits))
+        place = (sigma ** (1 / RHO) - first) / (last - first)
+        return run.loss(
+            batch,
+            matching=coupled(matching, generated, real, fake.detach(), ratio, place),
+            gan=gan_weight * logistic_generator_loss(logits),
+        )
+
+    def matching(generated: Tensor, real: Tensor, fake: Tensor, ratio: Tensor, place: Tensor) -> Tensor:
+        """Both normalisations look at the whole batch."""
+        now, index = level_means(ratio, place, means, bin_decay=bin_decay)
+        run.state["means"] = now
+        weight = ratio_weight(ratio / now[index], divergence=divergence, power=power)
+        return f_distill_loss(generated, real, fake, weight).mean()
 
     return game.train(
         generator_loss,
@@ -193,4 +201,5 @@ def distill(
         average=average,
         fake_loss=lambda batch: discriminator.losses(game, batch, weight=critic_weight),
         extra=[discriminator, levels],
+        after=lambda _: means.copy_(run.state.pop("means")),
     )

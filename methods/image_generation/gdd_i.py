@@ -129,7 +129,7 @@ def distill(
         return batch.inputs.new_full((len(batch),), sigma)
 
     def generate(batch: Batch) -> Tensor:
-        noisy = start * problem.noise(batch.inputs, run.generator("latents"))
+        noisy = start * batch.noise(batch.inputs.shape, "latents")
         return student(noisy, level(batch, start), batch.labels)  # type: ignore[no-any-return]
 
     def stages(images: Tensor, batch: Batch) -> tuple[Tensor, ...]:

@@ -116,10 +116,10 @@ def distill(
         count = intervals(round(run.progress * total), total, s0=s0, s1=s1)
         grid = karras_grid(count + 1, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max)
         edges = level_probabilities(grid, mean=mean, std=std).cumsum(0)
-        place = torch.rand(len(batch), generator=run.generator("levels"), dtype=batch.inputs.dtype)
+        place = batch.uniform((len(batch),), "levels").cpu()
         index = torch.searchsorted(edges, place.double()).clamp(max=count - 1)  # decreasing grid: index + 1 is cleaner
         sigma, cleaner = (level.to(batch.inputs) for level in (grid[index], grid[index + 1]))
-        noise = problem.noise(batch.inputs, run.generator())
+        noise = batch.noise(batch.inputs.shape, "noise")
         output = student(batch.inputs + per_row(sigma, noise) * noise, sigma, batch.labels)
         with torch.no_grad():
             target = student(batch.inputs + per_row(cleaner, noise) * noise, cleaner, batch.labels)

@@ -66,7 +66,7 @@ def distill(
     [start] = problem.few_steps(1, start_sigma)
 
     def loss(batch: Batch) -> Losses:
-        noise, target, labels = some_pairs(made, len(batch), run.generator("rows"))
+        noise, target, labels = some_pairs(made, batch)
         answer = problem.student(start * noise, noise.new_full((len(noise),), start), labels)
         return run.loss(batch, pairs=pair_loss(answer, target))
 

@@ -101,9 +101,9 @@ def halve(
     grid = levels(problem, 2 * count).to(torch.get_default_dtype())
 
     def loss(batch: Batch) -> Losses:
-        place = 2 * torch.randint(count, (len(batch),), generator=run.generator("levels"))
+        place = 2 * batch.integers(count, (len(batch),), "levels").cpu()
         sigma, middle, after = (grid[place + i].to(batch.inputs.device) for i in range(3))
-        noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
+        noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
         target = two_step_target(lambda x, s: teacher.denoise(x, s, batch.labels), noisy, sigma, middle, after)
         return run.loss(batch, progressive=progressive_loss(problem.student(noisy, sigma, batch.labels), target, sigma, weight=weight))
 

@@ -113,7 +113,7 @@ def distill(
         terms = {"consistency": consistency_weight * scm_loss(velocity, tangent)}
         if r == 1 and regulariser_weight:
             generated = game.generate(batch)
-            noisy, sigma = game.perturb(generated.detach())
+            noisy, sigma = game.perturb(batch, generated.detach())
             gradient = regulariser_gradient(generated, *game.denoised(noisy, sigma, batch.labels))
             terms["regulariser"] = regulariser_weight * regulariser(generated, gradient)
         return run.loss(batch, **terms)

@@ -102,18 +102,18 @@ def follow(
     problem: ImageGeneration,
     run: Run,
     pairs: tuple[Tensor, Tensor, Tensor],
-    parts: Callable[[int], Tensor],
+    parts: Callable[[Batch], Tensor],
     *,
     share: float,
     rate: float,
     average: float,
     recipe: dict[str, Any],
 ) -> Student:
-    """Train ``problem.student`` on the straight lines between the ends of ``pairs``, at times ``parts(B)`` (B,) of the longest."""
+    """Train ``problem.student`` on the straight lines between the ends of ``pairs``, at times ``parts(batch)`` (B,) of the longest."""
 
     def loss(batch: Batch) -> Losses:
-        noise, clean, labels = some_pairs(pairs, len(batch), run.generator("rows"))
-        sigma = noise_level(parts(len(batch)).to(clean), problem.sigma_max)
+        noise, clean, labels = some_pairs(pairs, batch)
+        sigma = noise_level(parts(batch).to(clean), problem.sigma_max)
         denoised = problem.student(straight_line(noise, clean, sigma, problem.sigma_max), sigma, labels)
         return run.loss(batch, flow=flow_loss(denoised, clean, sigma / (1 + sigma)))
 
@@ -148,10 +148,8 @@ def distill(
     # From the time at which the noise is sigma_min: the network answers about no lower level.
     low = problem.sigma_min * (1 + problem.sigma_max) / ((1 + problem.sigma_min) * problem.sigma_max)
     with run.phase("reflow"):
-        follow(problem, run, made, lambda n: 1 - (1 - low) * torch.rand(n, generator=run.generator("times")), share=reflow_share, **options)
+        follow(problem, run, made, lambda batch: 1 - (1 - low) * batch.uniform((len(batch),), "times"), share=reflow_share, **options)
     if distil_on == "reflow":
         made = ode_pairs(problem, run, pairs, teacher=frozen(problem, problem.student), levels=solver_levels, role="reflowed pairs")
     with run.phase("distil"):
-        return follow(
-            problem, run, made, lambda n: 1 - torch.randint(count, (n,), generator=run.generator("times")) / count, share=1.0, **options
-        )
+        return follow(problem, run, made, lambda batch: 1 - batch.integers(count, (len(batch),), "times") / count, share=1.0, **options)

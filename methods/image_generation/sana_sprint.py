@@ -148,18 +148,18 @@ def distill(
 
     def answers(batch: Batch, role: str) -> Tensor:
         """x' (B, ...): what the student makes of real samples under much noise, and of pure noise."""
-        sigma = problem.lognormal_levels(batch.inputs, run.generator(f"{role} levels"), mean=mean + offset, std=std)
-        pure = torch.rand(len(batch), generator=run.generator(f"{role} places")).to(sigma.device) < largest_share
+        sigma = problem.lognormal_levels(batch, f"{role} levels", mean=mean + offset, std=std)
+        pure = batch.uniform((len(batch),), f"{role} places") < largest_share
         sigma = torch.where(pure, largest, sigma)
-        noise = per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator(role))
+        noise = per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, role)
         generated: Tensor = student(torch.where(per_row(pure, noise), noise, batch.inputs + noise), sigma, batch.labels)
         return generated
 
-    def judged(samples: Tensor, labels: Tensor, role: str) -> Tensor:
+    def judged(batch: Batch, samples: Tensor, role: str) -> Tensor:
         """The critic's logits (B, H) on noised samples."""
-        sigma = problem.lognormal_levels(samples, run.generator(f"{role} levels"), mean=critic_mean + offset, std=critic_std)
-        noisy = samples + per_row(sigma, samples) * problem.noise(samples, run.generator(role))
-        logits: Tensor = heads(features.stages(noisy, sigma, labels))
+        sigma = problem.lognormal_levels(batch, f"{role} levels", mean=critic_mean + offset, std=critic_std)
+        noisy = samples + per_row(sigma, samples) * batch.noise(samples.shape, role)
+        logits: Tensor = heads(features.stages(noisy, sigma, batch.labels))
         return logits
 
     def generator(batch: Batch) -> Losses:
@@ -167,15 +167,15 @@ def distill(
         velocity, tangent, sigma = draw(problem, run, student, batch, mean=mean, std=std, warmup=r, c=tangent_constant)
         terms = {"consistency": weighted_scm_loss(velocity, tangent, sigma, weight(sigma))}
         if adversarial_weight:
-            logits = judged(answers(batch, "generated"), batch.labels, "judged")
+            logits = judged(batch, answers(batch, "generated"), "judged")
             terms["adversarial"] = adversarial_weight * generator_loss(logits)
         return run.loss(batch, **terms)
 
     def critic(batch: Batch) -> Losses:
-        real = (torch.rand(len(batch), generator=run.generator("coins")) < 0.5).to(batch.inputs.device)
+        real = batch.uniform((len(batch),), "coins") < 0.5
         with torch.no_grad():
             samples = torch.where(per_row(real, batch.inputs), batch.inputs, answers(batch, "critic"))
-        return run.loss(batch, critic=critic_loss(judged(samples, batch.labels, "critic judged"), real))
+        return run.loss(batch, critic=critic_loss(judged(batch, samples, "critic judged"), real))
 
     with torch.no_grad():
         heads = Heads(staged(student, example.inputs, torch.ones_like(example.inputs.flatten(1)[:, 0]), example.labels)[1])

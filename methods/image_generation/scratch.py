@@ -24,8 +24,8 @@ def distill(problem: ImageGeneration, run: Run) -> Student:
     """The teacher's kind of training, on real samples, for the whole budget; sampled at the student's number of steps."""
 
     def loss(batch: Batch) -> Losses:
-        sigma = problem.levels(batch.inputs, run.generator("levels"))
-        noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
+        sigma = problem.levels(batch)
+        noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
         denoised = problem.student(noisy, sigma, batch.labels)
         return run.loss(batch, denoise=denoising_loss(denoised, batch.inputs, sigma, sigma_data=problem.sigma_data))
 

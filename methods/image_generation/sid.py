@@ -95,7 +95,7 @@ def distill(
 
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
-        noisy, sigma = game.perturb(generated)
+        noisy, sigma = game.perturb(batch, generated)
         real, fake = game.denoised(noisy, sigma, batch.labels, differentiable=True)
         return run.loss(batch, identity=identity_loss(generated, real, fake, alpha=alpha))
 

@@ -168,7 +168,7 @@ def distill(
 
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
-        noisy, sigma = game.perturb(generated)
+        noisy, sigma = game.perturb(batch, generated)
         real = problem.teacher.denoise(noisy, sigma, batch.labels, differentiable=True)
         fake, logits = discriminator.judge(game, noisy, sigma, batch.labels)
         limit = 1.0 if run.progress < warmup else ratio_limit

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real
-from distillbench.identity import derive_seed
 from distillbench.problems.language_modeling.mixed_texts import MixedBatch, beside
 from distillbench.problems.language_modeling.oracle import chosen_log_probs
 from distillbench.problems.language_modeling.oracle import token_divergence as token_divergence
@@ -22,7 +21,8 @@ from distillbench.training.student import Student
 
 CARD = Card(
     slug="distillm",
-    version=1,
+    version=2,
+    supersedes=1,
     problem="language-modeling",
     title="DistiLLM: skew divergences, adaptive off-policy",
     paper=Paper(
@@ -123,14 +123,13 @@ class Adaptive(Batches):
             state["validated"] += 1
             found = raised(state["phi"], state["compare"], self._validation(), epsilon=self.epsilon, compared=self.compared)
             state["phi"], state["compare"] = found
-        generator = torch.Generator().manual_seed(derive_seed(f"adaptive {request.position}", self.run.seeds["noise"]))
         index = self.problem.prompt_rows(request.position, given.batch_size)
-        u, phi = float(torch.rand(1, generator=generator)), state["phi"]
+        u, phi = request.coin("whose text"), state["phi"]
         missing = self.replay == "off" or len(state.get("index", ())) < max(self.capacity, len(index))
         if u < fresh_chance(phi, self.run.progress, self.replay) or (u < phi and missing):
-            batch = self._sampled(index, torch.rand(len(index), self.problem.length, generator=generator))
+            batch = self._sampled(index, request.uniform((len(request), self.problem.length), "responses")[: len(index)])
         elif u < phi:
-            batch = self._again(torch.randperm(len(state["index"]), generator=generator)[: len(index)])
+            batch = self._again(torch.randperm(len(state["index"]), generator=request.generator("replayed"))[: len(index)])
         else:
             batch = given.texts.take(given.rows(request.position))
         return beside(batch, beside_them.texts.take(beside_them.rows(request.position)) if beside_them else None)

@@ -85,7 +85,6 @@ def reward_deviation(mean: float) -> float:
 def distill(problem: LanguageModeling, run: Run, *, objective: str, temperature: float, top_p: float, pretraining: float) -> Student:
     """Train on references, then on the teacher's responses by its law."""
     draft, teacher = problem.student, problem.teacher
-    draws = run.generator("draws")
 
     def nll(batch: TokenBatch) -> Losses:
         return run.loss(batch, nll=(problem.nll(batch), "tokens"))
@@ -100,7 +99,9 @@ def distill(problem: LanguageModeling, run: Run, *, objective: str, temperature:
         if objective == "tvd_plus":
             loss, reward = exact_loss(draft, teacher.module, states, theirs, problem.vocab)
         else:
-            uniforms = torch.rand(len(states), generator=draws).to(states.device)
+            places = batch.predicted.rows + 1
+            every = batch.uniform((len(batch), problem.length), "draws")
+            uniforms = every[places // batch.ids.shape[1], (batch.response.cumsum(1) - 1).flatten()[places]]
             loss, reward = sampled_loss(draft, teacher.module, states, theirs, uniforms, mean, problem.vocab)
         # The reward has no gradient; it is among the terms so that its mean is over all micro-batches when ``keep`` gets it.
         return run.loss(batch, tvd_plus=(loss / reward_deviation(mean), "tokens"), reward=(reward, "tokens"))

@@ -78,9 +78,9 @@ class Discriminator(Heads):
         """
         with torch.no_grad():
             generated = game.generate(batch)
-        noisy, sigma = game.perturb(generated, low=0.0, high=1.0, role="fake noise")
+        noisy, sigma = game.perturb(batch, generated, low=0.0, high=1.0, role="fake noise")
         denoised, fake = self.judge(game, noisy, sigma, batch.labels)
-        _, real = self.judge(game, *game.perturb(batch.inputs, low=0.0, high=1.0, role="real noise"), batch.labels)
+        _, real = self.judge(game, *game.perturb(batch, batch.inputs, low=0.0, high=1.0, role="real noise"), batch.labels)
         return game.run.loss(
             batch,
             fake=denoising_loss(denoised, generated, sigma, sigma_data=game.problem.sigma_data),

@@ -15,6 +15,7 @@ from distillbench.problems.image_generation.edm import denoising_loss, per_row, 
 from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.problems.image_generation.start import initialise, twin
 from distillbench.training.data import Batch
+from distillbench.training.noise import Rows
 from distillbench.training.run import Learner, Losses, Run
 from distillbench.training.student import Student
 
@@ -73,32 +74,31 @@ class Matching:
     def generate(self, batch: Batch) -> Tensor:
         """Samples (B, ...) for the labels of ``batch``, with the graph of the generator's last evaluation.
 
-        Once a loss: a second call would draw from the same streams, and micro-batches would no longer be exact.
+        Call it at most once per loss: a second call would draw the same numbers, which a batch refuses.
         With several steps each row stops after a number of them drawn uniformly, so that every evaluation learns on the
         inputs it will meet (the simulated inputs of DMD2, arXiv 2405.14867, section 4.5).
         """
         problem, count = self.problem, len(self.sigmas)
         levels = batch.inputs.new_tensor(self.sigmas)
-        noisy = levels[0] * problem.noise(batch.inputs, self.run.generator("latents"))
-        stop = torch.zeros(len(batch), dtype=torch.int64)
-        if count > 1:
-            stop = torch.randint(count, (len(batch),), generator=self.run.generator("steps"))
-        stop = stop.to(noisy.device)
+        noisy = levels[0] * batch.noise(batch.inputs.shape, "latents")
+        stop = batch.integers(count, (len(batch),), "steps")
         with torch.no_grad():
             state = noisy
             for i in range(1, count):
                 clean = self.student(state, levels[i - 1].expand(len(batch)), batch.labels)
-                fresh = problem.noise(batch.inputs, self.run.generator(f"latents {i}"))
+                fresh = batch.noise(batch.inputs.shape, f"latents {i}")
                 state = renoise(clean, fresh, levels[i].expand(len(batch)), sigma_min=problem.sigma_min)
                 noisy = torch.where(per_row(stop == i, state), state, noisy)
         generated: Tensor = self.student(noisy, levels[stop], batch.labels)
         return generated
 
-    def perturb(self, clean: Tensor, *, low: float | None = None, high: float | None = None, role: str = "noise") -> tuple[Tensor, Tensor]:
+    def perturb(
+        self, batch: Rows, clean: Tensor, *, low: float | None = None, high: float | None = None, role: str = "noise"
+    ) -> tuple[Tensor, Tensor]:
         """``clean`` (B, ...) with noise, and its levels (B,): uniform places on the Karras schedule between ``low`` and ``high``."""
         low, high = self.low if low is None else low, self.high if high is None else high
-        sigma = self.problem.levels(clean, self.run.generator(f"{role} levels"), low=low, high=high)
-        return clean + per_row(sigma, clean) * self.problem.noise(clean, self.run.generator(role)), sigma
+        sigma = self.problem.levels(batch, f"{role} levels", low=low, high=high)
+        return clean + per_row(sigma, clean) * batch.noise(clean.shape, role), sigma
 
     def denoised(self, noisy: Tensor, sigma: Tensor, labels: Tensor, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
         """What teacher and fake score answer.   (B, ...), (B,), (B,) -> (B, ...) twice, without a graph.
@@ -110,11 +110,11 @@ class Matching:
             real = self.problem.teacher.denoise(noisy, sigma, labels, differentiable=differentiable)
             return real, self.fake(noisy, sigma, labels)
 
-    def fake_loss(self, generated: Tensor, labels: Tensor) -> Tensor:
+    def fake_loss(self, batch: Batch, generated: Tensor) -> Tensor:
         """The fake score's own denoising loss on ``generated`` (B, ...), at all noise levels.   Returns (B,)."""
         generated = generated.detach()
-        noisy, sigma = self.perturb(generated, low=0.0, high=1.0, role="fake noise")
-        return denoising_loss(self.fake(noisy, sigma, labels), generated, sigma, sigma_data=self.problem.sigma_data)
+        noisy, sigma = self.perturb(batch, generated, low=0.0, high=1.0, role="fake noise")
+        return denoising_loss(self.fake(noisy, sigma, batch.labels), generated, sigma, sigma_data=self.problem.sigma_data)
 
     def train(
         self,
@@ -127,6 +127,7 @@ class Matching:
         average: float = 0.0,
         fake_loss: Callable[[Batch], Losses] | None = None,
         extra: Sequence[nn.Module] = (),
+        after: Callable[[dict[str, Tensor]], object] | None = None,
     ) -> Student:
         """The loop: one generator step, then ``fake_updates`` steps of the fake score. Exports the generator, or its average.
 
@@ -134,15 +135,18 @@ class Matching:
             generator_rate, fake_rate: times the track's learning rate.
             average: decay of the generator's average, which is then exported; 0 exports its last weights.
             fake_loss: in place of the denoising loss alone; ``extra`` are networks that it trains along (discriminator heads).
+            after: called after every update of the generator.
         """
         base, betas = self.run.training.learning_rate, (beta1, 0.999)
 
         def denoise(batch: Batch) -> Losses:
             with torch.no_grad():
                 generated = self.generate(batch)
-            return self.run.loss(batch, fake=self.fake_loss(generated, batch.labels))
+            return self.run.loss(batch, fake=self.fake_loss(batch, generated))
 
-        generator = Learner(self.student, generator_loss, learning_rate=base * generator_rate, betas=betas, ema=average or None)
+        generator = Learner(
+            self.student, generator_loss, learning_rate=base * generator_rate, betas=betas, ema=average or None, after=after
+        )
         critic = Learner(
             self.fake, fake_loss or denoise, counts=None, updates=fake_updates, learning_rate=base * fake_rate, betas=betas, extra=extra
         )

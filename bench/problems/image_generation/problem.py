@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from distillbench.problems.base import Problem
@@ -14,6 +13,7 @@ from distillbench.problems.image_generation.edm import karras_grid, karras_level
 from distillbench.problems.image_generation.examples import EXAMPLES
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.training.data import Arrays, Batches
+from distillbench.training.noise import Rows
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,20 @@ class ImageGeneration(Problem):
         """See :mod:`.examples`."""
         return EXAMPLES
 
-    def noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Standard normal noise of ``like``'s shape, type and device, from a stream of the run."""
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    def levels(self, batch: Rows, role: str = "levels", *, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """A noise level for every row of ``batch``: uniform in its place on the Karras schedule, rho 7.   Returns (B,).
 
-    def levels(self, like: Tensor, generator: torch.Generator, *, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """A noise level for every row of ``like`` (B, ...): uniform in its place on the Karras schedule, rho 7.   Returns (B,).
-
-        ``low`` and ``high`` bound the place, counted from sigma_min (0) to sigma_max (1).
+        ``low`` and ``high`` bound the place, counted from sigma_min (0) to sigma_max (1); ``role`` names the draw.
         """
-        place = 1 - (low + (high - low) * torch.rand(like.shape[0], generator=generator, dtype=like.dtype))
-        return karras_level(place, sigma_min=self.sigma_min, sigma_max=self.sigma_max).to(like.device)
+        place = 1 - (low + (high - low) * batch.uniform((len(batch),), role))
+        return karras_level(place, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
-    def lognormal_levels(self, like: Tensor, generator: torch.Generator, *, mean: float, std: float) -> Tensor:
-        """A noise level for every row of ``like`` (B, ...): ln s ~ N(mean, std^2), kept within the schedule.   Returns (B,).
+    def lognormal_levels(self, batch: Rows, role: str = "levels", *, mean: float, std: float) -> Tensor:
+        """A noise level for every row of ``batch``: ln s ~ N(mean, std^2), kept within the schedule.   Returns (B,).
 
         EDM (arXiv 2206.00364), table 1, trains at mean -1.2, std 1.2.
         """
-        level = (mean + std * torch.randn(like.shape[0], generator=generator, dtype=like.dtype)).exp()
-        return level.clamp(self.sigma_min, self.sigma_max).to(like.device)
+        return (mean + std * batch.noise((len(batch),), role)).exp().clamp(self.sigma_min, self.sigma_max)
 
     def few_steps(self, steps: int = 0, start: float | None = None) -> list[float]:
         """Noise levels of a generator of ``steps`` evaluations (0: as many as the setting allows), evenly placed on the schedule.

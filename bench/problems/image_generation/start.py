@@ -9,6 +9,7 @@ from distillbench.problems.image_generation.edm import denoising_loss, heun_solv
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.training.data import Batch
+from distillbench.training.noise import Rows
 from distillbench.training.run import Losses, Run
 
 PAIRS = 1024  # pairs solved at once
@@ -28,8 +29,8 @@ def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
             return
 
         def loss(batch: Batch) -> Losses:
-            sigma = problem.levels(batch.inputs, run.generator("levels"))
-            noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator())
+            sigma = problem.levels(batch)
+            noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
             answer = problem.teacher.denoise(noisy, sigma, batch.labels)
             return run.loss(
                 batch, imitate=denoising_loss(student(noisy, sigma, batch.labels), answer, sigma, sigma_data=problem.sigma_data)
@@ -67,12 +68,12 @@ def ode_pairs(
         role: the stream the noise is drawn from, and the phase of the record; pairs that are made anew take another one.
     """
     oracle = teacher or problem.teacher
-    with run.phase(role):
+
+    def make() -> tuple[Tensor, Tensor, Tensor]:
         stream = problem.batches.stream(0)
         batches = [next(stream) for _ in range(-(-count // problem.batches.batch_size))]
         labels = torch.cat([b.labels for b in batches])[:count].to(run.device)
-        empty = batches[0].inputs.new_empty(count, *batches[0].inputs.shape[1:])
-        noise = problem.noise(empty.to(run.device), run.generator(role))
+        noise = torch.randn(count, *batches[0].inputs.shape[1:], generator=run.generator(role)).to(run.device)
         grid = karras_grid(levels or problem.teacher_steps, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max).tolist()
 
         def solve(noise: Tensor, labels: Tensor) -> Tensor:
@@ -81,9 +82,12 @@ def ode_pairs(
         made = [solve(z, c) for z, c in zip(noise.split(PAIRS), labels.split(PAIRS), strict=True)]
         return noise, torch.cat(made), labels
 
+    with run.phase(role):
+        return run.once(role, make)
 
-def some_pairs(pairs: tuple[Tensor, Tensor, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """``count`` rows of :func:`ode_pairs`' pairs, drawn with replacement: noise, sample and label stay together."""
+
+def some_pairs(pairs: tuple[Tensor, Tensor, Tensor], batch: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """One of :func:`ode_pairs`' pairs for each row of ``batch``, with replacement: noise, sample and label stay together."""
     noise, samples, labels = pairs
-    row = torch.randint(len(noise), (count,), generator=generator).to(noise.device)
+    row = batch.integers(len(noise), (len(batch),), "pairs").to(noise.device)
     return noise[row], samples[row], labels[row]

@@ -92,8 +92,8 @@ def draw(
         warmup: r of :func:`tangent`.  c: of :func:`normalised`.
     """
     data = problem.sigma_data
-    sigma = problem.lognormal_levels(batch.inputs, run.generator("consistency levels"), mean=mean + math.log(data), std=std)
-    noisy = batch.inputs + per_row(sigma, batch.inputs) * problem.noise(batch.inputs, run.generator("consistency"))
+    sigma = problem.lognormal_levels(batch, "consistency levels", mean=mean + math.log(data), std=std)
+    noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "consistency")
     teacher = problem.teacher.denoise(noisy, sigma, batch.labels)
     g = tangent(lambda x, s: student(x, s, batch.labels), noisy, sigma, teacher, sigma_data=data, warmup=warmup)
     return velocity(student(noisy, sigma, batch.labels), noisy, sigma, sigma_data=data), normalised(g, c=c), sigma

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from distillbench.errors import UserError
-from distillbench.identity import derive_seed
 from distillbench.problems.base import Problem
 from distillbench.problems.examples import Input
 from distillbench.problems.language_modeling.alignment import AlignedBatch, align, responses
@@ -240,14 +239,10 @@ class Sampled(Batches):
 
     def take(self, request: Request) -> TokenBatch:
         """Responses sampled now, or the teacher's."""
-        generator = torch.Generator().manual_seed(derive_seed(f"sampling {request.position}", self.run.seeds["noise"]))
-        fresh = bool(torch.rand(1, generator=generator) < self.fraction)
-        if not fresh:
-            assert self.fixed is not None
+        if self.fixed is not None and request.coin("whose text") >= self.fraction:
             return self.fixed.take(request)
         index = request.rows % len(self.problem.prompts)
-        first = 0 if request.key is None else request.key.row
-        uniforms = torch.rand(self.batch_size, self.problem.length, generator=generator)[first : first + len(index)]
+        uniforms = request.uniform((len(index), self.problem.length), "responses")
         return TokenBatch.fresh(self.problem.prompts, index, *self.responses(index, uniforms))
 
     def responses(self, index: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ critic = torch.nn.Linear(problem.classes, problem.classes)
 with run.phase("alone"):
     run.fit(problem.student, loss, problem.batches, share=0.3)
 def play(batch):
-    noise = torch.randn(batch.inputs.shape, generator=run.generator("noise")) + 0.1 * torch.rand(batch.inputs.shape)
+    noise = batch.noise(batch.inputs.shape, "noise") + 0.1 * torch.rand(batch.inputs.shape)
     logits = problem.student(batch.inputs + 0.1 * noise)
     fool = -cross_entropy(critic(logits), batch.labels)
     return run.loss(batch, kd=kl_divergence(logits, problem.teacher.logits(batch)), fool=0.01 * fool)

@@ -561,8 +561,7 @@ def two_loops(folder, kill_at=None, every=0.0):
         done.append(next(updates))
         if done[-1] == kill_at:
             raise Killed
-        noise = torch.randn(b.inputs.shape, generator=run.generator("noise"))
-        return run.loss(b, ce=cross_entropy(net(b.inputs + 0.1 * noise), b.labels))
+        return run.loss(b, ce=cross_entropy(net(b.inputs + 0.1 * b.noise(b.inputs.shape, "noise")), b.labels))
 
     with run.phase("general"):
         run.fit(net, loss, batches(), share=0.5)

@@ -193,8 +193,8 @@ def test_reflow_straightens_the_paths_of_the_mixture():
     noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(5))
     initialise(problem, run, share=0.1)
     made = ode_pairs(problem, run, 4000)
-    student, parts = problem.student, run.generator("times")
-    follow(problem, run, made, lambda n: 0.02 + 0.98 * torch.rand(n, generator=parts), share=1.0, rate=1.0, average=0.99, recipe={})
+    student = problem.student
+    follow(problem, run, made, lambda b: 0.02 + 0.98 * b.uniform((len(b),), "times"), share=1.0, rate=1.0, average=0.99, recipe={})
     with torch.no_grad():
         before, after = (straightness(d, noise, problem.sigma_max) for d in (problem.teacher.denoise, student))
     assert after < 0.3 * before

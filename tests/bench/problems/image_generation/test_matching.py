@@ -11,7 +11,10 @@ from distillbench.problems.image_generation.matching import Matching
 from distillbench.runs.identities import seeds_by_role
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation import sampling
+from distillbench.training.data import Request
+from distillbench.training.noise import Key
 from distillbench.training.run import Run
+from tests.keyed import keyed, stream
 
 BATCH = 256
 START = 2.5
@@ -30,7 +33,7 @@ def world(batches=12, micro_batches=1, steps=1):
 def game(steps=1, **options):
     problem, run = world(steps=steps)
     made = Matching(problem, run, steps=steps, start=START, initial_share=0.2, **options)
-    return problem, run, made, next(problem.batches.stream(0))
+    return problem, run, made, next(stream(problem.batches))
 
 
 class Recorder(torch.nn.Module):
@@ -62,25 +65,19 @@ class Scripted(torch.nn.Module):
 
 
 def test_one_step_starts_from_pure_noise_at_the_first_level():
-    _, run, made, batch = game()
+    _, _, made, batch = game()
     made.student = Recorder()
-    fresh = torch.Generator()
-    fresh.set_state(run.generator("latents").get_state())
     made.generate(batch)
     [(noisy, sigma, labels)] = made.student.asked
-    assert torch.equal(noisy, START * torch.randn(noisy.shape, generator=fresh))
+    assert torch.equal(noisy, START * keyed(batch).noise(noisy.shape, "latents"))
     assert bool((sigma == START).all())
     assert torch.equal(labels, batch.labels)
 
 
 def test_real_samples_are_never_looked_at():
-    _, run, made, batch = game(3)
-    roles = ("latents", "steps", "latents 1", "latents 2")
-    states = {role: run.generator(role).get_state() for role in roles}
+    _, _, made, batch = game(3)
     first = made.generate(batch)
-    for role, state in states.items():
-        run.generator(role).set_state(state)
-    assert torch.equal(first, made.generate(dataclasses.replace(batch, inputs=batch.inputs + 100)))
+    assert torch.equal(first, made.generate(keyed(dataclasses.replace(batch, inputs=batch.inputs + 100))))
 
 
 @pytest.mark.parametrize("last", [0, 1, 2])
@@ -88,10 +85,9 @@ def test_simulated_inputs_are_those_of_the_suites_sampler(last):
     """The same noise through ``sampling.sample``: the input at step i is the sampler's own, for the generator as it is now."""
     problem, _, made, batch = game(3)
     net, levels = Recorder(), problem.few_steps(3, START)
-    made.student, drawn = net, []
-    noise = problem.noise
-    object.__setattr__(problem, "noise", lambda like, generator: drawn.append(noise(like, generator)) or drawn[-1])
+    made.student = net
     made.generate(batch)
+    drawn = [keyed(batch).noise(batch.inputs.shape, role) for role in ("latents", "latents 1", "latents 2")]
     final, at, _ = net.asked[-1]
     script = iter(drawn[1:])
 
@@ -110,15 +106,12 @@ def test_simulated_inputs_are_those_of_the_suites_sampler(last):
 
 
 def test_inputs_follow_the_generator_as_it_learns():
-    _, run, made, batch = game(2)
+    _, _, made, batch = game(2)
     made.student = net = Recorder()
-    states = {role: run.generator(role).get_state() for role in ("latents", "steps", "latents 1")}
     made.generate(batch)
     with torch.no_grad():
         net.scale.mul_(2)
-    for role, state in states.items():
-        run.generator(role).set_state(state)
-    made.generate(batch)
+    made.generate(keyed(batch))
     (before, at, _), (after, _, _) = net.asked[1], net.asked[3]
     first = at == START
     assert torch.equal(before[first], after[first])
@@ -128,8 +121,8 @@ def test_inputs_follow_the_generator_as_it_learns():
 def test_every_evaluation_is_as_likely_to_be_the_last():
     problem, _, made, batch = game(4)
     made.student = Recorder()
-    for _ in range(20):
-        made.generate(batch)
+    for position in range(20):
+        made.generate(keyed(batch, position))
     levels = torch.cat([made.student.asked[i][1] for i in range(3, 80, 4)])
     counts = torch.stack([(levels == torch.tensor(s)).sum() for s in problem.few_steps(4, START)]).double()
     expected = 20 * BATCH / 4
@@ -160,13 +153,13 @@ def test_compared_levels_keep_the_bounds_and_the_fake_score_learns_at_all():
     problem, _, made, batch = game(low=0.3, high=0.6)
     bound = [float(karras_level(torch.tensor(1 - p), sigma_min=problem.sigma_min, sigma_max=problem.sigma_max)) for p in (0.3, 0.6)]
     clean = torch.zeros(BATCH, 2)
-    levels = torch.cat([made.perturb(clean)[1] for _ in range(20)])
+    levels = torch.cat([made.perturb(keyed(batch, i), clean)[1] for i in range(20)])
     assert bound[0] * 0.999 <= float(levels.min()) < 1.05 * bound[0]
     assert 0.95 * bound[1] < float(levels.max()) <= bound[1] * 1.001
     asked = Scripted(made.fake)
     made.fake = asked
-    for _ in range(20):
-        made.fake_loss(clean, batch.labels)
+    for position in range(20):
+        made.fake_loss(keyed(batch, position), clean)
     learnt = torch.cat([s for _, s in asked.seen])
     place = (learnt ** (1 / 7) - problem.sigma_min ** (1 / 7)) / (problem.sigma_max ** (1 / 7) - problem.sigma_min ** (1 / 7))
     assert 0 <= float(place.min()) + 1e-5 < 0.01
@@ -177,7 +170,7 @@ def test_compared_levels_keep_the_bounds_and_the_fake_score_learns_at_all():
 def test_the_noise_of_a_row_has_its_level():
     _, _, made, _ = game(high=0.8)
     clean = torch.full((4000, 6), 3.0)
-    noisy, sigma = made.perturb(clean)
+    noisy, sigma = made.perturb(Request(torch.arange(4000), 0, key=Key(1, 0, 0, 0)), clean)
     unit = (noisy - clean) / sigma[:, None]
     assert float(unit.mean()) == pytest.approx(0, abs=0.03)
     assert float(unit.std()) == pytest.approx(1, abs=0.03)
@@ -192,7 +185,7 @@ def test_the_fake_score_never_sees_the_generators_graph():
     for p in made.student.parameters():
         p.grad = None  # what its initialisation left
     generated = made.generate(batch)
-    made.fake_loss(generated, batch.labels).sum().backward()
+    made.fake_loss(batch, generated).sum().backward()
     assert all(p.grad is None for p in made.student.parameters())
     assert all(p.grad is not None for p in made.fake.parameters())
 
@@ -201,7 +194,7 @@ def test_the_fake_scores_loss_is_the_denoising_loss_of_what_it_answered():
     problem, _, made, batch = game()
     made.fake = Recorder()
     generated = torch.randn(BATCH, 2)
-    loss = made.fake_loss(generated, batch.labels)
+    loss = made.fake_loss(batch, generated)
     noisy, sigma, _ = made.fake.asked[0]
     expected = denoising_loss(made.fake(noisy, sigma), generated, sigma, sigma_data=problem.sigma_data)
     assert torch.allclose(loss, expected)
@@ -230,13 +223,13 @@ def test_players_learn_in_turn_and_the_other_one_is_frozen():
 
     def generator_loss(batch):
         seen.append(("generator", *(next(n.parameters()).requires_grad for n in (made.student, made.fake))))
-        noisy, sigma = made.perturb(made.generate(batch))
+        noisy, sigma = made.perturb(batch, made.generate(batch))
         real, fake = made.denoised(noisy, sigma, batch.labels, differentiable=True)
         return run.loss(batch, gap=(real - fake).square().sum(1))
 
     def fake_loss(batch):
         seen.append(("fake", *(next(n.parameters()).requires_grad for n in (made.student, made.fake))))
-        return run.loss(batch, fake=made.fake_loss(made.generate(batch), batch.labels))
+        return run.loss(batch, fake=made.fake_loss(batch, made.generate(batch)))
 
     before = run.cost()["total"]
     made.train(generator_loss, generator_rate=1, fake_rate=1, fake_updates=2, beta1=0.0, fake_loss=fake_loss)
@@ -271,14 +264,14 @@ def test_the_generator_or_its_average_leaves_with_the_recipe_of_its_levels(avera
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_micro_batches_draw_what_the_whole_batch_draws(steps):
-    """Three parts of a batch give the weights of the whole batch: every kind of draw has a stream of its own."""
+    """Three parts of a batch give the weights of the whole batch."""
     ends = []
     for parts in (1, 3):
         problem, run = world(batches=6, micro_batches=parts, steps=steps)
         made = Matching(problem, run, steps=steps, start=START, initial_share=0.2)
 
         def generator_loss(batch, made=made, run=run):
-            noisy, sigma = made.perturb(made.generate(batch))
+            noisy, sigma = made.perturb(batch, made.generate(batch))
             real, fake = made.denoised(noisy, sigma, batch.labels, differentiable=True)
             return run.loss(batch, gap=(real - fake).square().sum(1))
 

@@ -14,11 +14,12 @@ import torch
 from distillbench.cards.card import Budget, Training
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling.oracle import LanguageOracle
-from distillbench.problems.language_modeling.problem import LanguageModeling, prompt_order
+from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import Prompts
 from distillbench.suites.language_modeling.nets import build
 from distillbench.training.nets import Architecture
 from distillbench.training.run import Run
+from tests.keyed import stream
 
 VOCAB, LENGTH = 20, 5
 SEEDS = {"noise": 11, "order": 2, "init": 3}
@@ -74,17 +75,16 @@ def fresh(batch):
 def test_streams_are_functions_of_seed_step_and_weights(fraction):
     p = make()
     r = run(p)
-    whole = take(p.sampled(r, p.student, fraction=fraction).stream(0), 12)
+    whole = take(stream(p.sampled(r, p.student, fraction=fraction), 0), 12)
     for start in (0, 3, 7, 11):  # a resumed run begins anywhere; what was drawn elsewhere does not matter
-        torch.rand(3, generator=r.generator())
-        assert same(next(p.sampled(r, p.student, fraction=fraction).stream(start)), whole[start])
+        assert same(next(stream(p.sampled(r, p.student, fraction=fraction), start)), whole[start])
     if fraction > 0:
-        other = take(p.sampled(run(p, seed=12), p.student, fraction=fraction).stream(0), 12)
+        other = take(stream(p.sampled(r, p.student, fraction=fraction), 0, seed=12), 12)
         assert not all(same(a, b) for a, b in zip(whole, other, strict=True))
         moved = copy.deepcopy(p.student)
         with torch.no_grad():
             moved.output.weight.mul_(-5)
-        other = take(p.sampled(r, moved, fraction=fraction).stream(0), 12)
+        other = take(stream(p.sampled(r, moved, fraction=fraction), 0), 12)
         assert [fresh(b) for b in other] == [fresh(b) for b in whole]
         assert any(not same(a, b) for a, b in zip(whole, other, strict=True) if fresh(a))
 
@@ -94,22 +94,22 @@ def test_fresh_and_given_texts_answer_the_same_prompts_at_every_step(samples):
     p = make(samples=samples)
     given = [b.index.tolist() for b in take(p.teacher_text().stream(0), 11)]
     for fraction in (0.0, 0.5, 1.0):
-        assert [b.index.tolist() for b in take(p.sampled(run(p), p.student, fraction=fraction).stream(0), 11)] == given
+        assert [b.index.tolist() for b in take(stream(p.sampled(run(p), p.student, fraction=fraction), 0), 11)] == given
     for start in (0, 1, 5, 10):
-        assert next(prompt_order(p, start)).tolist() == given[start]
+        assert p.prompt_rows(start, p.batch_size).tolist() == given[start]
 
 
 def test_the_fraction_is_the_chance_of_a_fresh_batch():
     p = make()
     for fraction, low, high in ((0.0, 0, 0), (1.0, 60, 60), (0.3, 8, 29)):
-        assert low <= sum(map(fresh, take(p.sampled(run(p), p.student, fraction=fraction).stream(0), 60))) <= high
+        assert low <= sum(map(fresh, take(stream(p.sampled(run(p), p.student, fraction=fraction), 0), 60))) <= high
     text = take(p.teacher_text().stream(0), 4)
-    assert all(same(a, b) for a, b in zip(text, take(p.sampled(run(p), p.student, fraction=0.0).stream(0), 4), strict=True))
+    assert all(same(a, b) for a, b in zip(text, take(stream(p.sampled(run(p), p.student, fraction=0.0), 0), 4), strict=True))
 
 
 def test_fresh_responses_stand_behind_their_prompts():
     p = make()
-    batch = next(p.sampled(run(p), p.student).stream(0))
+    batch = next(stream(p.sampled(run(p), p.student), 0))
     assert fresh(batch) and batch.tokenizer == "tok"
     for i, row in enumerate(batch.index.tolist()):
         prompt = p.prompts.ids[row][p.prompts.attention[row]].tolist()
@@ -121,14 +121,15 @@ def test_fresh_responses_stand_behind_their_prompts():
 
 def test_generated_tokens_are_metered_as_they_are_drawn():
     p = make()
-    stream = p.sampled(run(p), p.student).stream(0)
-    assert p.teacher.meter.counts["generated_tokens"] == 0
-    drawn = sum(int(b.response.sum()) for b in take(stream, 3))
-    assert p.teacher.meter.counts["generated_tokens"] == drawn
+    r = run(p)
+    batches = stream(p.sampled(r, p.student))
+    assert p.teacher.meter.counts["student_tokens"] == 0
+    drawn = sum(int(b.response.sum()) for b in take(batches, 3))
+    assert p.teacher.meter.counts["student_tokens"] == drawn
     text = int(p.teacher.responses(p.prompts, samples=2, length=LENGTH).response.sum())
     p.teacher_text()
-    p.sampled(run(p), p.student, fraction=0.5)
-    assert p.teacher.meter.counts["generated_tokens"] == drawn + text
+    p.sampled(r, p.student, fraction=0.5)
+    assert r.meter.counts["student_tokens"] == drawn and r.meter.counts["teacher_tokens"] == text
 
 
 def distill(p, folder, stop=None):
@@ -140,7 +141,7 @@ def distill(p, folder, stop=None):
             raise KeyboardInterrupt
 
     batches = p.sampled(r, p.student, fraction=0.5)
-    r.fit(p.student, lambda b: r.loss(x=b.per_example(p.divergence(b, "js"))), batches, after=after)
+    r.fit(p.student, lambda b: r.loss(b, x=(p.divergence(b, "js"), "tokens")), batches, after=after)
     return r
 
 
@@ -154,17 +155,17 @@ def test_a_resumed_run_costs_and_learns_what_an_undisturbed_one_does(tmp_path, t
     resumed = make(tmp_path / "cache", top_k)
     distill(resumed, tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(whole.student.parameters(), resumed.student.parameters(), strict=True))
-    for name in ("student_examples", "teacher_examples", "generated_tokens"):
+    for name in ("student_examples", "teacher_examples", "student_tokens", "teacher_tokens"):
         assert resumed.teacher.meter.counts[name] == whole.teacher.meter.counts[name] > 0, name
 
 
 def test_the_teacher_shares_in_the_sampling_unmetered_and_unchanged():
     p = make()
     before = p.teacher.digest
-    batch = next(p.sampled(run(p), p.student, share=1.0).stream(0))
-    as_teacher = next(p.sampled(run(p), p.teacher.module).stream(0))
+    batch = next(stream(p.sampled(run(p), p.student, share=1.0), 0))
+    as_teacher = next(stream(p.sampled(run(p), p.teacher.module), 0))
     assert same(batch, as_teacher)
-    assert not same(batch, next(p.sampled(run(p), p.student).stream(0)))
+    assert not same(batch, next(stream(p.sampled(run(p), p.student), 0)))
     assert LanguageOracle(p.teacher.module, tokenizer="tok", vocab=VOCAB, eos=0, seed=7).digest == before
 
 
@@ -226,7 +227,7 @@ def test_cached_laws_give_the_divergence_of_what_they_keep():
     # a tail has no other temperature: the whole law is asked
     warm = cached.divergence(batch, temperature=2.0).detach()
     np.testing.assert_allclose(warm, exact.divergence(batch, temperature=2.0).detach(), rtol=1e-5)
-    for b in (next(cached.sampled(run(cached), cached.student).stream(0)), dataclasses.replace(batch, text="")):
+    for b in (next(stream(cached.sampled(run(cached), cached.student))), dataclasses.replace(batch, text="")):
         np.testing.assert_allclose(cached.divergence(b).detach(), exact.divergence(b).detach(), rtol=1e-5)
 
 
