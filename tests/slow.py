@@ -97,6 +97,8 @@ def digest(test: Path, parameters: Iterable[Any] = ()) -> str:
     keys = _widened(keys)
     for path in {path for key in keys for path in _about(key)}:
         modules |= _closure(path)
+    for package in {path.parent for path in test.parent.glob("*/*.dist-info")}:  # what the test installs as somebody else's
+        modules |= {name: path for file in package.rglob("*.py") for name, path in _closure(file).items()}
     data = {file for n in named for file in n[2]}
     data |= {file for folder in {path.parent for path in modules.values()} for file in _beside(folder)}
     said = [[key, _card(key)] for key in sorted(keys)] + [[file.name, _bytes(file)] for file in sorted(data)]

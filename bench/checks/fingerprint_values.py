@@ -133,7 +133,7 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
             seeds=seeds,
             budget=budget,
             training=setting.training,
-            oracles=[problem.oracle],
+            oracles=problem.teachers.values(),
             accelerator=_Processor(),  # type: ignore[arg-type]
             observer=seen,
         )
@@ -141,8 +141,9 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
         if not isinstance(student, Student):
             raise UserError(f"{card.slug}: distill returned {type(student).__name__}, not a Student")
         trained = [checksum(_differences(weights(net), before)) for net, before in seen.starts.items()]
-        fresh = weights(problem.build(student.architecture))
-        exported = list(student.weights.values())
+        networks = [part.architecture for part in student.parts.values() if part.architecture is not None]
+        fresh = [w for network in networks for w in weights(problem.build(network))]
+        exported = list(student.tensors.values())
         found = {
             "terms": seen.terms,
             "gradients": seen.gradients,
@@ -151,7 +152,7 @@ def _train(entry: registry.Entry, card: Card, suite: registry.Entry, name: str, 
                 "weights": {"float": checksum(exported)},
                 "way": {"float": checksum(_differences(exported, fresh))},
                 "recipe": describe(student.recipe) or {},
-                "averaged": int(bool(student.averaged)),
+                "averaged": int(any(part.kind == "averaged" for part in student.parts.values())),
             },
             "loops": seen.loops,
         }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distillbench.cards import registry
 from distillbench.cards.card import Budget
 from distillbench.checks.core import Failed, Skipped, Subject, check
+from distillbench.identity import sha256
 from distillbench.problems.classification.problem import Classification
 from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.language_modeling.models import LanguageModel
@@ -25,9 +26,9 @@ from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
 from distillbench.training.data import Batch, Batches, Request
 from distillbench.training.learner import Learner
 from distillbench.training.observer import Observer
-from distillbench.training.oracle import Oracle
+from distillbench.training.oracle import ModuleOracle
 from distillbench.training.run import Run
-from distillbench.training.student import Student, tensor_digest
+from distillbench.training.student import Part, Student, tensor_digest
 
 SHORT = 12  # batches of a short training: the fewest in which every phase of every method has its turn
 FEW = 6  # batches of a training whose every step counts alike
@@ -60,11 +61,11 @@ class Trial:
     student: Student
     run: Run
     problem: Any
-    rebuild: Callable[[Student], nn.Module]
+    rebuild: Callable[[Student], nn.Module | Mapping[str, nn.Module]]
     teacher_faults: list[str]
     starts: dict[nn.Module, dict[str, Tensor]]
     ends: dict[nn.Module, dict[str, Tensor]]
-    module: nn.Module | None
+    exported: Mapping[str, tuple[nn.Module | None, nn.Module | None]]
 
 
 def train(
@@ -102,24 +103,21 @@ def train(
     torch.set_num_threads(1)
     kept = answers() / "cache" if subject.card.problem == "language-modeling" else None
     problem: Any = suite.problem(TrainContext(spec.setting, setting, roles, cache=kept))
-    faults = _watch(problem.oracle)
+    frozen = [teacher for teacher in problem.teachers.values() if isinstance(teacher, ModuleOracle)]
+    faults = [_watch(teacher) for teacher in frozen]
     if edit is not None:
         problem = edit(problem)
     seen = _Seen(kill_at, change)
-    run = Run(seeds=roles, budget=setting.budget, training=setting.training, oracles=[problem.oracle], folder=folder,
+    run = Run(seeds=roles, budget=setting.budget, training=setting.training, oracles=problem.teachers.values(), folder=folder,
               checkpoint_seconds=0.0, micro_batches=micro_batches, observer=seen)  # fmt: skip
     student = subject.module.distill(problem, run, **copy.deepcopy(spec.hyperparameters))
     if not isinstance(student, Student):
         raise Failed(f"distill returned {type(student).__name__}; return run.fit(...) or run.export(...)")
-    digest = tensor_digest(dict(problem.oracle._module.state_dict()))
-    if digest != problem.oracle.digest:
-        faults.append("its weights or buffers were changed")
-    if problem.oracle._module.training:
-        faults.append("it was left in train mode")
-    if any(p.requires_grad or p.grad is not None for p in problem.oracle._module.parameters()):
-        faults.append("a gradient reached its parameters")
+    for teacher, wrong in zip(frozen, faults, strict=True):
+        wrong += _left(teacher)
+    noted = list(dict.fromkeys(fault for wrong in faults for fault in wrong))
     rebuild = functools.partial(suite.rebuild, ctx=JudgeContext(spec.setting, setting, roles))
-    return Trial(student, run, problem, rebuild, faults, seen.starts, seen.ends, seen.module)
+    return Trial(student, run, problem, rebuild, noted, seen.starts, seen.ends, seen.parts)
 
 
 @functools.cache
@@ -144,7 +142,19 @@ def plain_training(subject: Subject) -> Trial:
     return train(subject, batches=FEW, **PLAIN)
 
 
-def _watch(oracle: Oracle) -> list[str]:
+def _left(oracle: ModuleOracle) -> list[str]:
+    """What is wrong with the teacher after a training."""
+    faults = []
+    if tensor_digest(dict(oracle._module.state_dict())) != oracle.digest:
+        faults.append("its weights or buffers were changed")
+    if oracle._module.training:
+        faults.append("it was left in train mode")
+    if any(p.requires_grad or p.grad is not None for p in oracle._module.parameters()):
+        faults.append("a gradient reached its parameters")
+    return faults
+
+
+def _watch(oracle: ModuleOracle) -> list[str]:
     """Notes what is wrong with any forward pass of the teacher or of a part of it."""
     faults: list[str] = []
     parts = set(oracle._module.modules())  # copies carry the hook along, and may be trained
@@ -183,7 +193,7 @@ class _Seen(Observer):
     def __init__(self, kill_at: int | None, change: Callable[[Any], Any] | None) -> None:
         self.starts: dict[nn.Module, dict[str, Tensor]] = {}
         self.ends: dict[nn.Module, dict[str, Tensor]] = {}
-        self.module: nn.Module | None = None
+        self.parts: Mapping[str, tuple[nn.Module | None, nn.Module | None]] = {}
         self._kill_at, self._change, self._count = kill_at, change, 0
 
     def began(self, learners: Sequence[Learner]) -> None:
@@ -205,8 +215,8 @@ class _Seen(Observer):
         if self._count == self._kill_at:
             raise _Killed
 
-    def exported(self, module: nn.Module) -> None:
-        self.module = module
+    def exported(self, parts: Mapping[str, tuple[nn.Module | None, nn.Module | None]]) -> None:
+        self.parts = parts
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -214,7 +224,7 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _digest(trial: Trial) -> str:
-    return tensor_digest(trial.student.weights)
+    return sha256(trial.student.to_bytes())
 
 
 def _trains(trial: Trial) -> bool:
@@ -409,21 +419,63 @@ def _altered(problem: Any, seen: list[tuple[Tensor, Tensor]], what: str = "", ro
 
 @check
 def export(subject: Subject) -> None:
-    """The exported weights are those that were trained, and rebuilt without the method's code they answer as the network did."""
+    """What is exported was trained, or says what else it is, and rebuilt without the method's code it answers as it did.
+
+    Of what was converted after the training (quantised, merged, masked) the network before that must be the trained one; what is
+    said to be untrained or inherited must be the same after a training on the same examples in another order.
+    """
     trial = first_training(subject)
-    module = trial.module
-    if module is None:
+    if set(trial.exported) != set(trial.student.parts):
         raise Failed("nothing was exported through run.fit or run.export")
-    if not trial.student.averaged and _trains(trial):
-        _as_trained(trial, module)
     rebuilt = trial.rebuild(Student.from_bytes(trial.student.to_bytes()))
-    module.eval()
+    networks = rebuilt if isinstance(rebuilt, Mapping) else dict.fromkeys(trial.student.parts, rebuilt)
+    for name, part in trial.student.parts.items():
+        made, trained = trial.exported[name]
+        if _trains(trial) and part.kind == "converted":
+            assert trained is not None
+            if not any(average is trained for average, _ in trial.run._averages):
+                _as_trained(trial, trained)
+        elif _trains(trial) and part.kind == "trained":
+            if trained is None:
+                _of_trained(trial, part)
+            else:
+                _as_trained(trial, trained)
+        if made is not None:
+            _answers_alike(networks.get(name), made, trial.problem, name)
+    if _trains(trial):
+        _untouched(subject, {name: part for name, part in trial.student.parts.items() if part.kind in ("untrained", "inherited")})
+
+
+def _untouched(subject: Subject, parts: Mapping[str, Part]) -> None:
+    if not parts:
+        return
+    base = subject.spec.seeds
+    others = train(subject, rows=ROWS, seeds={**base, "order": base["order"] + 1}).student.parts
+    for name, part in parts.items():
+        again = others.get(name)
+        same = again is not None and again.text == part.text and again.weights.keys() == part.weights.keys()
+        if again is None or not same or any(not torch.equal(t, again.weights[k]) for k, t in part.weights.items()):
+            raise Failed(f"part {name!r} is declared as {part.kind}, and it changes with the order of the examples: it was trained")
+
+
+def _answers_alike(rebuilt: nn.Module | None, made: nn.Module, problem: Any, name: str) -> None:
+    if rebuilt is None:
+        raise Failed(f"the suite does not rebuild the exported network {name!r}")
+    made.eval()
     with torch.no_grad():
-        ours, theirs = (_answer(net, trial.problem) for net in (rebuilt, module))
+        ours, theirs = (_answer(net, problem) for net in (rebuilt, made))
     if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6):
         raise Failed(
-            f"the rebuilt student answers differently (by {float((ours - theirs).abs().max()):.2g}) from the network that was trained"
+            f"the rebuilt student answers differently (by {float((ours - theirs).abs().max()):.2g}) from the network that was exported"
         )
+
+
+def _of_trained(trial: Trial, part: Part) -> None:
+    """Fail unless each of the part's real tensors is a parameter of a network that a loop has trained, as it was after that loop."""
+    ends = [p for end in trial.ends.values() for p in end.values()]
+    for name, tensor in part.weights.items():
+        if tensor.is_floating_point() and not any(torch.equal(tensor, end) for end in ends):
+            raise Failed(f"the exported tensor {name} is declared as trained, and no loop left a parameter so; is it untrained?")
 
 
 def _as_trained(trial: Trial, module: nn.Module) -> None:
@@ -433,18 +485,27 @@ def _as_trained(trial: Trial, module: nn.Module) -> None:
         if prefix is None:
             continue
         if any(not torch.equal(p.detach().cpu(), end[prefix + name]) for name, p in module.named_parameters()):
-            raise Failed("the exported weights were changed after the training; an average is declared with run.export(..., averaged=True)")
+            raise Failed(
+                "the exported weights were changed after the training; an average is declared with run.export(..., averaged=True), "
+                'what was converted with run.export(copy, converted="int8", of=network)'
+            )
         return
-    raise Failed("the exported network is not one that was trained, and is not declared as an average (run.export(..., averaged=True))")
+    raise Failed(
+        "the exported network, or what it is said to be converted from, is not one that was trained, and is not declared as an average "
+        "(run.export(..., averaged=True))"
+    )
 
 
 def _answer(module: nn.Module, problem: Any) -> Tensor:
+    """What a network says to a batch; where it is no function (a data set), what it holds."""
     if isinstance(module, LanguageModel):
         logits: Tensor = module.logits(problem.prompts.ids, problem.prompts.attention)
         return logits
     inputs = next(problem.batches.stream(0)).inputs
     try:
         answer: Tensor = module(inputs)
+    except NotImplementedError:
+        answer = torch.cat([t.flatten() for t in module.state_dict().values()])
     except TypeError:  # a denoiser also wants a noise level
         answer = module(inputs, torch.ones(len(inputs)), None)
     return answer

@@ -282,6 +282,9 @@ def _record(name: str, store: Path) -> Path:
 
 
 def _student(about: dict[str, Any]) -> str:
+    if "parts" in about:
+        named = ", ".join(f"{name} ({part['kind']})" for name, part in about["parts"].items())
+        return f"{named} sha256 {about['sha256']}"
     average = f", {about['average']}" if about.get("average") else ""
     return f"{about['architecture']} sha256 {about['sha256']}{average}"
 

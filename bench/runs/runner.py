@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch import nn
 
 from distillbench import code
 from distillbench.cards import registry
@@ -36,7 +37,7 @@ from distillbench.runs.suite import Artifact, JudgeContext, Suite, TrainContext,
 from distillbench.training.nets import parameters
 from distillbench.training.observer import Observer
 from distillbench.training.run import Run, has_bfloat16
-from distillbench.training.student import Student
+from distillbench.training.student import Part, Student
 
 PACKAGES = (
     "distillbench",
@@ -131,14 +132,16 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         observer=shown,
     )
     problem = suite.problem(training)
-    problem.student.to(accelerator.device)
-    problem.oracle.to(accelerator.device)
+    for network in problem.students.values():
+        network.to(accelerator.device)
+    for teacher in problem.teachers.values():
+        teacher.to(accelerator.device)
     memory = _PeakMemory()
     run = Run(
         seeds=training.seeds,
         budget=setting.budget,
         training=setting.training,
-        oracles=[problem.oracle],
+        oracles=problem.teachers.values(),
         folder=store.folder(spec),
         checkpoint_seconds=checkpoint_seconds,
         accelerator=accelerator,
@@ -150,6 +153,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     measurements: list[Measurement] = []
     about: dict[str, Any] | None = None
     artifacts: Mapping[str, Artifact] = {}
+    size: int | None = None
     try:
         student = distill(problem, run, **spec.hyperparameters)
         if not isinstance(student, Student):
@@ -157,7 +161,7 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
                 f"{spec.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)"
             )
         cost = run.cost()
-        about = _about(student, suite, judging, store, accelerator)
+        about, size = _about(student, suite, judging, store, accelerator), student.size
         judged = suite.evaluate(student, judging)
         measurements, artifacts = list(judged.measurements), judged.artifacts
         _complete(measurements, spec)
@@ -182,7 +186,8 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     if judging.bill:
         cost["phases"]["judge"] = dict(judging.bill)  # of its own networks: no part of the total, which is the method's
     cost["total"]["peak_memory_bytes"] = memory.peak()
-    cost["total"]["parameters"] = about["parameters"] if about else parameters(problem.student)
+    cost["total"]["student_bytes"] = size
+    cost["total"]["parameters"] = about["parameters"] if about else sum(map(parameters, problem.students.values()))
     return Record(
         identity=spec.identity,
         setting_name=spec.setting,
@@ -248,6 +253,11 @@ def _about(student: Student, suite: Suite, judging: JudgeContext, store: Store, 
     """Save the weights; what the record says of them."""
     blob = student.to_bytes()
     digest = store.save_student(blob) if accelerator.is_main_process else ""
+    rebuilt = suite.rebuild(student, judging)
+    if not isinstance(rebuilt, nn.Module):
+        parts = {name: _part(part) for name, part in student.parts.items()}
+        numbers = sum(part.numbers for part in student.parts.values())
+        return {"sha256": digest, "parts": parts, "recipe": to_data(student.recipe), "parameters": numbers}
     return {
         "sha256": digest,
         "architecture": student.architecture.name,
@@ -255,7 +265,18 @@ def _about(student: Student, suite: Suite, judging: JudgeContext, store: Store, 
         "recipe": to_data(student.recipe),
         "averaged": bool(student.averaged),
         **({"average": student.averaged} if student.averaged else {}),  # which one
-        "parameters": parameters(suite.rebuild(student, judging)),
+        "parameters": parameters(rebuilt),
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    built = part.architecture
+    return {
+        "kind": part.kind,
+        **({"how": part.how} if part.how else {}),
+        **({"architecture": built.name, "arguments": to_data(built.arguments)} if built is not None else {}),
+        **({"base": part.base} if part.base is not None else {}),
+        **({"text_bytes": len(part.text.encode())} if part.text is not None else {"numbers": part.numbers}),
     }
 
 

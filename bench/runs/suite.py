@@ -205,8 +205,12 @@ class Suite(Protocol):
         """
         ...
 
-    def rebuild(self, student: Student, ctx: Context) -> nn.Module:
-        """The network of an exported student, in evaluation mode. Raises UserError where weights and architecture do not fit."""
+    def rebuild(self, student: Student, ctx: Context) -> nn.Module | Mapping[str, nn.Module]:
+        """The network of an exported student, in evaluation mode; of one with several parts its networks, by part.
+
+        Raises:
+            UserError: weights and architecture do not fit.
+        """
         ...
 
     def evaluate(self, student: Student, ctx: JudgeContext) -> Judgement:

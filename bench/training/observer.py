@@ -36,5 +36,5 @@ class Observer:
     def saved(self, written: bool) -> None:
         """A checkpoint was due, and was written or not."""
 
-    def exported(self, module: nn.Module) -> None:
-        """``module`` is what the method exports."""
+    def exported(self, parts: Mapping[str, tuple[nn.Module | None, nn.Module | None]]) -> None:
+        """What the method exports, by part: the network as it is exported and as it was trained, where there are such."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -14,18 +15,30 @@ from distillbench.training.nets import Architecture
 from distillbench.training.oracle import Oracle
 
 
+class Build(Protocol):
+    """What makes networks: ``functools.partial(build, seed=seeds["init"])`` of a suite's ``build(architecture, seed)`` is one."""
+
+    def __call__(self, architecture: Architecture, /, *, seed: int = ...) -> nn.Module:
+        """A network with fresh weights, from the seed of the role ``init`` unless another one is given."""
+        ...
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A teacher to ask, a student to train.
+    """Students to train, and whom to ask about what.
+
+    A kind is a subclass with fields of its own. Those that are oracles are its :attr:`teachers`, the usual one being called ``teacher``;
+    a kind may have none. Those that are networks are its :attr:`students`.
 
     Attributes:
         setting: its name.  student: the fresh student, initialised from the seed of the role ``init``.
-        build: ``build(Architecture)`` gives a network with fresh weights from the same seed; see :meth:`new_student`.
+        build: ``build(Architecture)`` gives a network with fresh weights from the same seed, ``build(Architecture, seed=...)`` from
+            another one; see :meth:`new_student`.
     """
 
     setting: str
     student: nn.Module
-    build: Callable[[Architecture], nn.Module]
+    build: Build
 
     @classmethod
     def examples(cls) -> Mapping[str, Input]:
@@ -33,11 +46,19 @@ class Problem:
         return MappingProxyType({})
 
     @property
-    def oracle(self) -> Oracle:
-        """The teacher, whatever its kind."""
-        return self.teacher  # type: ignore[attr-defined,no-any-return]
+    def teachers(self) -> Mapping[str, Oracle]:
+        """All that can be asked, by name; empty where a kind has no teacher."""
+        return {name: value for name, value in self._fields() if isinstance(value, Oracle)}
+
+    @property
+    def students(self) -> Mapping[str, nn.Module]:
+        """All networks that are trained and exported, by name: ``student``, and others where a kind has several."""
+        return {name: value for name, value in self._fields() if isinstance(value, nn.Module)}
 
     def new_student(self, **arguments: Any) -> nn.Module:
         """Another student of the setting's architecture, with ``arguments`` over its own (for example ``groups=4``)."""
         own: Architecture = self.student.architecture  # type: ignore[assignment]
         return self.build(Architecture(own.name, {**own.arguments, **arguments}))
+
+    def _fields(self) -> list[tuple[str, object]]:
+        return [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]

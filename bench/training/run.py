@@ -33,7 +33,7 @@ from distillbench.training.oracle import Oracle
 from distillbench.training.parts import bounds, parts
 from distillbench.training.processes import Processes
 from distillbench.training.reduction import Reduction, Term, coupled
-from distillbench.training.student import AVERAGE, Student
+from distillbench.training.student import AVERAGE, ONLY, Kind, Part, Student
 from distillbench.training.update import Updates, has_bfloat16
 
 __all__ = ["Learner", "Losses", "Run", "coupled", "has_bfloat16"]
@@ -236,24 +236,55 @@ class Run:
         self.loop([learner], batches, steps=steps, share=share)
         return self.export(student if learner.average is None else learner.average, recipe=recipe, averaged=ema is not None)
 
-    def export(self, module: nn.Module, *, recipe: dict[str, Any] | None = None, averaged: bool | str = False) -> Student:
-        """``module`` as the student that leaves the method.
+    def export(
+        self,
+        module: nn.Module | None = None,
+        *,
+        parts: Mapping[str, nn.Module | Part] | None = None,
+        recipe: dict[str, Any] | None = None,
+        averaged: bool | str = False,
+        converted: str = "",
+        of: nn.Module | Mapping[str, nn.Module] | None = None,
+    ) -> Student:
+        """``module``, or ``parts`` by name, as the student that leaves the method.
 
         Args:
+            parts: networks, as they were trained, and :class:`Part` for what is something else.
             averaged: whether these are averaged weights. True takes the name of the learner's average that ``module`` is; a method
                 that averages by itself says what it does.
+            converted: what was done to the weights after the training (``int8``, ``merged``, ``masked``), or empty.
+            of: the network that was trained, or its average, of which ``module`` is a converted copy; with ``parts``, those of the
+                parts that are converted, by name.
 
         Raises:
-            UserError: the problem did not build it, or it is declared as an average and is the network that was trained.
+            UserError: the problem did not build it, it is declared as an average and is the network that was trained, or it is
+                declared as converted without a word of the network that was trained.
         """
-        if not hasattr(module, "architecture"):
+        if (module is None) == (parts is None):
+            raise UserError("export one network, or parts={name: network or Part}")
+        if (averaged and converted) or (module is None and (averaged or converted)):
+            raise UserError(
+                "a part is of one kind: of=... names an average that was converted; parts say it as Part.of(network, kind, how)"
+            )
+        if module is not None and not hasattr(module, "architecture"):
             raise UserError("only a network the problem built can be exported: problem.student or problem.new_student(...)")
         if averaged and any(m is module for m in self._trained):
             raise UserError("declared as an average, but this network was trained itself: export learner.average, or leave averaged out")
         if averaged is True:
             averaged = next((name for m, name in self._averages if m is module), AVERAGE)
-        self._observer.exported(module)
-        return Student.of(module, recipe, averaged or "")
+        given = dict(parts or {})
+        networks = {name: part for name, part in given.items() if isinstance(part, nn.Module)}
+        if module is not None:
+            kind: Kind = "converted" if converted else "averaged" if averaged else "trained"
+            given, networks = {ONLY: Part.of(module, kind, converted or averaged or "")}, {ONLY: module}
+        made = {name: part if isinstance(part, Part) else Part.of(part) for name, part in given.items()}
+        before = {ONLY: of} if isinstance(of, nn.Module) else dict(of or {})
+        if stray := sorted(before.keys() ^ {name for name, part in made.items() if part.kind == "converted"}):
+            raise UserError(f"of=... names, for each part that is converted and no other, the network that was trained: {', '.join(stray)}")
+        if any(before.get(name) is network for name, network in networks.items()):
+            raise UserError("converted in place, so nobody can tell what was trained: export a converted copy, with of=the network")
+        self._observer.exported({name: (networks.get(name), before.get(name, networks.get(name))) for name in made})
+        return Student(made, dict(recipe or {}))
 
     def loop(self, learners: Sequence[Learner], batches: Batches | None = None, *, steps: int | None = None, share: float = 1.0) -> None:
         """Iterate: each learner in turn makes its updates, every update on the next batch of its stream.

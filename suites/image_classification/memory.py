@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -24,7 +25,7 @@ def problem(ctx: TrainContext, architecture: Architecture, net: nn.Module, raw: 
     return Classification(
         setting=ctx.name,
         student=build(architecture, ctx.seeds["init"]),
-        build=lambda a: build(a, ctx.seeds["init"]),
+        build=functools.partial(build, seed=ctx.seeds["init"]),
         classes=int(architecture.arguments["outputs"]),
         teacher=ClassifierOracle(net, train, ctx.cache),
         batches=Shuffled(train, torch.arange(len(train)), size, order),

@@ -145,7 +145,7 @@ def problem(ctx: TrainContext) -> Classification:
     return Classification(
         setting=ctx.name,
         student=build(architecture, ctx.seeds["init"]),
-        build=lambda a: build(a, ctx.seeds["init"]),
+        build=functools.partial(build, seed=ctx.seeds["init"]),
         classes=int(architecture.arguments["outputs"]),
         teacher=ClassifierOracle(net),
         batches=batches,

@@ -212,7 +212,7 @@ class ImageGenerationSuite(Suite):
         return ImageGeneration(
             setting=ctx.name,
             student=build(options.architecture, ctx.seeds["init"]),
-            build=lambda a: build(a, ctx.seeds["init"]),
+            build=functools.partial(build, seed=ctx.seeds["init"]),
             teacher=DenoiserOracle(world.teacher(ctx), guidance=options.guidance),
             batches=batches,
             steps=options.steps,

@@ -27,7 +27,7 @@ from distillbench.files import write_atomic
 from distillbench.identity import sha256
 from distillbench.suites.image_generation.edm_nets import ARCHITECTURE, EDMDenoiser
 from distillbench.training.nets import Architecture
-from distillbench.training.student import AVERAGE, Student
+from distillbench.training.student import AVERAGE, ONLY, Part, Student
 
 # --- reading without running ------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ def from_edm(source: Path) -> Student:
         raise UserError(f"{source}: refused, {error}; name a network snapshot that NVlabs/edm wrote") from error
     except RecursionError as error:
         raise UserError(f"{source}: refused, a module in it contains itself; name a network snapshot that NVlabs/edm wrote") from error
-    return Student(weights, Architecture(ARCHITECTURE, arguments), averaged=AVERAGE)
+    return Student({ONLY: Part(Architecture(ARCHITECTURE, arguments), weights, "averaged", AVERAGE)})
 
 
 def convert(source: Path, target: Path) -> str:

@@ -7,6 +7,7 @@ thousand lines are held out of training; half of them are judged on the split ``
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def problem(ctx: TrainContext) -> LanguageModeling:
     return LanguageModeling(
         setting=ctx.name,
         student=pair.student,
-        build=lambda a: build(a, seeds["init"]),
+        build=functools.partial(build, seed=seeds["init"]),
         teacher=LanguageOracle(
             pair.teacher, tokenizer=vocabulary.digest, vocab=vocabulary.size, eos=vocabulary.eos, seed=seeds["teacher"], cache=ctx.cache
         ),

@@ -186,7 +186,7 @@ def posed(ctx: TrainContext, options: Options) -> LanguageModeling:
     return LanguageModeling(
         setting=ctx.name,
         student=build(options.student, seeds["init"]),
-        build=lambda a: build(a, seeds["init"]),
+        build=functools.partial(build, seed=seeds["init"]),
         teacher=LanguageOracle(
             copy.deepcopy(found.teacher),
             tokenizer=tokenizer(found.truth.vocab),

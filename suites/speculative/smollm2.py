@@ -123,8 +123,8 @@ def problem(ctx: TrainContext) -> LanguageModeling:
     eos, vocab = int(tokenizer.eos_token_id), len(tokenizer)
     texts = {k: _texts(v, digest, eos) for k, v in parts.items()}
 
-    def build(architecture: Architecture) -> TransformersLM:
-        return _inherit(language_models.build(architecture, seeds["init"]), target, options.layers)
+    def build(architecture: Architecture, /, *, seed: int = seeds["init"]) -> TransformersLM:
+        return _inherit(language_models.build(architecture, seed), target, options.layers)
 
     config = {**target.config, "num_hidden_layers": len(options.layers)}
     prompts, references = texts["train"]

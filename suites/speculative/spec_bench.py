@@ -7,6 +7,7 @@ the second turn of MT-bench behind whatever was answered to the first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,7 @@ def problem(ctx: TrainContext) -> LanguageModeling:
     return LanguageModeling(
         setting=ctx.name,
         student=pair.student,
-        build=lambda a: build(a, ctx.seeds["init"]),
+        build=functools.partial(build, seed=ctx.seeds["init"]),
         teacher=_oracle(pair.teacher, vocabulary, ctx.seeds, ctx.cache),
         prompts=prompts,
         references=references(prompts, train, vocabulary, length),

@@ -14,12 +14,12 @@ from distillbench.identity import sha256
 from distillbench.training.checkpoint import load_checkpoint, save_checkpoint
 from distillbench.training.data import Arrays, Batch
 from distillbench.training.nets import Outputs, head, trace
-from distillbench.training.oracle import Oracle
+from distillbench.training.oracle import ModuleOracle
 
 CHUNK = 256  # rows per teacher call when a table is filled: fixed, so that tables are the same whatever asks first
 
 
-class ClassifierOracle(Oracle):
+class ClassifierOracle(ModuleOracle):
     """A classifier as a teacher.
 
     Args:

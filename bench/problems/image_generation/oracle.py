@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from distillbench.problems.image_generation.edm import guided
 from distillbench.training.nets import staged
-from distillbench.training.oracle import Oracle
+from distillbench.training.oracle import ModuleOracle
 
 
-class DenoiserOracle(Oracle):
+class DenoiserOracle(ModuleOracle):
     """A diffusion model as a teacher: x0 prediction at any noise level of the variance-exploding family.
 
     Args:

@@ -20,14 +20,14 @@ from distillbench.problems.language_modeling.texts import Prompts, Texts, TokenB
 from distillbench.problems.language_modeling.token_losses import Projection, Teacher, TopK, token_losses
 from distillbench.problems.language_modeling.topk_cache import Layout, TopKTable, top_k
 from distillbench.training.checkpoint import load_checkpoint, save_checkpoint
-from distillbench.training.oracle import Oracle
+from distillbench.training.oracle import ModuleOracle
 
 ROWS = 64  # responses generated together, and the most that a kill can lose
 CHUNK = 16  # texts in a forward when laws are cached
 TOKENS = 128  # tokens whose logits are there at a time
 
 
-class LanguageOracle(Oracle):
+class LanguageOracle(ModuleOracle):
     """A causal language model as a teacher.
 
     Args:

@@ -155,6 +155,11 @@ DIRECT = f"        teacher = {MODULE}(batch.inputs)\n"
 OWN_EXPORT = "    run.loop([Learner(problem.student, loss)], problem.batches)\n"
 DETACHED = "teacher_logits.detach() /"
 LEARNER: Change = ("from distillbench.training.run import Losses, Run", "from distillbench.training.run import Learner, Losses, Run")
+CONVERTED = (
+    f"{OWN_EXPORT}    other = copy.deepcopy(problem.student)\n    with torch.no_grad():\n        for p in other.parameters():\n"
+    "            p.copy_((p * 127 / p.abs().max()).round() * p.abs().max() / 127)\n"
+)
+TOUCHED = "    with torch.no_grad():\n        problem.student.head.bias.add_(0.1)\n"
 HISTORY = "(1 + sum(history))"
 
 TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
@@ -348,12 +353,28 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
         {"export", "seeds"},
         "not one that was trained",
     ),
+    "converts what it trained without saying so": (
+        [LEARNER, (FIT, f"{CONVERTED}    return run.export(other)\n")],
+        {"export"},
+        "not one that was trained",
+    ),
+    "says of another network that it was converted": (
+        [LEARNER, (FIT, f"{CONVERTED}    return run.export(other, converted='int8', of=problem.new_student())\n")],
+        {"export"},
+        "what it is said to be converted from, is not one that was trained",
+    ),
+    "changes what it trained before it converts": (
+        [LEARNER, (FIT, f"{CONVERTED}{TOUCHED}    return run.export(other, converted='int8', of=problem.student)\n")],
+        {"export"},
+        "changed after the training",
+    ),
     "swaps the weights of what was exported": (
         [
             (
                 FIT,
                 "    done = run.fit(problem.student, loss, problem.batches)\n"
-                "    return dataclasses.replace(done, weights={k: v * 1.01 for k, v in done.weights.items()})\n",
+                "    swapped = dataclasses.replace(done.only, weights={k: v * 1.01 for k, v in done.weights.items()})\n"
+                "    return dataclasses.replace(done, parts={'student': swapped})\n",
             )
         ],
         {"export"},
@@ -389,6 +410,20 @@ def test_a_declared_average_and_a_trained_copy_of_the_teacher_are_no_bugs(tmp_pa
     folder = tmp_path / "retrained"
     folder.mkdir()
     assert not failures(write(folder, LEARNER, retrained, (ASK, ASK.replace("problem.teacher", "teacher_of"))), TRAINING)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"{CONVERTED}    return run.export(other, converted='int8', of=problem.student)\n",
+        CONVERTED.replace(OWN_EXPORT, f"    player = Learner(problem.student, loss, ema=0.9)\n{OWN_EXPORT}").replace(
+            "Learner(problem.student, loss)]", "player]"
+        )
+        + "    return run.export(other, converted='int8', of=player.average)\n",
+    ],
+)
+def test_a_declared_conversion_of_what_was_trained_or_of_its_average_is_no_bug(tmp_path: Path, said: str) -> None:
+    assert not failures(write(tmp_path, LEARNER, (FIT, said)), TRAINING)
 
 
 def test_beats_scratch(tmp_path: Path) -> None:

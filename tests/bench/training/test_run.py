@@ -20,7 +20,7 @@ from distillbench.training.learner import rate
 from distillbench.training.nets import Architecture
 from distillbench.training.observer import Observer
 from distillbench.training.run import Learner, Run, coupled
-from distillbench.training.student import Student, tensor_digest
+from distillbench.training.student import ONLY, Part, Student, tensor_digest
 
 SEEDS = {"noise": 1, "order": 2, "init": 3}
 SGD = Training(batch_size=8, optimizer="sgd", learning_rate=0.1)
@@ -320,7 +320,7 @@ def test_only_what_the_problem_built_leaves_and_only_if_it_is_finite():
     assert all(torch.equal(back.weights[k], v) for k, v in student.weights.items())
 
 
-@pytest.mark.parametrize("blob", [b"", b"\x00" * 8, b"\xff" * 64, Student({}, Architecture("x")).to_bytes()[:-4]])
+@pytest.mark.parametrize("blob", [b"", b"\x00" * 8, b"\xff" * 64, Student({ONLY: Part(Architecture("x"), {}, "trained")}).to_bytes()[:-4]])
 def test_bytes_that_are_no_student_are_one_line(blob):
     with pytest.raises(UserError, match="not a distillbench student"):
         Student.from_bytes(blob)

@@ -85,6 +85,6 @@ def short_run(method: ModuleType, setting: str = "blobs", examples: int = 1280, 
     about = image_classification.CARD.settings[setting]
     seeds = seeds_by_role(0)
     problem = image_classification.SUITE.problem(TrainContext(setting, about, seeds))
-    run = Run(seeds=seeds, budget=Budget(student_examples=examples), training=about.training, oracles=[problem.oracle])
+    run = Run(seeds=seeds, budget=Budget(student_examples=examples), training=about.training, oracles=[problem.teacher])
     defaults = {name: h.default for name, h in method.CARD.hyperparameters.items()}
     return method.distill(problem, run, **{**defaults, **hp}), run, problem

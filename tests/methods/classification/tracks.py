@@ -25,7 +25,7 @@ def track(setting: str = "blobs", *, examples: int = 1280, seed: int = 0, **trai
     problem: Classification = suite_of(entry).problem(TrainContext(setting, about, seeds))
     budget = dataclasses.replace(about.budget, student_examples=examples)
     recipe = dataclasses.replace(about.training, **training)
-    return problem, Run(seeds=seeds, budget=budget, training=recipe, oracles=[problem.oracle])
+    return problem, Run(seeds=seeds, budget=budget, training=recipe, oracles=[problem.teacher])
 
 
 def distilled(

@@ -32,7 +32,7 @@ def short_run(method: ModuleType, *, examples: int = 320, micro_batches: int = 1
         seeds=seeds_by_role(0),
         budget=Budget(student_examples=examples),
         training=MARKOV.training,
-        oracles=[problem.oracle],
+        oracles=[problem.teacher],
         micro_batches=micro_batches,
     )
     defaults = {name: h.default for name, h in method.CARD.hyperparameters.items()}
@@ -42,7 +42,7 @@ def short_run(method: ModuleType, *, examples: int = 320, micro_batches: int = 1
 def captured(method: ModuleType, **hp: Any) -> tuple[LanguageModeling, Run, Callable[[Any], Any], Any]:
     """Problem, run, and the loss and batches that ``distill`` hands to its last ``run.fit``, which trains nothing here."""
     problem = markov()
-    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=320), training=MARKOV.training, oracles=[problem.oracle])
+    run = Run(seeds=seeds_by_role(0), budget=Budget(student_examples=320), training=MARKOV.training, oracles=[problem.teacher])
     found: list[Any] = []
     run.fit = lambda student, loss, batches, **options: found.append((loss, batches))  # type: ignore[method-assign, assignment]
     defaults = {name: h.default for name, h in method.CARD.hyperparameters.items()}

@@ -28,7 +28,7 @@ def track(
     problem: LanguageModeling = suite_of(entry).problem(TrainContext(setting, about, seeds))
     budget = dataclasses.replace(about.budget, student_examples=examples)
     recipe = dataclasses.replace(about.training, **training)
-    run = Run(seeds=seeds, budget=budget, training=recipe, oracles=[problem.oracle], folder=folder, checkpoint_seconds=0.0)
+    run = Run(seeds=seeds, budget=budget, training=recipe, oracles=[problem.teacher], folder=folder, checkpoint_seconds=0.0)
     return problem, run
 
 

@@ -241,7 +241,7 @@ def trained(method, setting, batches, **hp):
     seeds = seeds_by_role(0)
     problem = language_modeling.SUITE.problem(TrainContext(setting, about, seeds))
     budget = Budget(student_examples=batches * about.training.batch_size)
-    run = Run(seeds=seeds, budget=budget, training=about.training, oracles=[problem.oracle])
+    run = Run(seeds=seeds, budget=budget, training=about.training, oracles=[problem.teacher])
     student = method.distill(problem, run, **hp)
     [first, *_] = language_modeling.SUITE.evaluate(student, JudgeContext(setting, about, seeds)).measurements
     return first.value, run, student

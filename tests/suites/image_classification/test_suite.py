@@ -306,19 +306,23 @@ def test_the_teacher_agrees_with_itself() -> None:
 
 def test_students_that_are_refused() -> None:
     good = Student.of(build(SMALL, 0))
+
+    def changed(**part: Any) -> Student:
+        return Student({"student": dataclasses.replace(good.only, **part)})
+
     with fails("not finite"):
-        judge(dataclasses.replace(good, weights={k: v * math.nan if v.is_floating_point() else v for k, v in good.weights.items()}))
+        judge(changed(weights={k: v * math.nan if v.is_floating_point() else v for k, v in good.weights.items()}))
     with fails("do not fit", "Missing key"):
-        judge(dataclasses.replace(good, weights={k: v for k, v in good.weights.items() if k != "head.bias"}))
+        judge(changed(weights={k: v for k, v in good.weights.items() if k != "head.bias"}))
     with fails("do not fit", "size mismatch"):
-        judge(dataclasses.replace(good, architecture=Architecture("small-cnn", {"widths": [4, 8], "outputs": 10})))
+        judge(changed(architecture=Architecture("small-cnn", {"widths": [4, 8], "outputs": 10})))
     with fails("unknown architecture", "small-cnn"):
-        judge(dataclasses.replace(good, architecture=Architecture("small-cn", {})))
+        judge(changed(architecture=Architecture("small-cn", {})))
     for arguments in ({}, {"widths": "x", "outputs": 10}, {**SMALL.arguments, "depth": 3}, {**SMALL.arguments, "groups": "x"}):
         with fails("small-cnn cannot be built"):
-            judge(dataclasses.replace(good, architecture=Architecture("small-cnn", arguments)))
+            judge(changed(architecture=Architecture("small-cnn", arguments)))
     with fails("cannot be built"):
-        judge(dataclasses.replace(good, architecture=Architecture("torchvision:resnet19", {"outputs": 10})))
+        judge(changed(architecture=Architecture("torchvision:resnet19", {"outputs": 10})))
 
 
 def test_marginalized_sums_the_mass_of_its_groups() -> None:
@@ -496,7 +500,7 @@ def test_imagenet1k_end_to_end(imagenet: Path, precision: str) -> None:
     problem = suite.SUITE.problem(TrainContext("imagenet1k", setting, seeds, data=imagenet))
     seen: list[tuple[torch.dtype, torch.Size]] = []
     problem.student.conv1.register_forward_hook(lambda m, i, o: seen.append((o.dtype, i[0].shape)))
-    run = Run(seeds=seeds, budget=setting.budget, training=setting.training, oracles=[problem.oracle])
+    run = Run(seeds=seeds, budget=setting.budget, training=setting.training, oracles=[problem.teacher])
     student = kd.distill(problem, run, temperature=4.0, ce_weight=0.1, kd_weight=0.9)
     assert seen == [(getattr(torch, precision), torch.Size([4, 3, 224, 224]))] * 2
     assert {v.dtype for v in student.weights.values()} <= {torch.float32, torch.int64}

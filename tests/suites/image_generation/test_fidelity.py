@@ -93,11 +93,12 @@ def told(setting, data):
 
 def _samples(setting, data, record):
     from distillbench.training.nets import Architecture
-    from distillbench.training.student import Student
+    from distillbench.training.student import ONLY, Part, Student
 
     teacher = published.teacher(told(setting, data))
     about = record.student
-    student = Student(dict(teacher.state_dict()), Architecture(about["architecture"], about["arguments"]), about["recipe"])
+    part = Part(Architecture(about["architecture"], about["arguments"]), dict(teacher.state_dict()), "trained")
+    student = Student({ONLY: part}, about["recipe"])
     ctx = JudgeContext(NAME, setting, record.identity["seeds"], data=data)
     options = ctx.options(published.Options)
     [(samples, _)], _ = sampling.drawn(suite.SUITE.rebuild(student, ctx), student, options, ctx, teacher=lambda: teacher)

@@ -143,7 +143,8 @@ def test_labels_change_a_conditional_network_only():
 
 def test_weights_that_do_not_fit_are_named():
     student = Student.of(world().student, world().recipe())
-    broken = dataclasses.replace(student, weights={k: v for k, v in student.weights.items() if k != "enter.bias"})
+    part = dataclasses.replace(student.only, weights={k: v for k, v in student.weights.items() if k != "enter.bias"})
+    broken = Student({"student": part}, student.recipe)
     with pytest.raises(UserError, match="do not fit architecture denoiser-mlp"):
         judge(broken)
 

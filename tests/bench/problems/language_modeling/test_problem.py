@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -39,7 +40,7 @@ def make(cache=None, top_k=0, samples=2, batch_size=6, pool=10):
     return LanguageModeling(
         setting="x",
         student=window(2),
-        build=lambda a: build(a, 2),
+        build=functools.partial(build, seed=2),
         teacher=teacher,
         prompts=prompts,
         references=references,

@@ -1,0 +1,1 @@
+"""Methods that any classifier can be distilled with."""
