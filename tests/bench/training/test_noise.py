@@ -1,5 +1,6 @@
 """Noise by counter: a row's numbers are its own, however a batch is split; and they have the distributions they claim."""
 
+import itertools
 import math
 
 import pytest
@@ -31,7 +32,7 @@ def rows(count=12, key=None, **where):
 @pytest.mark.parametrize("cuts", [(0, 12), (0, 1, 12), (0, 5, 7, 12), tuple(range(13))], ids=str)
 def test_a_rows_numbers_do_not_depend_on_how_the_batch_is_split(draw, inner, cuts):
     whole = draw(rows(), (12, *inner), "x")
-    parts = [rows().part(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    parts = [rows().part(start, stop) for start, stop in itertools.pairwise(cuts)]
     assert torch.equal(torch.cat([draw(p, (len(p), *inner), "x") for p in parts]), whole)
     halves = rows().part(4, 10)  # a part of a part, as a micro-batch of one process is
     assert torch.equal(draw(halves.part(2, 5), (3, *inner), "x"), whole[6:9])
@@ -92,7 +93,7 @@ def test_no_process_has_state_in_between(seed):
 def test_the_same_role_twice_is_refused(draw):
     batch = rows()
     draw(batch, (12, 3), "x")
-    with pytest.raises(UserError, match="the noise 'x' is drawn twice for one batch.*name the second draw otherwise"):
+    with pytest.raises(UserError, match=r"the noise 'x' is drawn twice for one batch.*name the second draw otherwise"):
         DRAWS["noise"](batch, (12, 3), "x")
     draw(batch, (12, 3), "y")
     draw(batch.part(0, 6), (6, 3), "x")  # a part is a batch of its own

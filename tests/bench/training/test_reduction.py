@@ -1,6 +1,7 @@
 """The one owner of the denominator: terms in the units of a batch, and terms that couple it, in parts as in the whole."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_the_unit_is_rows_unless_it_is_named():
 def test_parts_keep_the_totals_of_the_whole_and_add_up_to_it(cuts):
     whole = next(texts().stream(0))
     values = torch.randn(20, dtype=torch.float64)
-    parts = [whole.part(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [whole.part(a, b) for a, b in itertools.pairwise(cuts)]
     place, total = 0, torch.zeros((), dtype=torch.float64)
     for part in parts:
         count = part.units()["tokens"]

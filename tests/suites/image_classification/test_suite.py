@@ -416,8 +416,8 @@ def test_cifar100_tune_split(cifar: Path) -> None:
     for split in ("test", "tune"):
         problem = suite.problem("cifar100", setting, seeds_by_role(0), split=split, data=cifar)
         stream = problem.batches.stream(0)
-        epoch = len(problem.batches.rows) // 64
-        seen[split] = set(problem.batches.rows.tolist())
+        epoch = len(problem.batches.chosen) // 64
+        seen[split] = set(problem.batches.chosen.tolist())
         assert {int(i) for _ in range(epoch) for i in next(stream).index} <= seen[split]
     held_out = seen["test"] - seen["tune"]
     assert seen["test"] == set(range(200)) and 5 < len(held_out) < 50
@@ -494,7 +494,7 @@ def test_imagenet1k_end_to_end(imagenet: Path, precision: str) -> None:
 
 def test_imagenet1k_tune_split_and_teachers(imagenet: Path, tmp_path: Path) -> None:
     setting = imagenet_setting()
-    train = {s: set(suite.problem("imagenet1k", setting, seeds_by_role(0), split=s, data=imagenet).batches.rows.tolist())
+    train = {s: set(suite.problem("imagenet1k", setting, seeds_by_role(0), split=s, data=imagenet).batches.chosen.tolist())
              for s in ("test", "tune")}  # fmt: skip
     held_out = train["test"] - train["tune"]
     assert len(train["test"]) == 36 and 0 < len(held_out) < 12
