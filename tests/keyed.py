@@ -5,6 +5,7 @@ import itertools
 
 from distillbench.training.data import Request
 from distillbench.training.noise import Key
+from distillbench.training.reduction import Reduction
 
 
 def keyed(batch, position=0, seed=1):
@@ -21,3 +22,8 @@ def stream(batches, start=0, seed=1):
 
     for position, batch in enumerate(batches.load(requests()), start):
         yield keyed(batch, position, seed)
+
+
+def reduced(batch, values, unit="rows"):
+    """What a loop makes of one term of a batch, or of its part of a batch: a 0-dimensional tensor."""
+    return Reduction()(batch, {"x": (values, unit)})["x"]

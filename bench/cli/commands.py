@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     for spec, outcome in ordered:
         if isinstance(outcome, Record) and outcome.status != "ok":
             print(f"{spec.name} {outcome.status}: {outcome.reason}", file=sys.stderr)
-    return _failures(results.values())
+    return _failures(results.values(), fine=("ok", "skipped"))
 
 
 def _do(specs: Sequence[RunSpec], store: Store, title: str, args: argparse.Namespace) -> dict[str, Record | UserError]:
@@ -127,8 +127,8 @@ def _do(specs: Sequence[RunSpec], store: Store, title: str, args: argparse.Names
     return complete(specs, store, title, workers=args.workers, checkpoint_seconds=args.checkpoint_seconds, vouch=vouch)
 
 
-def _failures(outcomes: Iterable[Record | UserError]) -> int:
-    """Say what kept runs from having records; the exit code of all of them together."""
+def _failures(outcomes: Iterable[Record | UserError], fine: Sequence[str] = ("ok",)) -> int:
+    """Say what kept runs from having records; the exit code of all of them together, 0 where every status is ``fine``."""
     from distillbench.runs.record import Record
 
     kept = list(outcomes)
@@ -137,7 +137,7 @@ def _failures(outcomes: Iterable[Record | UserError]) -> int:
         print(f"distillbench: {' '.join(error.split())}", file=sys.stderr)
     if errors:
         return max(errors.values())
-    return 0 if all(isinstance(r, Record) and r.status in ("ok", "skipped") for r in kept) else 1
+    return 0 if all(isinstance(r, Record) and r.status in fine for r in kept) else 1
 
 
 def study(args: argparse.Namespace) -> int:

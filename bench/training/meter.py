@@ -93,6 +93,8 @@ class Bill:
 
     def over(self, *, hard: bool = False) -> str | None:
         """Which cap was passed, or None; ``hard``: of those that may not be passed by a step."""
+        if hard and "wall_seconds" in self.budget.hard:
+            self.tick()
         for name in self.budget.hard if hard else Meter.FIELDS:
             cap = getattr(self.budget, name, None)
             if cap is not None and self.meter.counts[name] > cap:

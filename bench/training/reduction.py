@@ -82,6 +82,8 @@ class Reduction:
             if self._collecting:
                 self._outputs[self.part][name] = tuple(x.detach() for x in outputs)
                 return torch.zeros(())
+            if not all(name in seen for seen in self._outputs):
+                raise UserError(f"the coupled loss term {name!r} is missing in a part of the batch; give it for all batches alike")
             others = [seen[name] for seen in self._outputs]
             outputs = tuple(torch.cat([*(o[i] for o in others[: self.part]), x, *(o[i] for o in others[self.part + 1 :])])
                             for i, x in enumerate(outputs))  # fmt: skip

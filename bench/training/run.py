@@ -304,7 +304,7 @@ class Run:
             metered = next((x for x in learners if x.counts == "student_examples"), None)
             if metered is None:
                 raise UserError("a loop without a student needs steps=...")
-            steps = self.steps(_stream_of(metered, batches).batch_size * metered.updates, share)
+            steps = metered.every * self.steps(_stream_of(metered, batches).batch_size * metered.updates, share)
         self._observer.began(learners)
         for learner in learners:
             learner.prepare(self.training, self.device)
@@ -314,11 +314,12 @@ class Run:
         self._bill.tick()
         self.meter.agree()  # outside of loops every process does the same
         state = self._resume(learners)
-        step, flops = state["step"], state["flops"]
+        period = math.lcm(*(x.every for x in learners))
+        step, flops = state["step"], state["flops"] or [0.0] * period
         allowed = self._allowance(state["begun"], share) if steps is None else 0.0
         streams = self._streams(learners, batches, step)
         every = max(1, (steps or PACED) // TRACED)
-        counted = _counted(steps, irregular=any(not _stream_of(x, batches).regular or x.every > 1 for x in learners))
+        counted = _counted(steps, period, irregular=any(not _stream_of(x, batches).regular for x in learners))
         saved = time.perf_counter()
         shown = 0.0
         for learner in learners:
@@ -328,6 +329,10 @@ class Run:
             done = step / steps if steps is not None else (self.meter.counts[self.budget.pace] - state["begun"]) / allowed
             if done >= 1:
                 break
+            if steps is None and step >= PACED and not done:
+                raise UserError(
+                    f"after {step} steps of phase {self._bill.phase!r} nothing is counted as {self.budget.pace}, the budget's pace"
+                )
             self._progress_made = done
             counter = FlopCounterMode(display=False) if counted(step) else None
             with counter or contextlib.nullcontext():
@@ -349,14 +354,14 @@ class Run:
                         for name, value in terms.items():
                             self.trace.setdefault(f"{self._bill.phase}/{name}", []).append(float(f"{float(value):.5g}"))
             if counter is not None:
-                flops = float(counter.get_total_flops())
-            if step > 0 or steps == 1:
-                self.meter.add("training_flops", flops * (2 if step == 1 else 1))
+                flops[step % period] = float(counter.get_total_flops())
+            if step >= period or _alone(step, steps, period):
+                self.meter.add("training_flops", flops[step % period] * (2 if step < 2 * period and step >= period else 1))
             self.meter.agree(self._processes.total if self._processes.count > 1 else None)
             step += 1
             over = self._bill.over(hard=True)
-            if over is not None:
-                raise OverBudget(over)
+            if self.budget.hard and self._processes.total([over is not None])[0]:  # all stop together: their clocks differ
+                raise OverBudget(over or "another process is past a hard cap")
             now = time.perf_counter()
             if now - shown > 0.1:
                 self._observer.progress(self._bill.phase, step, steps)
@@ -486,22 +491,28 @@ class Run:
         return None
 
     def _resume(self, learners: Sequence[Learner]) -> dict[str, Any]:
-        """Continue from the newest whole checkpoint of this loop, if there is one: step, flops of a step, and the pace it began at."""
+        """Continue from the newest whole checkpoint of this loop, if there is one: step, flops by step, and the pace it began at."""
         state = self._restored(self._bill.phase)
         if state is None:
-            return {"step": 0, "flops": 0.0, "begun": self.meter.counts[self.budget.pace]}
+            return {"step": 0, "flops": [], "begun": self.meter.counts[self.budget.pace]}
         for learner, saved in zip(learners, state["learners"], strict=True):
             learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start
         return {k: state[k] for k in ("step", "flops", "begun")}
 
 
-def _counted(steps: int | None, *, irregular: bool) -> Callable[[int], bool]:
-    """Which steps' operations are counted; each stands for those up to the next one. Step 0 may fill tables once, so the second stands
-    for the first as well."""
+def _counted(steps: int | None, period: int, *, irregular: bool) -> Callable[[int], bool]:
+    """Which steps' operations are counted; each stands for those up to the next one of its place in the period in which all learners act.
+    The first period may fill tables once, so the second stands for the first as well."""
+    cycles = -(-(steps or PACED) // period)
     if steps is None or irregular:
-        stride = max(2, (steps or PACED) // IRREGULAR)
-        return lambda step: step % stride == 1 or steps == 1
-    return lambda step: step in (min(1, steps - 1), steps // 2)
+        stride = max(2, cycles // IRREGULAR)
+        return lambda step: step // period % stride == 1 or _alone(step, steps, period)
+    return lambda step: step // period in (1, cycles // 2) or _alone(step, steps, period)
+
+
+def _alone(step: int, steps: int | None, period: int) -> bool:
+    """Whether a step is of the first period and has none of its place behind it."""
+    return steps is not None and step < period and step + period >= steps
 
 
 def _stream_of(learner: Learner, batches: Batches | None) -> Batches:

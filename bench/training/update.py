@@ -77,11 +77,11 @@ class Updates:
         Where a term couples the parts, a first pass without a graph gives each the others' outputs (Gao et al. 2021, arXiv 2101.06983).
         """
         total: dict[str, Tensor] = {}
+        asked = self._meter.counts["teacher_examples"]
         try:
             for reduction.part, part in enumerate(parts):
                 self._backward(learner, self._terms(learner, part, totals), total)
         except NeedsOutputs:
-            asked = self._meter.counts["teacher_examples"]
             reduction.collect()
             with torch.no_grad():
                 for reduction.part, part in enumerate(parts):

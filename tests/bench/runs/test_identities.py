@@ -14,6 +14,7 @@ from distillbench.runs.plan import plan
 from distillbench.runs.record import Record
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.training.observer import Observer
 from distillbench.training.run import Run
 
 TRACK = "image-classification/blobs"
@@ -146,17 +147,16 @@ def test_a_record_of_other_code_is_not_used_again_until_the_fingerprint_has_pass
 
 def test_a_checkpoint_of_other_code_is_refused(tmp_path, write_method, monkeypatch):
     path, store = write_method("mine"), Store(tmp_path / "s")
-    init, save, saves = Run.__init__, Run._save, []
+    init, saves = Run.__init__, []
 
-    def die(self, *args):
-        save(self, *args)
-        saves.append(args)
-        if len(saves) == 4:
-            raise KeyboardInterrupt
+    class Dies(Observer):
+        def saved(self, written):
+            saves.append(written)
+            if len(saves) == 4:
+                raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "__init__", lambda self, **options: init(self, **{**options, "code": "yesterday's"}))
-        patch.setattr(Run, "_save", die)
+        patch.setattr(Run, "__init__", lambda self, **options: init(self, **{**options, "code": "yesterday's", "observer": Dies()}))
         with pytest.raises(KeyboardInterrupt):
             execute(spec_of(path), store, checkpoint_seconds=0.0)
     assert list(store.folder(spec_of(path)).glob("*.checkpoint"))

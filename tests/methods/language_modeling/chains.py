@@ -7,6 +7,7 @@ import torch
 from distillbench.cards.card import Budget
 from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import language_modeling as suite
+from distillbench.training.observer import Observer
 from distillbench.training.run import Run
 from distillbench.training.student import tensor_digest
 
@@ -15,6 +16,20 @@ SEEDS = {"teacher": 1, "init": 2, "data": 3, "order": 4, "noise": 5}
 
 class Killed(Exception):
     pass
+
+
+class Dies(Observer):
+    """Kills a run when the checkpoint of step ``kill_at`` has been written, the only one."""
+
+    def __init__(self, kill_at):
+        self.kill_at = kill_at
+
+    def saves(self, step, steps):
+        return step == self.kill_at
+
+    def saved(self, written):
+        if written:
+            raise Killed
 
 
 def markov(**options):
@@ -26,23 +41,15 @@ def markov(**options):
 def run(setting, problem, steps, folder=None, kill_at=None, **training):
     """A run of ``steps`` batches; with ``kill_at`` it dies when the checkpoint of that step has been written, the only one."""
     budget = Budget(student_examples=steps * setting.training.batch_size)
-    machine = Run(
+    return Run(
         seeds=SEEDS,
         budget=budget,
         training=dataclasses.replace(setting.training, **training),
         oracles=[problem.teacher],
         folder=folder,
         checkpoint_seconds=0.0 if kill_at else 3600.0,
+        observer=Dies(kill_at) if kill_at else None,
     )
-    save = machine._save
-
-    def save_and_die(learners, step, flops):
-        if step == kill_at:
-            save(learners, step, flops)
-            raise Killed
-
-    machine._save = save_and_die if kill_at else save
-    return machine
 
 
 def scores(setting, student):

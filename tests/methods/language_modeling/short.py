@@ -12,12 +12,19 @@ from distillbench.cards.reading import resolve
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
+from distillbench.training.observer import Observer
 from distillbench.training.run import Run
 from distillbench.training.student import Student
 
 
 def track(
-    *, examples: int = 640, seed: int = 0, setting: str = "markov", folder: Path | None = None, **training: Any
+    *,
+    examples: int = 640,
+    seed: int = 0,
+    setting: str = "markov",
+    folder: Path | None = None,
+    observer: Observer | None = None,
+    **training: Any,
 ) -> tuple[LanguageModeling, Run]:
     """Problem and run of ``language-modeling/<setting>`` with a small budget; ``training`` replaces fields of the recipe."""
     entry = registry.find("suite", "language-modeling")
@@ -28,7 +35,15 @@ def track(
     problem: LanguageModeling = suite_of(entry).problem(TrainContext(setting, about, seeds))
     budget = dataclasses.replace(about.budget, student_examples=examples)
     recipe = dataclasses.replace(about.training, **training)
-    run = Run(seeds=seeds, budget=budget, training=recipe, oracles=[problem.teacher], folder=folder, checkpoint_seconds=0.0)
+    run = Run(
+        seeds=seeds,
+        budget=budget,
+        training=recipe,
+        oracles=[problem.teacher],
+        folder=folder,
+        checkpoint_seconds=0.0,
+        observer=observer,
+    )
     return problem, run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from distillbench.cards import registry
-from distillbench.methods.language_modeling.adaspec import Selected, selection
+from distillbench.methods.language_modeling.adaspec import Selected, SelectedBatch, distill, selection
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import TokenBatch
 from tests.methods.language_modeling.short import distilled, score, track
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import adaspec as oracle
@@ -74,50 +77,61 @@ def test_trap_the_selection_is_by_difference_and_not_by_loss() -> None:
     assert selection(draft, reference, keep=0.5).tolist() == [False, True]
 
 
-def selected(keep: float, denominator: str = "all") -> tuple[object, object, Selected]:
+def selected(keep: float) -> tuple[LanguageModeling, TokenBatch, SelectedBatch]:
+    """Problem, the first batch of the text, and the same with its selection."""
     problem, _ = track()
     texts = problem.teacher_text()
     reference = problem.teacher.module  # a perfect reference: every excess is the draft's own loss
-    return problem, next(texts.stream(0)), Selected(problem, reference, texts, keep, denominator)
+    return problem, next(texts.stream(0)), next(Selected(problem, reference, texts, keep).stream(0))
+
+
+def loss_of(problem: LanguageModeling, denominator: str) -> Callable[[SelectedBatch], torch.Tensor]:
+    """The loss that ``distill`` hands to its last loop, which trains nothing here."""
+    run, found = track()[1], []
+    run.loop = lambda learners, *_, **__: found.append(learners[0].loss)  # type: ignore[method-assign]
+    distill(problem, run, keep=0.4, reference=0.1, denominator=denominator)
+    return lambda batch: found[-1](batch)["kl"]
 
 
 def test_the_batch_counts_the_kept_tokens_of_the_whole_batch_alone() -> None:
-    problem, whole, batches = selected(0.4)
-    batch = next(batches.stream(0))
-    loss = problem.divergence(whole).detach()  # type: ignore[attr-defined]
-    kept = oracle.selection(loss.double().numpy(), np.zeros(len(loss)), 0.4)
-    assert (batch.predicted.rows == whole.predicted.rows[torch.tensor(kept)]).all()  # type: ignore[attr-defined]
-    torch.testing.assert_close(problem.divergence(batch).detach(), loss[torch.tensor(kept)])  # type: ignore[attr-defined]
-    assert torch.equal(batch.ids, whole.ids) and torch.equal(batch.attention, whole.attention)  # type: ignore[attr-defined]
+    problem, whole, batch = selected(0.4)
+    loss = problem.divergence(whole).detach()
+    kept = torch.tensor(oracle.selection(loss.double().numpy(), np.zeros(len(loss)), 0.4))
+    assert torch.equal(batch.chosen.predicted.rows, whole.predicted.rows[kept])
+    torch.testing.assert_close(problem.divergence(batch.chosen).detach(), loss[kept])
+    assert batch.units() == {**whole.units(), "kept": int(kept.sum())}
+    for name in ("ids", "attention", "response"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name))
 
 
 @pytest.mark.parametrize("denominator", ["all", "kept"])
 def test_5_the_two_denominators(denominator: str) -> None:
-    problem, whole, batches = selected(0.4, denominator)
-    batch = next(batches.stream(0))
-    n = whole.predicted.count if denominator == "all" else batch.predicted.count  # type: ignore[attr-defined]
-    values = problem.divergence(batch).detach()  # type: ignore[attr-defined]
-    assert float(batch.per_example(values).mean()) == pytest.approx(float(values.sum()) / n, rel=1e-5)
+    problem, whole, batch = selected(0.4)
+    loss = loss_of(problem, denominator)
+    n = whole.predicted.count if denominator == "all" else batch.chosen.predicted.count
+    values = problem.divergence(batch.chosen).detach()
+    assert loss(batch).item() == pytest.approx(float(values.sum()) / n, rel=1e-5)
+    parts = [batch.part(start, stop) for start, stop in ((0, 1), (1, 20), (20, len(batch)))]
+    assert sum(loss(part).item() for part in parts) == pytest.approx(loss(batch).item(), rel=1e-5)
 
 
 def test_6_at_match_there_is_no_gradient() -> None:
     problem, _ = track()
     net = problem.teacher.trainable_copy()
-    batches = Selected(dataclasses.replace(problem, student=net), problem.student, problem.teacher_text(), 0.4, "all")  # type: ignore[arg-type]
-    values = problem.divergence(next(batches.stream(0)), student=net)  # type: ignore[arg-type]
+    batches = Selected(dataclasses.replace(problem, student=net), problem.student, problem.teacher_text(), 0.4)  # type: ignore[arg-type]
+    values = problem.divergence(next(batches.stream(0)).chosen, student=net)  # type: ignore[arg-type]
     values.sum().backward()
     assert values.abs().max() < 1e-5 and all(p.grad is None or p.grad.abs().max() < 1e-4 for p in net.parameters())
 
 
-def test_a_part_without_a_kept_token_adds_nothing() -> None:
-    problem, _, batches = selected(0.05)
-    batch = next(batches.stream(0))
-    row = int((batch.response.sum(1) == 0).nonzero()[0])
-    value = batch.part(row, row + 1)
-    loss = value.per_example(problem.divergence(value)).mean()  # type: ignore[attr-defined]
+@pytest.mark.parametrize("denominator", ["all", "kept"])
+def test_a_part_without_a_kept_token_adds_nothing(denominator: str) -> None:
+    problem, _, batch = selected(0.05)
+    row = int((batch.kept.sum(1) == 0).nonzero()[0])
+    loss = loss_of(problem, denominator)(batch.part(row, row + 1))
     loss.backward()
-    assert float(loss) == 0.0
-    assert all(p.grad is None or not p.grad.any() for p in problem.student.parameters())  # type: ignore[attr-defined]
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in problem.student.parameters())
 
 
 # --- the whole method ---

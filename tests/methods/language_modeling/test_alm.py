@@ -24,6 +24,7 @@ from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import language_modeling
 from distillbench.training.run import Run
+from tests.keyed import reduced
 from tests.oracles.differences import gradient as differences
 from tests.oracles.language_modeling import alm as oracle
 
@@ -88,15 +89,11 @@ def batch_of(ids, chunks, rows):
         index = torch.arange(len(rows))
         sides[side] = (
             places[:, 1:],
-            TokenBatch(torch.tensor(ids[side][rows]), attention, real, index, index, real.sum().item() / len(rows)),
+            TokenBatch(torch.tensor(ids[side][rows]), attention, real, index, index),
         )
     student = sides["student"][1]
     fields = {f.name: getattr(student, f.name) for f in dataclasses.fields(student)}
-    count = sum(max(chunks["student"][r]) + 1 for r in rows)
-    return AlignedBatch(
-        **fields, teacher=sides["teacher"][1], student_chunks=sides["student"][0], teacher_chunks=sides["teacher"][0],
-        chunks_per_row=count / len(rows),
-    )  # fmt: skip
+    return AlignedBatch(**fields, teacher=sides["teacher"][1], student_chunks=sides["student"][0], teacher_chunks=sides["teacher"][0])
 
 
 def value(batch, student, teacher, *, divergence, tau, weight):
@@ -112,8 +109,8 @@ def value(batch, student, teacher, *, divergence, tau, weight):
     seen = {}
 
     class Runner:
-        def loss(self, **terms):
-            return terms
+        def loss(self, batch, **terms):
+            return {name: reduced(batch, *term) for name, term in terms.items()}
 
         def fit(self, student, loss, batches):
             seen.update(loss(batch))
@@ -125,7 +122,7 @@ def value(batch, student, teacher, *, divergence, tau, weight):
     problem.student, problem.teacher, problem.vocab = student, Door(), student.table.shape[-1]
     problem.teacher_text = problem.aligned = lambda *_, **__: None
     alm.distill(problem, Runner(), divergence=divergence, tau=tau, chunks="shortest", weight=weight, nll=0.0)
-    return seen["alm"].mean()
+    return seen["alm"]
 
 
 @pytest.mark.parametrize("case", range(len(GOLDEN["cases"])))
@@ -264,7 +261,7 @@ def test_with_one_tokenizer_every_token_is_a_chunk():
     about = language_modeling.CARD.settings["markov"]
     problem = language_modeling.SUITE.problem(TrainContext("markov", about, seeds_by_role(0)))
     batch = next(problem.aligned(problem.teacher_text()).stream(0))
-    assert batch.chunks_per_row == pytest.approx(batch.per_row)
+    assert batch.units()["chunks"] == batch.units()["tokens"] == batch.predicted.count
     values = torch.rand(batch.predicted.count)
     assert torch.equal(batch.of_student(values), values) and torch.equal(batch.of_teacher(values), values)
-    torch.testing.assert_close(batch.per_chunk(values), batch.per_example(values))
+    assert torch.equal(reduced(batch, values, "chunks"), reduced(batch, values, "tokens"))

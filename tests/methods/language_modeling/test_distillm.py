@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from distillbench.cards.reading import resolve
-from distillbench.identity import derive_seed
 from distillbench.methods.language_modeling.distillm import CARD, Adaptive, distill, fresh_chance, raised
 from distillbench.problems.language_modeling.token_losses import token_losses
+from distillbench.training.noise import Key, Rows
 from distillbench.training.student import Student
-from tests.methods.language_modeling.chains import SEEDS, Killed, digest, markov, run, scores
+from tests.keyed import stream
+from tests.methods.language_modeling.chains import Killed, digest, markov, run, scores
 from tests.oracles.language_modeling import distillm as oracle
 from tests.oracles.language_modeling import token_losses as dense
 
@@ -128,10 +129,10 @@ def walk(steps, **changes):
     setting, problem = markov()
     machine = run(setting, problem, steps)
     source = Adaptive(problem, machine, **{**options, "data": "teacher", "references": False, **changes})
-    batches, held, stream = [], [], source.stream(0)
+    batches, held, source = [], [], stream(source)
     for step in range(steps):
         machine._progress_made = step / steps
-        batches.append(next(stream))
+        batches.append(next(source))
         ids = machine.state.get("ids", torch.zeros(0, 1))
         held.append((machine.state.get("index", torch.zeros(0)).clone(), ids.clone()))
     return problem, machine, batches, held
@@ -142,7 +143,8 @@ def test_phi_zero_is_the_given_text_and_asks_nobody():
     given = problem.teacher_text().stream(0)
     assert all(torch.equal(b.ids, next(given).ids) for b in batches)
     assert len(held[-1][0]) == 0
-    assert machine.meter.counts["generated_tokens"] % int(problem.teacher_text().texts.response.sum()) == 0
+    assert machine.meter.counts["student_tokens"] == 0
+    assert machine.meter.counts["teacher_tokens"] == int(problem.teacher_text().texts.response.sum())
 
 
 def test_phi_one_without_replay_is_gkd_on_the_students_text_alone():
@@ -173,9 +175,7 @@ def test_the_buffer_is_first_in_first_out_and_never_above_its_capacity():
 def test_the_kind_of_every_batch_matches_the_oracle(replay):
     steps, phi = 20, 0.7
     _, _, batches, held = walk(steps, threshold=phi, replay=replay, capacity=64)
-    draws = [
-        float(torch.rand(1, generator=torch.Generator().manual_seed(derive_seed(f"adaptive {s}", SEEDS["noise"])))) for s in range(steps)
-    ]
+    draws = [Rows(key=Key(1, 0, 0, s)).coin("whose text") for s in range(steps)]
     expected = oracle.kinds(draws, phi, steps, 32, 64, replay)
     found, before = [], torch.zeros(0)
     for batch, (index, _) in zip(batches, held, strict=True):

@@ -11,6 +11,7 @@ from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import Sampled
 from distillbench.runs.suite import JudgeContext
 from distillbench.suites import language_modeling
+from tests.keyed import stream
 from tests.methods.language_modeling.policy import MARKOV, by_logits, captured, logits, short_run
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import distillspec as oracle
@@ -34,7 +35,7 @@ def test_value_and_gradient_equal_the_oracle(divergence: str) -> None:
 def test_the_loss_of_the_method_equals_the_oracle_in_both_reductions(divergence: str) -> None:
     for reduction in ("token", "sequence"):
         problem, _, loss, batches = captured(distillspec, divergence=divergence, reduction=reduction)
-        batch = next(batches.stream(0))
+        batch = next(stream(batches))
         s, t, rows = logits(problem, batch)
         values = oracle.between(s, t, divergence)
         expected = values.mean() if reduction == "token" else np.mean([values[rows == r].mean() for r in np.unique(rows)])
@@ -43,18 +44,18 @@ def test_the_loss_of_the_method_equals_the_oracle_in_both_reductions(divergence:
 
 def test_whose_text_each_policy_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, _, _, batches = captured(distillspec, data="references")
-    assert next(batches.stream(0)).text == problem.references.digest
+    assert next(stream(batches)).text == problem.references.digest
     problem, _, _, batches = captured(distillspec, data="teacher")
-    assert next(batches.stream(0)).text == problem.teacher_text().texts.digest
+    assert next(stream(batches)).text == problem.teacher_text().texts.digest
     _, _, _, batches = captured(distillspec, data="mixed")
-    stream = batches.stream(0)
-    assert {next(stream).text == "" for _ in range(12)} == {True, False}
+    drawn = stream(batches)
+    assert {next(drawn).text == "" for _ in range(12)} == {True, False}
 
     def forbidden(*args: object, **kwargs: object) -> None:
         raise AssertionError("asked for text that this policy has no use for")
 
     with monkeypatch.context() as m:
-        m.setattr(Sampled, "fresh", forbidden)
+        m.setattr(Sampled, "responses", forbidden)
         for data in ("references", "teacher"):
             short_run(distillspec, examples=32, data=data, fine_tuning=0.0)
     monkeypatch.setattr(LanguageOracle, "responses", forbidden)

@@ -15,6 +15,7 @@ from scipy.special import entr, softmax
 from distillbench.methods.language_modeling import gkd
 from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import Sampled
+from tests.keyed import stream
 from tests.methods.language_modeling.policy import by_logits, captured, logits, short_run
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import gkd as oracle
@@ -54,7 +55,7 @@ def test_numbers_of_trl() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_the_loss_of_the_method_on_its_own_text_equals_the_oracle(beta: float, reduction: str) -> None:
     problem, _, loss, batches = captured(gkd, on_policy=1.0, beta=beta, reduction=reduction)
-    batch = next(batches.stream(0))
+    batch = next(stream(batches))
     s, t, rows = logits(problem, batch)
     assert len({int((rows == r).sum()) for r in rows}) > 1  # responses of unlike length, or the reductions are one
     assert loss(batch)["gkd"].item() == pytest.approx(oracle.reduced(oracle.between(s, t, beta), rows, reduction), rel=1e-5)
@@ -84,7 +85,7 @@ def test_2_divided_by_its_weight_it_tends_to_kl_forward_at_0_and_reverse_at_1() 
 
 def test_3_without_own_text_and_at_beta_0_it_is_word_level_distillation_minus_the_teachers_entropy() -> None:
     problem, _, loss, batches = captured(gkd, on_policy=0.0, beta=0.0)
-    batch = next(batches.stream(0))
+    batch = next(stream(batches))
     s, t, _ = logits(problem, batch)
     p = softmax(t, axis=1)
     word = -(p * np.log(softmax(s, axis=1))).sum(1).mean()
@@ -106,28 +107,28 @@ def _forbidden(*args: object, **kwargs: object) -> None:
 
 
 def test_5_lambda_0_lets_the_student_generate_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sampled, "fresh", _forbidden)
+    monkeypatch.setattr(Sampled, "responses", _forbidden)
     short_run(gkd, examples=64, on_policy=0.0)
 
 
 def test_5_lambda_1_asks_for_no_text_of_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LanguageOracle, "responses", _forbidden)
     _, run, _ = short_run(gkd, examples=64, on_policy=1.0)
-    assert run.meter.counts["generated_tokens"] <= 64 * 16
+    assert 0 < run.meter.counts["student_tokens"] <= 64 * 16 and run.meter.counts["teacher_tokens"] == 0
 
 
 def test_lambda_is_the_share_of_batches_that_are_own_text() -> None:
     _, _, _, batches = captured(gkd, on_policy=0.3)
-    stream = batches.stream(0)
-    own = [next(stream).text == "" for _ in range(150)]
+    drawn = stream(batches)
+    own = [next(drawn).text == "" for _ in range(150)]
     assert abs(np.mean(own) - 0.3) < 0.13  # 3.5 standard deviations
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
 def test_6_a_batch_in_which_nothing_counts_is_0(reduction: str) -> None:
     _, _, loss, batches = captured(gkd, reduction=reduction)
-    batch = next(batches.stream(0))
-    empty = dataclasses.replace(batch, response=torch.zeros_like(batch.response), per_row=0.0)
+    batch = next(stream(batches))
+    empty = dataclasses.replace(batch, response=torch.zeros_like(batch.response))
     value = loss(empty)["gkd"]
     value.backward()
     assert value.item() == 0.0
@@ -135,7 +136,7 @@ def test_6_a_batch_in_which_nothing_counts_is_0(reduction: str) -> None:
 
 def test_no_gradient_flows_through_the_sampling_or_to_the_teacher() -> None:
     problem, _, loss, batches = captured(gkd, on_policy=1.0)
-    batch = next(batches.stream(0))
+    batch = next(stream(batches))
     assert not batch.ids.is_floating_point()
     loss(batch)["gkd"].backward()
     assert all(p.grad is None for p in problem.teacher.module.parameters())

@@ -15,6 +15,7 @@ from distillbench.problems.language_modeling.texts import Prompts, TokenBatch
 from distillbench.problems.language_modeling.token_losses import Projection, token_losses
 from distillbench.suites.language_modeling.nets import Chain, build
 from distillbench.training.nets import Architecture
+from tests.keyed import stream
 from tests.methods.language_modeling.policy import captured, logits, short_run
 
 WORDS = 3
@@ -84,7 +85,7 @@ def test_4_at_the_teachers_weights_samples_pull_nowhere_and_the_mode_sharpens() 
 
 def test_1_a_teacher_that_has_one_response_is_matched_at_loss_0() -> None:
     problem, _, loss, batches = captured(seqkd, temperature=0.0)
-    batch = next(batches.stream(0))
+    batch = next(stream(batches))
     greedy = build(Architecture("chain", {"vocab": 16, "order": 2}), 0)
     greedy.load_state_dict({"log_law": 1e4 * problem.teacher.module.head[0].T})  # all mass on the most probable word
     assert problem.nll(batch, greedy).abs().max() < 1e-3
@@ -94,7 +95,7 @@ def test_1_a_teacher_that_has_one_response_is_matched_at_loss_0() -> None:
 @pytest.mark.parametrize("fresh", [False, True])
 def test_the_loss_is_the_mean_over_tokens_of_the_teachers_text(fresh: bool) -> None:
     problem, _, loss, batches = captured(seqkd, fresh=fresh)
-    batch = next(batches.stream(0))
+    batch = next(stream(batches))
     s, _, _ = logits(problem, batch)
     labels = batch.predicted.labels.numpy()
     assert loss(batch)["nll"].item() == pytest.approx(-log_softmax(s, axis=1)[np.arange(len(s)), labels].mean(), rel=1e-5)
@@ -106,10 +107,10 @@ def test_text_comes_from_the_teacher_once_and_fresh_text_at_every_step() -> None
     _, _, _, fresh = captured(seqkd, fresh=True)
     epoch = 1024 // 32
     assert torch.equal(fixed.texts.take(torch.arange(4)).ids, captured(seqkd)[3].texts.take(torch.arange(4)).ids)
-    assert next(fresh.stream(0)).text == ""
-    stream = fresh.stream(0)
-    one = next(stream)
-    later = next(itertools.islice(stream, epoch - 1, None))
+    assert next(stream(fresh)).text == ""
+    drawn = stream(fresh)
+    one = next(drawn)
+    later = next(itertools.islice(drawn, epoch - 1, None))
     assert one.ids.shape != later.ids.shape or not torch.equal(one.ids, later.ids)
 
 

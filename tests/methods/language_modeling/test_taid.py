@@ -14,6 +14,7 @@ import torch
 from distillbench.methods.language_modeling.taid import distill, interpolated, next_t
 from distillbench.problems.language_modeling.token_losses import token_losses
 from distillbench.training.run import Run
+from tests.methods.language_modeling.chains import Dies, Killed
 from tests.methods.language_modeling.short import distilled, score, track
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import taid as oracle
@@ -167,22 +168,10 @@ def test_at_the_ends_of_t_a_run_is_standing_still_or_forward_kl() -> None:
     assert any((ours.weights[k] - before[k]).abs().max() > 0.01 for k in before)
 
 
-class Killed(BaseException):
-    """Stands for kill -9."""
-
-
 def test_a_killed_run_continues_with_its_schedule(tmp_path: Path) -> None:
     problem, run = track()
     whole, state = distill(problem, run, **HYPER), run.state["taid"]
-    problem, run = track(folder=tmp_path)
-    save = run._save
-
-    def save_and_die(*args: object) -> None:
-        save(*args)  # type: ignore[arg-type]
-        if args[1] == 9:
-            raise Killed
-
-    run._save = save_and_die  # type: ignore[assignment,method-assign]
+    problem, run = track(folder=tmp_path, observer=Dies(9))
     with pytest.raises(Killed):
         distill(problem, run, **HYPER)
     problem, again = track(folder=tmp_path)

@@ -13,6 +13,7 @@ from distillbench.methods.language_modeling.tvd_draft import exact_loss, reward_
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.runs.suite import JudgeContext
 from distillbench.suites import language_modeling
+from tests.keyed import stream
 from tests.methods.language_modeling.policy import MARKOV, by_logits, captured, logits, short_run
 from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import tvd_draft as oracle
@@ -133,8 +134,8 @@ def test_5_at_match_there_is_no_reward_no_gradient_and_no_division_by_zero() -> 
 
 def test_the_sigma_of_an_update_is_that_of_the_whole_batch_before() -> None:
     problem, run, loss, batches = captured(tvd_draft)
-    stream = batches.stream(0)
-    batch = next(stream)
+    drawn = stream(batches)
+    batch = next(drawn)
     s, t, _ = logits(problem, batch)
     terms = loss(batch)
     assert terms["tvd_plus"].item() == pytest.approx(oracle.tvd(s, t).mean() / 0.5, rel=1e-5)
@@ -158,7 +159,7 @@ def test_micro_batches_change_nothing(objective: str) -> None:
 
 def test_plain_tvd_and_no_pretraining_by_default() -> None:
     problem, _, loss, batches = captured(tvd_draft, objective="tvd")
-    batch = next(batches.stream(0))
+    batch = next(stream(batches))
     s, t, _ = logits(problem, batch)
     assert loss(batch)["tvd"].item() == pytest.approx(oracle.tvd(s, t).mean(), rel=1e-5)
     assert "pretraining" not in short_run(tvd_draft, examples=64)[1].cost()["phases"]

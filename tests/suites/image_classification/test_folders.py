@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import pickle
 import random
@@ -27,7 +28,15 @@ from torchvision import transforms
 from distillbench.errors import UserError
 from distillbench.suites.image_classification import convert, folders
 from distillbench.suites.image_classification.cifar_nets import NETS
-from distillbench.suites.image_classification.folders import AugmentedView, batches, cifar100, cifar_teacher, imagenet1k, imagenet_teacher
+from distillbench.suites.image_classification.folders import (
+    AugmentedView,
+    cifar100,
+    cifar_teacher,
+    imagenet1k,
+    imagenet_teacher,
+    load,
+    one_pass,
+)
 
 ROOT = Path(__file__).parents[3]
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -126,7 +135,7 @@ def test_a_corrupt_image_is_named(view: AugmentedView, root: Path, damage: bytes
     path = root / "cifar100/train/baby/baby_2.png"
     path.write_bytes(path.read_bytes()[:200] if isinstance(damage, str) else damage)
     with fails(str(path), "not a readable image", "restore"):
-        list(batches(view, list(range(12)), 0, 4, workers=workers))
+        list(one_pass(view, range(12), 4, workers))
 
 
 class Bomb:
@@ -174,7 +183,7 @@ def test_the_published_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     image, label = data[1]
     assert (image.size, label) == ((32, 32), 99)
     assert np.array_equal(np.asarray(image), rows[1].reshape(3, 32, 32).transpose(1, 2, 0))
-    assert next(batches(AugmentedView(data, folders.cifar_transform(True), 0), [1, 0], 0, 2))[1].tolist() == [99, 7]
+    assert next(one_pass(AugmentedView(data, folders.cifar_transform(True), 0), [1, 0], 2))[1].tolist() == [99, 7]
 
 
 # --- transforms and order ---------------------------------------------------------------------------------------
@@ -230,7 +239,7 @@ def test_global_generators_are_left_alone(view: AugmentedView) -> None:
     before = torch.get_rng_state(), random.getstate()
     values = [float(both.get(0, i)[0]) for i in range(3)]
     for workers in (0, 2):
-        list(batches(view, list(range(12)), 0, 5, workers=workers))
+        list(one_pass(view, range(12), 5, workers))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert [float(both.get(0, i)[0]) for i in range(3)] == values
@@ -257,28 +266,44 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 ORDER = [5, 0, 11, 3, 3, 8, 1, 10, 2, 7, 4]
 
 
+def wanted(epoch: int, size: int = 4) -> list[list[tuple[int, int]]]:
+    """``ORDER`` as it is in ``epoch``, in batches."""
+    return [[(epoch, i) for i in ORDER[at : at + size]] for at in range(0, len(ORDER), size)]
+
+
 def test_batches(view: AugmentedView) -> None:
-    found = list(batches(view, ORDER, 2, 4))
+    found = list(load(view, wanted(2)))
     assert [len(b[0]) for b in found] == [4, 4, 3]
     assert torch.cat([b[2] for b in found]).tolist() == ORDER
     assert torch.cat([b[1] for b in found]).tolist() == [view.dataset.targets[i] for i in ORDER]
     assert found[0][0].shape == (4, 3, 32, 32)
     assert torch.equal(found[1][0][2], view.get(2, 1)[0])
-    assert same(found, list(batches(view, torch.tensor(ORDER), 2, 4)))
-    assert same(found[:2], list(batches(view, ORDER, 2, 4, drop_last=True)))
-    assert list(batches(view, ORDER, 2, 4, start=11)) == []
-    for bad in ({"start": 12}, {"start": -1}, {"batch_size": 0}):
-        with pytest.raises(ValueError):
-            batches(view, ORDER, 0, **{"batch_size": 4, **bad})
+    assert list(load(view, [])) == []
+    mixed = next(load(view, [[(2, 0), (0, 0), (1, 5)]]))  # an epoch is an example's, not a batch's
+    assert all(torch.equal(x, view.get(epoch, i)[0]) for x, (epoch, i) in zip(mixed[0], ((2, 0), (0, 0), (1, 5)), strict=True))
+
+
+def test_one_pass_is_the_rows_in_order_as_they_look_in_epoch_0(view: AugmentedView) -> None:
+    whole = list(one_pass(view, ORDER, 4))
+    assert same(whole, list(load(view, wanted(0)))) and same(whole, list(one_pass(view, torch.tensor(ORDER), 4)))
+    assert list(one_pass(view, [], 4)) == []
+    with pytest.raises(ValueError):
+        one_pass(view, ORDER, 0)
 
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_workers_and_resuming_give_the_same_bytes(view: AugmentedView, step: int) -> None:
-    whole = list(batches(view, ORDER, 1, 4))
-    assert same(whole, list(batches(view, ORDER, 1, 4, workers=2)))
+    whole = list(load(view, wanted(1)))
+    assert same(whole, list(load(view, wanted(1), workers=2)))
     for workers in (0, 2):
         torch.manual_seed(step)
-        assert same(whole[step:], list(batches(view, ORDER, 1, 4, workers=workers, start=4 * step)))
+        assert same(whole[step:], list(load(view, wanted(1)[step:], workers)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wanted_may_have_no_end(view: AugmentedView, workers: int) -> None:
+    endless = load(view, ([(n, n % 12)] for n in itertools.count()), workers)
+    assert [index.tolist() for _, _, index in itertools.islice(endless, 15)] == [[n % 12] for n in range(15)]
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------

@@ -435,8 +435,8 @@ def test_cifar100_tune_split(cifar: Path) -> None:
     for split in ("test", "tune"):
         problem = suite.SUITE.problem(TrainContext("cifar100", setting, seeds_by_role(0), tuning=split == "tune", data=cifar))
         stream = problem.batches.stream(0)
-        epoch = len(problem.batches.rows) // 64
-        seen[split] = set(problem.batches.rows.tolist())
+        epoch = len(problem.batches.chosen) // 64
+        seen[split] = set(problem.batches.chosen.tolist())
         assert {int(i) for _ in range(epoch) for i in next(stream).index} <= seen[split]
     held_out = seen["test"] - seen["tune"]
     assert seen["test"] == set(range(200)) and 5 < len(held_out) < 50
@@ -514,7 +514,7 @@ def test_imagenet1k_end_to_end(imagenet: Path, precision: str) -> None:
 def test_imagenet1k_tune_split_and_teachers(imagenet: Path, tmp_path: Path) -> None:
     setting = imagenet_setting()
     told = {tuning: TrainContext("imagenet1k", setting, seeds_by_role(0), tuning=tuning, data=imagenet) for tuning in (False, True)}
-    train = {tuning: set(suite.SUITE.problem(ctx).batches.rows.tolist()) for tuning, ctx in told.items()}  # type: ignore[attr-defined]
+    train = {tuning: set(suite.SUITE.problem(ctx).batches.chosen.tolist()) for tuning, ctx in told.items()}  # type: ignore[attr-defined]
     held_out = train[False] - train[True]
     assert len(train[False]) == 36 and 0 < len(held_out) < 12
     student = Student.of(build(Architecture("torchvision:resnet18", {"outputs": 3}), 0))

@@ -262,7 +262,7 @@ def test_flips(images: EDMImages) -> None:
 
 
 def test_rows_and_small_data_sets(images: EDMImages) -> None:
-    few = FolderBatches(images, 100, 0, rows=torch.tensor([2, 5, 7]))
+    few = FolderBatches(images, 100, 0, chosen=torch.tensor([2, 5, 7]))
     assert few.batch_size == 3
     assert sorted(next(few.stream(4)).index.tolist()) == [2, 5, 7]
 

@@ -19,7 +19,9 @@ from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation import gaussians, nets, sampling
 from distillbench.suites.image_generation.nets import GaussianMixture, build
+from distillbench.training.data import Request
 from distillbench.training.nets import Architecture
+from distillbench.training.noise import Key
 from distillbench.training.student import Student
 from tests.oracles.image_generation import diffusion as oracle
 
@@ -67,11 +69,12 @@ def test_batches_are_real_samples_with_label_zero():
 
 
 def test_levels_cover_the_schedule_and_respect_their_bounds():
-    problem, like = world(), torch.zeros(5000, 2)
-    level = problem.levels(like, torch.Generator().manual_seed(0))
+    problem, rows = world(), Request(torch.arange(5000), 0, key=Key(0, 0, 0, 0))
+    level = problem.levels(rows)
+    assert level.shape == (5000,)
     assert problem.sigma_min <= float(level.min()) < 0.011
     assert 9.9 < float(level.max()) <= problem.sigma_max
-    some = problem.levels(like, torch.Generator().manual_seed(0), low=0.4, high=0.6)
+    some = problem.levels(rows, "some", low=0.4, high=0.6)
     assert 0.2 < float(some.min()) < float(some.max()) < 2
 
 

@@ -67,7 +67,7 @@ def test_the_teachers_text_in_letters_is_its_text_in_symbols(problem):
     view = problem.teacher_view(batch)
     theirs = own.take(torch.arange(20))
     assert all(torch.equal(getattr(view, f), getattr(theirs, f)) for f in ("ids", "attention", "response"))
-    assert view.tokenizer == problem.teacher.tokenizer and view.per_row == theirs.per_row and view.rows.tolist() == [-1] * 20
+    assert view.tokenizer == problem.teacher.tokenizer and view.units() == theirs.units() and view.rows.tolist() == [-1] * 20
     torch.testing.assert_close(problem.teacher.log_probs(view), problem.teacher.log_probs(theirs), rtol=0, atol=0)
 
 
@@ -200,7 +200,7 @@ def test_the_exact_metric_is_the_mean_over_sampled_texts():
         batch = texts.take(torch.arange(len(texts)))
         with torch.no_grad():
             said = chosen_log_probs(model, batch.predicted.take(model(batch.ids, batch.attention)), batch.predicted.labels, vocab=vocab)
-        sums.append(batch.per_example(said).double() * batch.per_row)
+        sums.append(batch.per_sequence(said).double() * batch.response.sum(1))
     gap = sums[0] - sums[1]
     tokens = float(own.response.sum()) / len(own)
     error = float(gap.std()) / len(gap) ** 0.5 / tokens

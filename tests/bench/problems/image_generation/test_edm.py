@@ -27,6 +27,8 @@ from distillbench.problems.image_generation.start import frozen, initialise, ode
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_generation as suite
+from distillbench.training.data import Request
+from distillbench.training.noise import Key
 from distillbench.training.run import Run
 from tests.oracles.image_generation import diffusion as oracle
 
@@ -225,7 +227,7 @@ def test_pairs_of_another_network_draw_anew_and_take_their_own_levels():
 
 def test_drawn_pairs_stay_together():
     pairs = tuple(torch.arange(50) for _ in range(3))
-    noise, samples, labels = some_pairs(pairs, 400, torch.Generator().manual_seed(0))
+    noise, samples, labels = some_pairs(pairs, Request(torch.arange(400), 0, key=Key(1, 0, 0, 0)))
     assert torch.equal(noise, samples)
     assert torch.equal(noise, labels)
     assert len(noise) == 400

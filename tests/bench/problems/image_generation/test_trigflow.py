@@ -13,6 +13,7 @@ from distillbench.suites import image_generation as suite
 from distillbench.suites.image_generation.nets import build
 from distillbench.training.nets import Architecture
 from distillbench.training.run import Run
+from tests.keyed import stream
 from tests.oracles.image_generation import trigflow as oracle
 
 D, B, N = 0.7, 6, 3
@@ -221,7 +222,7 @@ def test_draw_asks_the_teacher_once_and_leaves_the_graph_to_the_velocity_alone(s
     about = track(f"image-generation/{setting}")[2]
     problem = suite.SUITE.problem(TrainContext(setting, about, seeds_by_role(0)))
     run = Run(seeds=seeds_by_role(0), budget=about.budget, training=about.training, oracles=[problem.teacher])
-    batch = next(problem.batches.stream(0))
+    batch = next(stream(problem.batches))
     f, g, sigma = draw(problem, run, problem.student, batch, mean=0.0, std=1.0, warmup=1.0, c=0.1)
     each = 1 if problem.teacher.guidance == 1 else 2
     assert problem.teacher.meter.counts["teacher_examples"] == each * len(batch)

@@ -13,6 +13,7 @@ from distillbench.errors import UserError
 from distillbench.problems.language_modeling.alignment import align, chunks
 from distillbench.problems.language_modeling.texts import Prompts
 from distillbench.problems.language_modeling.tokenizers import Alphabet
+from tests.keyed import reduced
 
 
 def cut(text, places):
@@ -107,12 +108,13 @@ def test_sums_over_chunks_are_those_of_each_row():
 @pytest.mark.parametrize("sizes", [(1, 3), (2, 2), (1, 1, 1, 1), (4,)])
 def test_the_mean_over_the_chunks_of_the_whole_batch_survives_its_parts(sizes):
     batch, values = pair(), torch.rand(9, dtype=torch.float64)
-    assert batch.per_chunk(values).mean().item() == pytest.approx(values.mean().item(), rel=1e-12)
+    assert batch.units() == {"rows": 4, "tokens": 14, "chunks": 9}
+    assert reduced(batch, values, "chunks").item() == pytest.approx(values.mean().item(), rel=1e-12)
     total, row, chunk = 0.0, 0, 0
     for size in sizes:
         part = batch.part(row, row + size)
         assert len(part.teacher) == size and part.teacher.ids.shape[1] == batch.teacher.ids.shape[1]
         mine = int(part.counts.sum())
-        total += part.per_chunk(values[chunk : chunk + mine]).mean().item() * size / len(batch)
+        total += reduced(part, values[chunk : chunk + mine], "chunks").item()
         row, chunk = row + size, chunk + mine
     assert total == pytest.approx(values.mean().item(), rel=1e-12)

@@ -9,6 +9,7 @@ import torch
 
 from distillbench.problems.language_modeling.mixed_texts import beside
 from distillbench.problems.language_modeling.texts import Prompts, TokenBatch
+from tests.keyed import reduced
 
 
 def batch(seed, rows, longest, prompts=((5, 6, 7), (8,), (9, 4))):
@@ -35,7 +36,8 @@ def test_rows_of_both_kinds_keep_their_texts_and_responses_begin_at_one_place():
     assert prompts_of(mixed) == prompts_of(ours) + prompts_of(others)
     assert len({int(m.long().argmax()) for m in mixed.response}) == 1
     assert mixed.own.tolist() == [True] * 5 + [False] * 3
-    assert mixed.per_row * 8 == int(mixed.response.sum())
+    own, others = int(ours.response.sum()), int(others.response.sum())
+    assert mixed.units() == {"rows": 8, "tokens": own + others, "own": own, "beside": others}
 
 
 def test_fresh_text_is_known_to_no_cache():
@@ -51,14 +53,14 @@ def test_each_kind_has_the_mean_over_its_own_tokens(cuts, padding):
     mixed = dataclasses.replace(mixed, **wide)
     lengths = [len(r) for r in responses(mixed)]
     values = [np.random.default_rng(i).standard_normal(n) for i, n in enumerate(lengths)]
-    for own, rows in ((True, range(5)), (False, range(5, 8))):
+    for unit, rows in (("own", range(5)), ("beside", range(5, 8))):
         expected = np.concatenate([values[i] for i in rows]).mean()
         total = 0.0
         for start, stop in itertools.pairwise(cuts):
             mine = [values[i] for i in range(start, stop) if i in rows]
             flat = torch.tensor(np.concatenate(mine) if mine else np.zeros(0))
-            total += float(mixed.part(start, stop).per_example_of(flat, own).sum())
-        assert total / 8 == pytest.approx(expected, rel=1e-6)
+            total += float(reduced(mixed.part(start, stop), flat, unit))
+        assert total == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_others_it_is_the_batch_itself():
@@ -66,5 +68,5 @@ def test_without_others_it_is_the_batch_itself():
     mixed = beside(ours, None)
     assert torch.equal(mixed.ids, ours.ids) and bool(mixed.own_tokens.all())
     values = torch.arange(float(ours.predicted.count))
-    assert torch.allclose(mixed.per_example_of(values, True), ours.per_example(values))
-    assert not mixed.per_example_of(values[:0], False).any()
+    assert torch.equal(reduced(mixed, values, "own"), reduced(ours, values, "tokens"))
+    assert float(reduced(mixed, values[:0], "beside")) == 0

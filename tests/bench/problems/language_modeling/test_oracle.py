@@ -189,10 +189,10 @@ def test_responses_are_generated_and_metered_once_a_run(tmp_path):
         texts = [teacher.responses(p, samples=2, length=6) for _ in range(3)]
         assert texts[0].digest == texts[1].digest == texts[2].digest and len(texts[0]) == 140
         assert texts[0].index.tolist() == [*range(70), *range(70)]
-        totals.append(teacher.meter.counts["generated_tokens"])
+        totals.append(teacher.meter.counts["teacher_tokens"])
         assert totals[-1] == int(texts[0].response.sum())
         teacher.responses(p, samples=2, length=6, temperature=0.5)
-        assert teacher.meter.counts["generated_tokens"] > totals[-1]
+        assert teacher.meter.counts["teacher_tokens"] > totals[-1]
     assert totals[0] == totals[1]
 
 

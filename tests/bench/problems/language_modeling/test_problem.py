@@ -19,7 +19,7 @@ from distillbench.problems.language_modeling.texts import Prompts
 from distillbench.suites.language_modeling.nets import build
 from distillbench.training.nets import Architecture
 from distillbench.training.run import Run
-from tests.keyed import stream
+from tests.keyed import reduced, stream
 
 VOCAB, LENGTH = 20, 5
 SEEDS = {"noise": 11, "order": 2, "init": 3}
@@ -179,7 +179,7 @@ def test_micro_batches_sum_to_the_mean_over_all_tokens(loss, top_k):
         r = run(p, micro_batches=parts)
 
         def objective(batch, p=p, r=r):
-            return r.loss(x=batch.per_example(getattr(p, loss)(batch)))
+            return r.loss(batch, x=(getattr(p, loss)(batch), "tokens"))
 
         r.fit(p.student, objective, p.data, steps=3)
         ends.append(torch.cat([x.detach().flatten() for x in p.student.parameters()]))
@@ -191,7 +191,7 @@ def test_micro_batches_sum_to_the_mean_over_all_tokens(loss, top_k):
     batch = next(p.data.stream(0))
     values = getattr(p, loss)(batch)
     assert len(set(batch.response.sum(1).tolist())) > 1
-    np.testing.assert_allclose(batch.per_example(values).mean().item(), values.mean().item(), rtol=1e-5)
+    np.testing.assert_allclose(reduced(batch, values, "tokens").item(), values.mean().item(), rtol=1e-5)
 
 
 def dense(p, batch):

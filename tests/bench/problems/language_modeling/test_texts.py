@@ -10,6 +10,7 @@ import torch
 
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling.texts import Prompts, TextBatches
+from tests.keyed import reduced
 
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
 RESPONSES = [[7], [8, 9, 10, 0], [11, 0]]
@@ -49,32 +50,35 @@ def test_the_predictions_that_count_are_the_response_tokens():
 def test_every_token_weighs_the_same_however_the_batch_is_split():
     batch = texts().take(torch.tensor([0, 1, 2]))
     values = torch.tensor([1.0, 2, 3, 4, 5, 6, 7])
-    np.testing.assert_allclose(batch.per_example(values).mean(), values.mean())
+    assert batch.units() == {"rows": 3, "tokens": 7}
+    np.testing.assert_allclose(reduced(batch, values, "tokens"), values.mean())
     start = 0
     parts = []
     for low, high in ((0, 1), (1, 3)):
         part = batch.part(low, high)
         n = part.predicted.count
-        parts.append(part.per_example(values[start : start + n]))
+        assert part.units()["tokens"] == n and part.total("tokens") == 7 and part.total("rows") == 3
+        parts.append(reduced(part, values[start : start + n], "tokens"))
         start += n
-    np.testing.assert_allclose(torch.cat(parts).mean(), values.mean())
+    np.testing.assert_allclose(sum(parts), values.mean())
     np.testing.assert_allclose(batch.per_sequence(values), [1, 3.5, 6.5])
 
 
 def test_values_of_another_shape_are_refused():
     batch = texts().take(torch.tensor([0, 1]))
-    for reduce in (batch.per_example, batch.per_sequence):
-        with pytest.raises(UserError, match=r"one value per token that counts: \(5,\)"):
-            reduce(torch.zeros(7))
+    with pytest.raises(UserError, match=r"one value per token that counts: \(5,\)"):
+        batch.per_sequence(torch.zeros(7))
+    with pytest.raises(UserError, match="one value for each of the 5 tokens"):
+        reduced(batch, torch.zeros(7), "tokens")
 
 
 def test_rows_without_a_response_count_for_nothing():
     t = Prompts.of([[1, 2], [3]], "tok", 0).with_responses([[], [4]], pad=0)
     batch = t.take(torch.tensor([0, 1]))
-    np.testing.assert_allclose(batch.per_example(torch.tensor([3.0])).mean(), 3.0)
+    assert float(reduced(batch, torch.tensor([3.0]), "tokens")) == 3.0
     assert batch.per_sequence(torch.tensor([3.0])).tolist() == [0, 3]
     empty = t.take(torch.tensor([0]))
-    assert empty.per_example(torch.zeros(0)).tolist() == [0]
+    assert float(reduced(empty, torch.zeros(0), "tokens")) == 0 and empty.per_sequence(torch.zeros(0)).tolist() == [0]
 
 
 def test_digests_follow_the_bytes():
