@@ -355,7 +355,7 @@ def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]
         scores=scores,
         intervals=intervals,
         steps=steps,
-        cost={m: _mean([r.cost.get("total", {}).get(m) for r in chosen]) for m in METERS},
+        cost={m: _mean([_spent(r, m) for r in chosen]) for m in METERS},
         trials=trials[records[0].track, card.slug],
         commits=tuple(sorted({str(c) for r in chosen if (c := r.environment.get("commit"))})),
         machines=tuple(sorted({f"{_device(r)}, torch {_torch(r)}" for r in chosen})),
@@ -403,6 +403,16 @@ def _status(records: list[Record], scored: list[Record]) -> Status:
     if scored:
         return "over_budget" if any(r.status == "over_budget" for r in scored) else "ok"
     return "skipped" if all(r.status == "skipped" for r in records) else "failed"
+
+
+def _spent(record: Record, meter: str) -> float | None:
+    """What a record says of a meter; generated tokens are the student's and the teacher's together, as in older records."""
+    total = record.cost.get("total", {})
+    if meter == "generated_tokens" and meter not in total:
+        both = [total[m] for m in ("student_tokens", "teacher_tokens") if m in total]
+        return sum(both) if both else None
+    value: float | None = total.get(meter)
+    return value
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -184,6 +184,7 @@ class Card:
         claims: what the paper says it achieves; the board measures each.
         deviations: every known difference from the paper or the authors' code.
         exempt: check name -> the reason why that contract check cannot hold. A stale exemption fails.
+        trains: False where nothing is trained (a teacher as it is, weight arithmetic, a sampler): checks of training do not apply.
         control: True for a yardstick that every board carries (scratch, teacher, ...); never ranked.
         notes: why a default is what it is, where that was tried on a tune split. What the method achieves here is never written: the
             leaderboard computes it from records (:mod:`distillbench.leaderboard.measured`).
@@ -200,6 +201,7 @@ class Card:
     claims: tuple[Claim, ...] | list[Claim] = ()
     deviations: tuple[str, ...] | list[str] = ()
     exempt: dict[str, str] = field(default_factory=dict)
+    trains: bool = field(default=True, metadata=LATER)
     control: bool = False
     supersedes: int | None = None
     notes: str = field(default="", metadata=LATER)

@@ -18,7 +18,6 @@ from distillbench.cards.card import Budget
 from distillbench.checks.core import Failed, Skipped, Subject, check
 from distillbench.identity import sha256
 from distillbench.problems.classification.problem import Classification
-from distillbench.problems.image_generation.oracle import DenoiserOracle
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
@@ -158,23 +157,9 @@ def _watch(oracle: ModuleOracle) -> list[str]:
     """Notes what is wrong with any forward pass of the teacher or of a part of it."""
     faults: list[str] = []
     parts = set(oracle._module.modules())  # copies carry the hook along, and may be trained
-    opened = False
-
-    if isinstance(oracle, DenoiserOracle):
-        door = oracle.denoise
-
-        def denoise(*args: Any, differentiable: bool = False, **options: Any) -> Tensor:
-            nonlocal opened
-            opened = differentiable  # the graph from noisy samples that a method may ask for
-            try:
-                return door(*args, differentiable=differentiable, **options)
-            finally:
-                opened = False
-
-        oracle.denoise = denoise  # type: ignore[method-assign]
 
     def hook(module: nn.Module, *_: Any) -> None:
-        graph = torch.is_grad_enabled() and not opened
+        graph = torch.is_grad_enabled() and not oracle.differentiable
         for wrong, note in ((module.training, "it answered in train mode"), (graph, "it was asked with gradients on")):
             if module in parts and wrong and note not in faults:
                 faults.append(note)
@@ -229,6 +214,18 @@ def _digest(trial: Trial) -> str:
 
 def _trains(trial: Trial) -> bool:
     return trial.run.meter.counts["student_steps"] > 0
+
+
+@check
+def trains(subject: Subject) -> str:
+    """The card says rightly whether a student is trained."""
+    trial = first_training(subject)
+    steps = int(trial.run.meter.counts["student_steps"])
+    if steps and not subject.card.trains:
+        raise Failed(f"the card says trains=False, and a loop updated the student {steps} times")
+    if not steps and subject.card.trains:
+        raise Failed("no loop updated the student: train through run.fit or run.loop, or say trains=False on the card")
+    return f"{steps} updates"
 
 
 @check

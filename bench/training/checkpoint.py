@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,48 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class Checkpoints:
+    """The checkpoints of one run, by the name of the work they belong to.
+
+    Args:
+        folder: where they lie, or None where a run is not to survive.
+        code: digest of the code that trains; a checkpoint of other code is never used.
+        writes: whether this process writes them.
+    """
+
+    def __init__(self, folder: Path | None, code: str | None, *, writes: bool) -> None:
+        self.folder = folder
+        self._code, self._writes = code, writes
+
+    def write(self, name: str, state: dict[str, Any]) -> None:
+        """Write ``state``; the one before it is kept until the next one.
+
+        Raises:
+            SaveError: it could not be written.
+        """
+        if self.folder is None or not self._writes:
+            return
+        path = self.folder / f"{name}.checkpoint"
+        if path.exists():
+            path.replace(path.with_suffix(".previous"))
+        save_checkpoint(path, {**state, "code": self._code})
+
+    def newest(self, name: str) -> dict[str, Any] | None:
+        """The newest whole state that today's code wrote, or None. What is passed over is a warning."""
+        if self.folder is None:
+            return None
+        path = self.folder / f"{name}.checkpoint"
+        for place in (path, path.with_suffix(".previous")):
+            if not place.exists():
+                continue
+            try:
+                state = load_checkpoint(place)
+            except UserError as error:
+                warnings.warn(f"{place.name} is not usable, going back to the one before: {error}", stacklevel=2)
+                continue
+            if state.get("code") == self._code:
+                return state
+            warnings.warn(f"{place.name} was written by other code than today's, so it is not used; its work begins anew", stacklevel=2)
+        return None

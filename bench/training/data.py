@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distillbench.identity import derive_seed
 from distillbench.training.noise import Rows
+from distillbench.training.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Batch(Examples):
     @property
     def _device(self) -> torch.device:
         return self.inputs.device
+
+    @property
+    def condition(self) -> Tree:
+        """What a generator of such examples is told of each row: its label."""
+        return self.labels
 
     def part(self, start: int, stop: int) -> Batch:
         """Rows ``start:stop``."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,13 +37,33 @@ class Oracle:
     def to(self, device: torch.device) -> None:
         """Answer on ``device`` from now on. What holds no tensors has nothing to do."""
 
+    def state(self) -> dict[str, Any]:
+        """What answers depend on besides the question (a budget of queries, a list of what was asked): checkpoints carry it."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+
 
 class ModuleOracle(Oracle):
-    """A frozen network. Methods never touch it: they ask, it answers in evaluation mode and without a graph."""
+    """Wrapper around a frozen network. Methods query it only through this class; answers carry no gradient, every query is metered.
+
+    Attributes:
+        differentiable: true while it answers with a graph from its input, as a method asked it to.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(tensor_digest(dict(module.state_dict())))
         self._module = module.eval().requires_grad_(False)
+        self.differentiable = False
+
+    @contextlib.contextmanager
+    def _open(self, differentiable: bool) -> Iterator[None]:
+        self.differentiable = differentiable
+        try:
+            yield
+        finally:
+            self.differentiable = False
 
     def trainable_copy(self) -> nn.Module:
         """A copy of the network that may be trained (teacher-side methods); the oracle itself stays as it is."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +22,10 @@ from distillbench.cards.card import Budget, Training
 from distillbench.errors import Diverged, OverBudget, UserError
 from distillbench.identity import derive_seed
 from distillbench.training.averages import Decay
-from distillbench.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from distillbench.training.checkpoint import Checkpoints, rng_state, set_rng_state
 from distillbench.training.data import Batches, Examples, Request
 from distillbench.training.learner import Backward, Learner, Losses, rate
-from distillbench.training.meter import Bill, Meter
+from distillbench.training.meter import PACED, Bill, Meter, alone, counted_steps
 from distillbench.training.noise import Key
 from distillbench.training.observer import Observer
 from distillbench.training.oracle import Oracle
@@ -39,8 +38,6 @@ from distillbench.training.update import Updates, has_bfloat16
 __all__ = ["Learner", "Losses", "Run", "coupled", "has_bfloat16"]
 
 TRACED = 40  # points of each loss term that a record keeps
-IRREGULAR = 16  # steps of a loop whose operations are counted, where no two steps are alike
-PACED = 1000  # steps that a loop is taken to have where nobody knows how many it will
 
 Made = TypeVar("Made")
 
@@ -78,7 +75,8 @@ class Run:
         self.training = training
         self._processes = Processes(accelerator)
         self._bill = Bill(budget)
-        for oracle in oracles:
+        self._oracles = list(oracles)
+        for oracle in self._oracles:
             oracle.meter = self.meter
         self.trace: dict[str, list[float]] = {}
         # What a method wants to keep besides weights (a schedule that follows the loss, a replay buffer): numbers, tensors, lists and
@@ -86,9 +84,8 @@ class Run:
         self.state: dict[str, Any] = {}
         self._trained: list[nn.Module] = []
         self._averages: list[tuple[nn.Module, str]] = []
-        self._folder = folder
+        self._checkpoints = Checkpoints(folder, code, writes=self._processes.main)
         self._every = checkpoint_seconds
-        self._code = code
         self._micro = micro_batches
         self._observer = observer or Observer()
         self._updates = Updates(self._processes, self.meter, self._observer)
@@ -319,7 +316,7 @@ class Run:
         allowed = self._allowance(state["begun"], share) if steps is None else 0.0
         streams = self._streams(learners, batches, step)
         every = max(1, (steps or PACED) // TRACED)
-        counted = _counted(steps, period, irregular=any(not _stream_of(x, batches).regular for x in learners))
+        counted = counted_steps(steps, period, irregular=any(not _stream_of(x, batches).regular for x in learners))
         saved = time.perf_counter()
         shown = 0.0
         for learner in learners:
@@ -355,7 +352,7 @@ class Run:
                             self.trace.setdefault(f"{self._bill.phase}/{name}", []).append(float(f"{float(value):.5g}"))
             if counter is not None:
                 flops[step % period] = float(counter.get_total_flops())
-            if step >= period or _alone(step, steps, period):
+            if step >= period or alone(step, steps, period):
                 self.meter.add("training_flops", flops[step % period] * (2 if step < 2 * period and step >= period else 1))
             self.meter.agree(self._processes.total if self._processes.count > 1 else None)
             step += 1
@@ -438,7 +435,7 @@ class Run:
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def _save(self, learners: Sequence[Learner], step: int, steps: int | None, state: dict[str, Any]) -> None:
-        if self._folder is not None:
+        if self._checkpoints.folder is not None:
             written = self._observer.saves(step, steps)
             if written:
                 self._write(self._bill.phase, {**state, "step": step, "learners": [x.state() for x in learners]})
@@ -447,48 +444,32 @@ class Run:
     def _write(self, name: str, state: dict[str, Any]) -> None:
         """A checkpoint of ``state`` and of all that a run has besides."""
         self._bill.tick()
-        if self._folder is None or not self._processes.main:
-            return
         whole = {
             **state,
-            "code": self._code,
             "meter": self.meter.counts,
             "started": self._bill.started,
             "phases": self.phases,
             "trace": self.trace,
             "method": self.state,
+            "oracles": [o.state() for o in self._oracles],
             "rng": rng_state(),
             "generators": {role: g.get_state() for role, g in self._generators.items()},
         }
-        path = self._folder / f"{self._unit:02d}-{name}.checkpoint"
-        if path.exists():
-            path.replace(path.with_suffix(".previous"))
-        save_checkpoint(path, whole)
+        self._checkpoints.write(f"{self._unit:02d}-{name}", whole)
 
     def _restored(self, name: str) -> dict[str, Any] | None:
-        """The newest whole checkpoint of the work under way, or None; all that a run has besides is put back as it was."""
-        if self._folder is None:
-            return None
-        path = self._folder / f"{self._unit:02d}-{name}.checkpoint"
-        for place in (path, path.with_suffix(".previous")):
-            if not place.exists():
-                continue
-            try:
-                state = load_checkpoint(place)
-            except UserError as error:
-                warnings.warn(f"{place.name} is not usable, going back to the one before: {error}", stacklevel=2)
-                continue
-            if state.get("code") != self._code:
-                warnings.warn(f"{place.name} was written by other code than today's, so it is not used; its work begins anew", stacklevel=2)
-                continue
+        """The newest checkpoint of the work under way, or None; all that a run has besides is put back as it was."""
+        state = self._checkpoints.newest(f"{self._unit:02d}-{name}")
+        if state is not None:
             self.meter.restore(state["meter"])
             self._bill.started, self._bill.phases = state["started"], state["phases"]
             self.trace, self.state = state["trace"], state["method"]
+            for oracle, asked in zip(self._oracles, state["oracles"], strict=True):
+                oracle.restore(asked)
             set_rng_state(state["rng"])
             for role, saved in state["generators"].items():
                 self.generator(role).set_state(saved)
-            return state
-        return None
+        return state
 
     def _resume(self, learners: Sequence[Learner]) -> dict[str, Any]:
         """Continue from the newest whole checkpoint of this loop, if there is one: step, flops by step, and the pace it began at."""
@@ -498,21 +479,6 @@ class Run:
         for learner, saved in zip(learners, state["learners"], strict=True):
             learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start
         return {k: state[k] for k in ("step", "flops", "begun")}
-
-
-def _counted(steps: int | None, period: int, *, irregular: bool) -> Callable[[int], bool]:
-    """Which steps' operations are counted; each stands for those up to the next one of its place in the period in which all learners act.
-    The first period may fill tables once, so the second stands for the first as well."""
-    cycles = -(-(steps or PACED) // period)
-    if steps is None or irregular:
-        stride = max(2, cycles // IRREGULAR)
-        return lambda step: step // period % stride == 1 or _alone(step, steps, period)
-    return lambda step: step // period in (1, cycles // 2) or _alone(step, steps, period)
-
-
-def _alone(step: int, steps: int | None, period: int) -> bool:
-    """Whether a step is of the first period and has none of its place behind it."""
-    return steps is not None and step < period and step + period >= steps
 
 
 def _stream_of(learner: Learner, batches: Batches | None) -> Batches:

@@ -10,6 +10,7 @@ from distillbench.training.student import Student
 CARD = Card(
     slug="teacher",
     version=1,
+    trains=False,
     problem="classification",
     title="The teacher",
     control=True,

@@ -90,10 +90,10 @@ def distill(
         index = batch.integers(levels - 1, (len(batch),), "levels").cpu()
         sigma, cleaner = grid[index].to(batch.inputs.device), grid[index + 1].to(batch.inputs.device)
         noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
-        after = heun_step(lambda x, s: problem.teacher.denoise(x, s, batch.labels), noisy, sigma, cleaner)
+        after = heun_step(lambda x, s: problem.teacher.denoise(x, s, batch.condition), noisy, sigma, cleaner)
         with torch.no_grad():
-            answer = (learner.target or student)(after, cleaner, batch.labels)
-        return run.loss(batch, consistency=consistency_loss(student(noisy, sigma, batch.labels), answer, metric=metric))
+            answer = (learner.target or student)(after, cleaner, batch.condition)
+        return run.loss(batch, consistency=consistency_loss(student(noisy, sigma, batch.condition), answer, metric=metric))
 
     learner = Learner(student, loss, ema=average_decay, target=target_decay or None, learning_rate=rate * run.training.learning_rate)
     with run.phase("distil"):

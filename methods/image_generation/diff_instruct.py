@@ -86,7 +86,7 @@ def distill(
         generated = game.generate(batch)
         sigma = problem.lognormal_levels(batch, mean=level_mean, std=level_std)
         noisy = generated.detach() + per_row(sigma, generated) * batch.noise(generated.shape, "noise")
-        return run.loss(batch, instruct=instruct_loss(generated, *game.denoised(noisy, sigma, batch.labels)))
+        return run.loss(batch, instruct=instruct_loss(generated, *game.denoised(noisy, sigma, batch.condition)))
 
     return game.train(
         generator_loss, generator_rate=generator_rate, fake_rate=fake_rate, fake_updates=fake_updates, beta1=beta1, average=average

@@ -81,11 +81,11 @@ def distill(
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
         noisy, sigma = game.perturb(batch, generated.detach())
-        gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.labels))
+        gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.condition))
         terms = {"matching": surrogate_loss(generated, gradient)}
         if references is not None:
-            noise, target, labels = some_pairs(references, batch)
-            answer = game.student(game.sigmas[0] * noise, noise.new_full((len(noise),), game.sigmas[0]), labels)
+            noise, target, condition = some_pairs(references, batch)
+            answer = game.student(game.sigmas[0] * noise, noise.new_full((len(noise),), game.sigmas[0]), condition)
             terms["regression"] = regression_weight * row_mean((answer - target) ** 2)
         return run.loss(batch, **terms)
 

@@ -99,13 +99,13 @@ def distill(
     def look(batch: Batch, images: Tensor, role: str) -> tuple[Tensor, Tensor, Tensor]:
         """What fake score and classifier say of noisy images at levels of their own: x_0 (B, ...), levels (B,), logits (B, heads)."""
         noisy, sigma = game.perturb(batch, images, low=0.0, high=1.0, role=role)
-        denoised, stages = staged(game.fake, noisy, sigma, batch.labels)
+        denoised, stages = staged(game.fake, noisy, sigma, batch.condition)
         return denoised, sigma, head(stages[-1:])
 
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
         noisy, sigma = game.perturb(batch, generated.detach())
-        gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.labels))
+        gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.condition))
         terms = {"matching": surrogate_loss(generated, gradient)}
         if gan_weight:
             _, _, fake = look(batch, generated, "gan noise")
@@ -140,5 +140,5 @@ def _head(problem: ImageGeneration, run: Run, network: nn.Module) -> Heads:
     batch = next(problem.batches.stream(0)).to(run.device)
     with torch.no_grad():
         sigma = batch.inputs.new_full((len(batch),), problem.sigma_max)
-        stages = staged(network.to(run.device), batch.inputs, sigma, batch.labels)[1]
+        stages = staged(network.to(run.device), batch.inputs, sigma, batch.condition)[1]
     return Heads(stages[-1:])

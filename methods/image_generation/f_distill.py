@@ -174,8 +174,8 @@ def distill(
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
         noisy, sigma = game.perturb(batch, generated)
-        real = problem.teacher.denoise(noisy.detach(), sigma, batch.labels)
-        fake, logits = discriminator.judge(game, noisy, sigma, batch.labels)
+        real = problem.teacher.denoise(noisy.detach(), sigma, batch.condition)
+        fake, logits = discriminator.judge(game, noisy, sigma, batch.condition)
         ratio = density_ratio(logits, low=ratio_low, high=ratio_high)
         first, last = problem.sigma_min ** (1 / RHO), problem.sigma_max ** (1 / RHO)
         place = (sigma ** (1 / RHO) - first) / (last - first)

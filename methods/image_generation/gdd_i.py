@@ -132,10 +132,10 @@ def distill(
 
     def generate(batch: Batch) -> Tensor:
         noisy = start * batch.noise(batch.inputs.shape, "latents")
-        return student(noisy, level(batch, start), batch.labels)  # type: ignore[no-any-return]
+        return student(noisy, level(batch, start), batch.condition)  # type: ignore[no-any-return]
 
     def stages(images: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        return features.stages(images, level(batch, feature_sigma), batch.labels)
+        return features.stages(images, level(batch, feature_sigma), batch.condition)
 
     def play(batch: Batch) -> Losses:
         return run.loss(batch, gan=generator_loss(heads(stages(generate(batch), batch))))

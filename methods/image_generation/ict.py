@@ -120,9 +120,9 @@ def distill(
         index = torch.searchsorted(edges, place.double()).clamp(max=count - 1)  # decreasing grid: index + 1 is cleaner
         sigma, cleaner = (level.to(batch.inputs) for level in (grid[index], grid[index + 1]))
         noise = batch.noise(batch.inputs.shape, "noise")
-        output = student(batch.inputs + per_row(sigma, noise) * noise, sigma, batch.labels)
+        output = student(batch.inputs + per_row(sigma, noise) * noise, sigma, batch.condition)
         with torch.no_grad():
-            target = student(batch.inputs + per_row(cleaner, noise) * noise, cleaner, batch.labels)
+            target = student(batch.inputs + per_row(cleaner, noise) * noise, cleaner, batch.condition)
         gap = (grid[index] - grid[index + 1]).to(batch.inputs)
         return run.loss(batch, consistency=ict_loss(output, target, gap, huber=huber))
 

@@ -66,8 +66,8 @@ def distill(
     [start] = problem.few_steps(1, start_sigma)
 
     def loss(batch: Batch) -> Losses:
-        noise, target, labels = some_pairs(made, batch)
-        answer = problem.student(start * noise, noise.new_full((len(noise),), start), labels)
+        noise, target, condition = some_pairs(made, batch)
+        answer = problem.student(start * noise, noise.new_full((len(noise),), start), condition)
         return run.loss(batch, pairs=pair_loss(answer, target))
 
     base = run.training.learning_rate

@@ -104,8 +104,8 @@ def halve(
         place = 2 * batch.integers(count, (len(batch),), "levels").cpu()
         sigma, middle, after = (grid[place + i].to(batch.inputs.device) for i in range(3))
         noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
-        target = two_step_target(lambda x, s: teacher.denoise(x, s, batch.labels), noisy, sigma, middle, after)
-        return run.loss(batch, progressive=progressive_loss(problem.student(noisy, sigma, batch.labels), target, sigma, weight=weight))
+        target = two_step_target(lambda x, s: teacher.denoise(x, s, batch.condition), noisy, sigma, middle, after)
+        return run.loss(batch, progressive=progressive_loss(problem.student(noisy, sigma, batch.condition), target, sigma, weight=weight))
 
     with run.phase(f"{count} steps"):
         run.fit(problem.student, loss, problem.batches, steps=updates, learning_rate=run.training.learning_rate * rate)

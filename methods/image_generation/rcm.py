@@ -114,7 +114,7 @@ def distill(
         if r == 1 and regulariser_weight:
             generated = game.generate(batch)
             noisy, sigma = game.perturb(batch, generated.detach())
-            gradient = regulariser_gradient(generated, *game.denoised(noisy, sigma, batch.labels))
+            gradient = regulariser_gradient(generated, *game.denoised(noisy, sigma, batch.condition))
             terms["regulariser"] = regulariser_weight * regulariser(generated, gradient)
         return run.loss(batch, **terms)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real, Reported
 from distillbench.problems.image_generation.edm import per_row, row_mean
 from distillbench.problems.image_generation.problem import ImageGeneration
-from distillbench.problems.image_generation.start import frozen, initialise, ode_pairs, some_pairs
+from distillbench.problems.image_generation.start import Pairs, frozen, initialise, ode_pairs, some_pairs
 from distillbench.training.data import Batch
 from distillbench.training.run import Losses, Run
 from distillbench.training.student import Student
@@ -101,7 +101,7 @@ def straight_line(noise: Tensor, clean: Tensor, sigma: Tensor, sigma_max: float)
 def follow(
     problem: ImageGeneration,
     run: Run,
-    pairs: tuple[Tensor, Tensor, Tensor],
+    pairs: Pairs,
     parts: Callable[[Batch], Tensor],
     *,
     share: float,
@@ -112,9 +112,9 @@ def follow(
     """Train ``problem.student`` on the straight lines between the ends of ``pairs``, at times ``parts(batch)`` (B,) of the longest."""
 
     def loss(batch: Batch) -> Losses:
-        noise, clean, labels = some_pairs(pairs, batch)
+        noise, clean, condition = some_pairs(pairs, batch)
         sigma = noise_level(parts(batch).to(clean), problem.sigma_max)
-        denoised = problem.student(straight_line(noise, clean, sigma, problem.sigma_max), sigma, labels)
+        denoised = problem.student(straight_line(noise, clean, sigma, problem.sigma_max), sigma, condition)
         return run.loss(batch, flow=flow_loss(denoised, clean, sigma / (1 + sigma)))
 
     base = run.training.learning_rate

@@ -152,14 +152,14 @@ def distill(
         pure = batch.uniform((len(batch),), f"{role} places") < largest_share
         sigma = torch.where(pure, largest, sigma)
         noise = per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, role)
-        generated: Tensor = student(torch.where(per_row(pure, noise), noise, batch.inputs + noise), sigma, batch.labels)
+        generated: Tensor = student(torch.where(per_row(pure, noise), noise, batch.inputs + noise), sigma, batch.condition)
         return generated
 
     def judged(batch: Batch, samples: Tensor, role: str) -> Tensor:
         """The critic's logits (B, H) on noised samples."""
         sigma = problem.lognormal_levels(batch, f"{role} levels", mean=critic_mean + offset, std=critic_std)
         noisy = samples + per_row(sigma, samples) * batch.noise(samples.shape, role)
-        logits: Tensor = heads(features.stages(noisy, sigma, batch.labels))
+        logits: Tensor = heads(features.stages(noisy, sigma, batch.condition))
         return logits
 
     def generator(batch: Batch) -> Losses:
@@ -178,7 +178,7 @@ def distill(
         return run.loss(batch, critic=critic_loss(judged(batch, samples, "critic judged"), real))
 
     with torch.no_grad():
-        heads = Heads(staged(student, example.inputs, torch.ones_like(example.inputs.flatten(1)[:, 0]), example.labels)[1])
+        heads = Heads(staged(student, example.inputs, torch.ones_like(example.inputs.flatten(1)[:, 0]), example.condition)[1])
     rate, betas = run.training.learning_rate, (beta1, 0.999)
     players = [Learner(student, generator, extra=[weight], learning_rate=rate * generator_rate, betas=betas, ema=average or None)]
     if adversarial_weight:

@@ -22,6 +22,7 @@ __all__ = ["ancestral_step", "distill", "flow_step", "langevin_step", "reverse_d
 CARD = Card(
     slug="score_sde",
     version=1,
+    trains=False,
     problem="image-generation",
     title="Score SDE samplers",
     control=True,

@@ -26,7 +26,7 @@ def distill(problem: ImageGeneration, run: Run) -> Student:
     def loss(batch: Batch) -> Losses:
         sigma = problem.levels(batch)
         noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
-        denoised = problem.student(noisy, sigma, batch.labels)
+        denoised = problem.student(noisy, sigma, batch.condition)
         return run.loss(batch, denoise=denoising_loss(denoised, batch.inputs, sigma, sigma_data=problem.sigma_data))
 
     return run.fit(problem.student, loss, problem.batches, recipe=problem.recipe())

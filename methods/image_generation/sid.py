@@ -96,7 +96,7 @@ def distill(
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
         noisy, sigma = game.perturb(batch, generated)
-        real, fake = game.denoised(noisy, sigma, batch.labels, differentiable=True)
+        real, fake = game.denoised(noisy, sigma, batch.condition, differentiable=True)
         return run.loss(batch, identity=identity_loss(generated, real, fake, alpha=alpha))
 
     return game.train(

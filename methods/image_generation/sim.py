@@ -88,7 +88,7 @@ def distill(
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
         noisy, sigma = game.perturb(batch, generated)
-        real, fake = game.denoised(noisy, sigma, batch.labels, differentiable=True)
+        real, fake = game.denoised(noisy, sigma, batch.condition, differentiable=True)
         return run.loss(batch, implicit=implicit_loss(generated, real, fake, c=c))
 
     return game.train(

@@ -10,6 +10,7 @@ from distillbench.training.student import Student
 CARD = Card(
     slug="teacher_one_step",
     version=1,
+    trains=False,
     problem="image-generation",
     title="The teacher, as few steps as the student",
     control=True,

@@ -169,8 +169,8 @@ def distill(
     def generator_loss(batch: Batch) -> Losses:
         generated = game.generate(batch)
         noisy, sigma = game.perturb(batch, generated)
-        real = problem.teacher.denoise(noisy, sigma, batch.labels, differentiable=True)
-        fake, logits = discriminator.judge(game, noisy, sigma, batch.labels)
+        real = problem.teacher.denoise(noisy, sigma, batch.condition, differentiable=True)
+        fake, logits = discriminator.judge(game, noisy, sigma, batch.condition)
         limit = 1.0 if run.progress < warmup else ratio_limit
         ratio = density_ratio(logits, noisy, (fake - real) / per_row(sigma**2, noisy), slope=slope, limit=limit)
         size = row_mean((generated - real).abs()).detach().clamp(min=1e-5)  # the weight over noise levels, as in SiD

@@ -17,6 +17,7 @@ from distillbench.problems.image_generation.matching import Matching
 from distillbench.training.data import Batch
 from distillbench.training.nets import staged
 from distillbench.training.run import Losses
+from distillbench.training.trees import Tree
 
 DIVERGENCES: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor]]] = {
     # f(r) in the comment; C = r^2 f'' and C - r C' in the pair
@@ -62,13 +63,13 @@ class Discriminator(Heads):
     def __init__(self, game: Matching) -> None:
         batch = next(game.problem.batches.stream(0)).to(next(game.fake.parameters()).device)
         with torch.no_grad():
-            _, stages = staged(game.fake, batch.inputs, torch.ones_like(batch.inputs.flatten(1)[:, 0]), batch.labels)
+            _, stages = staged(game.fake, batch.inputs, torch.ones_like(batch.inputs.flatten(1)[:, 0]), batch.condition)
         super().__init__(stages)
         self.to(batch.inputs.device)
 
-    def judge(self, game: Matching, noisy: Tensor, sigma: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, game: Matching, noisy: Tensor, sigma: Tensor, condition: Tree) -> tuple[Tensor, Tensor]:
         """What the fake score answers (B, ...), and the logits (B, heads), both with their graph."""
-        denoised, stages = staged(game.fake, noisy, sigma, labels)
+        denoised, stages = staged(game.fake, noisy, sigma, condition)
         return denoised, self(stages)
 
     def losses(self, game: Matching, batch: Batch, *, weight: float) -> Losses:
@@ -79,8 +80,8 @@ class Discriminator(Heads):
         with torch.no_grad():
             generated = game.generate(batch)
         noisy, sigma = game.perturb(batch, generated, low=0.0, high=1.0, role="fake noise")
-        denoised, fake = self.judge(game, noisy, sigma, batch.labels)
-        _, real = self.judge(game, *game.perturb(batch, batch.inputs, low=0.0, high=1.0, role="real noise"), batch.labels)
+        denoised, fake = self.judge(game, noisy, sigma, batch.condition)
+        _, real = self.judge(game, *game.perturb(batch, batch.inputs, low=0.0, high=1.0, role="real noise"), batch.condition)
         return game.run.loss(
             batch,
             fake=denoising_loss(denoised, generated, sigma, sigma_data=game.problem.sigma_data),

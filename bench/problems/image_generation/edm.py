@@ -12,12 +12,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from distillbench.training.trees import Tree
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` (B,) shaped (B, 1, ...) so that they broadcast over the rows of ``like`` (B, ...)."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+    """``values`` (B,), or (B, F) for the F frames of each row, shaped so that they broadcast over ``like`` (B, ...) or (B, F, ...)."""
+    return values.view(*values.shape, *[1] * (like.dim() - values.dim()))
 
 
 def row_mean(values: Tensor) -> Tensor:
@@ -25,15 +27,15 @@ def row_mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
 
 
-def guided(network: Callable[[Tensor, Tensor, Tensor | None], Tensor], guidance: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Classifier-free guidance: D_none + g (D_label - D_none), with labels None for D_none.   Two evaluations a row.
+def guided(network: Callable[[Tensor, Tensor, Tree], Tensor], guidance: float) -> Callable[[Tensor, Tensor, Tree], Tensor]:
+    """Classifier-free guidance: D_none + g (D_condition - D_none), with condition None for D_none.   Two evaluations per row.
 
     Ho and Salimans 2022 (arXiv 2207.12598), equation 6, in the convention where g = 1 is the conditional model alone.
     """
 
-    def answer(noisy: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    def answer(noisy: Tensor, sigma: Tensor, condition: Tree) -> Tensor:
         free = network(noisy, sigma, None)
-        return free + guidance * (network(noisy, sigma, labels) - free)
+        return free + guidance * (network(noisy, sigma, condition) - free)
 
     return answer
 

@@ -18,6 +18,7 @@ from distillbench.training.data import Batch
 from distillbench.training.noise import Rows
 from distillbench.training.run import Learner, Losses, Run
 from distillbench.training.student import Student
+from distillbench.training.trees import Tree
 
 
 def matching_gradient(generated: Tensor, real_denoised: Tensor, fake_denoised: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class Matching:
         self.low, self.high = low, high
 
     def generate(self, batch: Batch) -> Tensor:
-        """Samples (B, ...) for the labels of ``batch``, with the graph of the generator's last evaluation.
+        """Samples (B, ...) for the condition of ``batch``, with the graph of the generator's last evaluation.
 
         Call it at most once per loss: a second call would draw the same numbers, which a batch refuses.
         With several steps each row stops after a number of them drawn uniformly, so that every evaluation learns on the
@@ -85,11 +86,11 @@ class Matching:
         with torch.no_grad():
             state = noisy
             for i in range(1, count):
-                clean = self.student(state, levels[i - 1].expand(len(batch)), batch.labels)
+                clean = self.student(state, levels[i - 1].expand(len(batch)), batch.condition)
                 fresh = batch.noise(batch.inputs.shape, f"latents {i}")
                 state = renoise(clean, fresh, levels[i].expand(len(batch)), sigma_min=problem.sigma_min)
                 noisy = torch.where(per_row(stop == i, state), state, noisy)
-        generated: Tensor = self.student(noisy, levels[stop], batch.labels)
+        generated: Tensor = self.student(noisy, levels[stop], batch.condition)
         return generated
 
     def perturb(
@@ -100,21 +101,21 @@ class Matching:
         sigma = self.problem.levels(batch, f"{role} levels", low=low, high=high)
         return clean + per_row(sigma, clean) * batch.noise(clean.shape, role), sigma
 
-    def denoised(self, noisy: Tensor, sigma: Tensor, labels: Tensor, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
+    def denoised(self, noisy: Tensor, sigma: Tensor, condition: Tree, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
         """What teacher and fake score answer.   (B, ...), (B,), (B,) -> (B, ...) twice, without a graph.
 
         ``differentiable`` keeps the graph from ``noisy``, for losses whose gradient passes through both networks; their weights
         learn nothing from it, because the loop freezes the fake score while the generator learns.
         """
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            real = self.problem.teacher.denoise(noisy, sigma, labels, differentiable=differentiable)
-            return real, self.fake(noisy, sigma, labels)
+            real = self.problem.teacher.denoise(noisy, sigma, condition, differentiable=differentiable)
+            return real, self.fake(noisy, sigma, condition)
 
     def fake_loss(self, batch: Batch, generated: Tensor) -> Tensor:
         """The fake score's own denoising loss on ``generated`` (B, ...), at all noise levels.   Returns (B,)."""
         generated = generated.detach()
         noisy, sigma = self.perturb(batch, generated, low=0.0, high=1.0, role="fake noise")
-        return denoising_loss(self.fake(noisy, sigma, batch.labels), generated, sigma, sigma_data=self.problem.sigma_data)
+        return denoising_loss(self.fake(noisy, sigma, batch.condition), generated, sigma, sigma_data=self.problem.sigma_data)
 
     def train(
         self,

@@ -20,7 +20,8 @@ from distillbench.training.problem import Problem
 class ImageGeneration(Problem):
     """A denoiser to distil.
 
-    ``student(noisy, sigma, labels=None)`` gives an x_0 estimate, as the teacher does: noisy (B, ...), sigma (B,), labels (B,).
+    ``student(noisy, sigma, condition=None)`` gives an x_0 estimate, as the teacher does: noisy (B, ...), sigma (B,) or (B, F), and a
+    condition of B rows (see :mod:`training.trees`), here the labels (B,).
     A generator of few steps is that same network at a few noise levels. How it is sampled leaves with it as a recipe,
     ``{"rule": "denoise", "euler" or "heun", "sigmas": [...]}``, or a rule of :mod:`.sde` with its ``sde`` (and ``snr``); the
     suite samples, from noise that all methods share.

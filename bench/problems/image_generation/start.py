@@ -11,8 +11,11 @@ from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.training.data import Batch
 from distillbench.training.noise import Rows
 from distillbench.training.run import Losses, Run
+from distillbench.training.trees import Tree, each, joined
 
 PAIRS = 1024  # pairs solved at once
+
+Pairs = tuple[Tensor, Tensor, Tree]  # noise, sample, condition
 
 
 def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
@@ -31,9 +34,9 @@ def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
         def loss(batch: Batch) -> Losses:
             sigma = problem.levels(batch)
             noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
-            answer = problem.teacher.denoise(noisy, sigma, batch.labels)
+            answer = problem.teacher.denoise(noisy, sigma, batch.condition)
             return run.loss(
-                batch, imitate=denoising_loss(student(noisy, sigma, batch.labels), answer, sigma, sigma_data=problem.sigma_data)
+                batch, imitate=denoising_loss(student(noisy, sigma, batch.condition), answer, sigma, sigma_data=problem.sigma_data)
             )
 
         run.fit(student, loss, problem.batches, share=share)
@@ -57,10 +60,10 @@ def twin(problem: ImageGeneration, network: nn.Module, **arguments: object) -> n
 
 def ode_pairs(
     problem: ImageGeneration, run: Run, count: int, *, teacher: DenoiserOracle | None = None, levels: int | None = None, role: str = "pairs"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``count`` pairs of an ODE: unit noise z and where Heun along a Karras grid takes sigma_max z, with labels.
+) -> Pairs:
+    """``count`` pairs of an ODE: unit noise z and where Heun along a Karras grid takes sigma_max z, with conditions.
 
-    The labels are those of real samples, in the order of the stream. (count, ...), (count, ...), (count,).
+    The conditions are those of real samples, in the order of the stream. (count, ...), (count, ...), and of count rows.
 
     Args:
         teacher: whose ODE, by default the problem's teacher; asked 2 N - 1 times a pair (a guided one twice as often).
@@ -69,25 +72,25 @@ def ode_pairs(
     """
     oracle = teacher or problem.teacher
 
-    def make() -> tuple[Tensor, Tensor, Tensor]:
+    def make() -> Pairs:
         stream = problem.batches.stream(0)
         batches = [next(stream) for _ in range(-(-count // problem.batches.batch_size))]
-        labels = torch.cat([b.labels for b in batches])[:count].to(run.device)
+        condition = each(lambda rows: rows[:count].to(run.device), joined([b.condition for b in batches]))
         noise = torch.randn(count, *batches[0].inputs.shape[1:], generator=run.generator(role)).to(run.device)
         grid = karras_grid(levels or problem.teacher_steps, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max).tolist()
 
-        def solve(noise: Tensor, labels: Tensor) -> Tensor:
-            return heun_solve(lambda x, s: oracle.denoise(x, s, labels), problem.sigma_max * noise, grid)
+        def solve(rows: slice) -> Tensor:
+            own = each(lambda x: x[rows], condition)
+            return heun_solve(lambda x, s: oracle.denoise(x, s, own), problem.sigma_max * noise[rows], grid)
 
-        made = [solve(z, c) for z, c in zip(noise.split(PAIRS), labels.split(PAIRS), strict=True)]
-        return noise, torch.cat(made), labels
+        return noise, torch.cat([solve(slice(i, i + PAIRS)) for i in range(0, count, PAIRS)]), condition
 
     with run.phase(role):
         return run.once(role, make)
 
 
-def some_pairs(pairs: tuple[Tensor, Tensor, Tensor], batch: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """One of :func:`ode_pairs`' pairs for each row of ``batch``, with replacement: noise, sample and label stay together."""
-    noise, samples, labels = pairs
+def some_pairs(pairs: Pairs, batch: Rows) -> Pairs:
+    """One of :func:`ode_pairs`' pairs for each row of ``batch``, with replacement: noise, sample and condition stay together."""
+    noise, samples, condition = pairs
     row = batch.integers(len(noise), (len(batch),), "pairs").to(noise.device)
-    return noise[row], samples[row], labels[row]
+    return noise[row], samples[row], each(lambda x: x[row], condition)

@@ -94,6 +94,6 @@ def draw(
     data = problem.sigma_data
     sigma = problem.lognormal_levels(batch, "consistency levels", mean=mean + math.log(data), std=std)
     noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "consistency")
-    teacher = problem.teacher.denoise(noisy, sigma, batch.labels)
-    g = tangent(lambda x, s: student(x, s, batch.labels), noisy, sigma, teacher, sigma_data=data, warmup=warmup)
-    return velocity(student(noisy, sigma, batch.labels), noisy, sigma, sigma_data=data), normalised(g, c=c), sigma
+    teacher = problem.teacher.denoise(noisy, sigma, batch.condition)
+    g = tangent(lambda x, s: student(x, s, batch.condition), noisy, sigma, teacher, sigma_data=data, warmup=warmup)
+    return velocity(student(noisy, sigma, batch.condition), noisy, sigma, sigma_data=data), normalised(g, c=c), sigma

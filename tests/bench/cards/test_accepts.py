@@ -19,7 +19,8 @@ from distillbench.runs.store import Store
 TRACK = "nodes/small"
 SUITE = """
 from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training
-from distillbench.suites.image_classification import evaluate, problem, rebuild
+from distillbench.suites.image_classification import SUITE as SUITE
+from distillbench.suites.image_classification import blobs as blobs  # imported by name only, so its identity must be told
 
 CARD = SuiteCard(
     slug="nodes",
@@ -109,7 +110,7 @@ def test_cards_fit_an_identity_of_an_accepted_kind_only(nodes):
 def test_the_methods_run_there_and_the_board_measures_them_from_its_floor(nodes, tmp_path):
     specs = plan(TRACK, ["dkd", "kd"], [0, 1])
     records = [Record.from_bytes(execute(spec, Store(tmp_path / "s")).to_bytes()) for spec in specs]
-    assert {r.status for r in records} == {"ok"}
+    assert {r.status for r in records} == {"ok"}, [(r.slug, r.reason) for r in records]
     [board], bad = boards(records)
     assert not bad and {r.name for r in board.rows if r.control} == {"untrained", "scratch", "teacher"}
     [seen] = measured([board], "classification", "dkd")

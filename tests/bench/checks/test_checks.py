@@ -21,7 +21,7 @@ def divergence(student_logits, teacher_logits, *, temperature):
     t, s = (log_softmax(z / temperature, axis=1) for z in (teacher_logits, student_logits))
     return temperature**2 * (np.exp(t) * (t - s)).sum(1)
 """
-TRAINING = {"token_padding", "teacher_intact", "seeds", "resume", "micro_batches", "alignment", "export"}
+TRAINING = {"trains", "token_padding", "teacher_intact", "seeds", "resume", "micro_batches", "alignment", "export"}
 
 # What the bugs replace in the clean method.
 TERM = "(teacher.exp() * (teacher - student)).sum(1)"

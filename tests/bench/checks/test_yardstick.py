@@ -21,7 +21,7 @@ METHODS = {  # clean ones, which a short training shows to be ahead
 }
 KD = "divergence(student, teacher, temperature=temperature)"
 CE = "ce=cross_entropy(student, batch.labels),"
-MATCH = "gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.labels))"
+MATCH = "gradient = matching_gradient(generated, *game.denoised(noisy, sigma, batch.condition))"
 ALONE = ("if references is not None:", "if False:")
 TEXT = 'problem.divergence(batch, "forward_kl")'
 BUGS: dict[str, tuple[str, list[Change]]] = {

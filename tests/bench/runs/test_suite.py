@@ -36,7 +36,7 @@ class Probing(Judge):
                     file.write(f"{{run.seeds['init']}} ")
                 if STEPS.with_suffix(".stop").exists() and len(STEPS.read_text().split()) == 13:
                     raise KeyboardInterrupt
-                return run.loss(ce=nn.functional.cross_entropy(probe(batch.inputs), batch.labels))
+                return run.loss(batch, ce=nn.functional.cross_entropy(probe(batch.inputs), batch.labels, reduction="none"))
 
             return run.fit(probe, loss, Shuffled(data, torch.arange(256), 64, run.seeds["order"]))
 

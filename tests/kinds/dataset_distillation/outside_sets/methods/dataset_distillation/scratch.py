@@ -7,7 +7,7 @@ from distillbench.training.run import Run
 from distillbench.training.student import Part, Student
 from outside_sets.problem import DatasetDistillation
 
-CARD = Card(slug="scratch", version=1, problem="dataset-distillation", title="Random real images", control=True)
+CARD = Card(slug="scratch", version=1, problem="dataset-distillation", title="Random real images", control=True, trains=False)
 
 
 def distill(problem: DatasetDistillation, run: Run) -> Student:
