@@ -255,7 +255,7 @@ class Budget:
         teacher_examples: examples the teacher is asked about; a two-pass solver asks twice.
         student_tokens, teacher_tokens: that student and teacher generate.  pairs, queries, renders: see :mod:`training.meter`.
         training_flops: as torch counts them on sampled steps.
-        pace: the meter that steps and schedules go by; its cap is used up. All others only bound.
+        pace: the meter that steps and schedules go by; its cap is used up, and may be passed by the last step. All others only bound.
         hard: meters whose cap ends a run at once, instead of being looked at when it is over.
     """
 

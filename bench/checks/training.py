@@ -310,10 +310,10 @@ def token_padding(subject: Subject) -> str:
         raise Skipped("only for language models")
 
     def padded(batch: TokenBatch) -> TokenBatch:
+        by_token = {f.name: x for f in dataclasses.fields(batch) if getattr(x := getattr(batch, f.name), "shape", None) == batch.ids.shape}
         # Not the usual padding token: what is not attended to may be anything.
-        sides = [(batch.ids, 1), (batch.attention, False), (batch.response, False)]
-        ids, attention, response = (nn.functional.pad(x, (50, 50), value=v) for x, v in sides)
-        return dataclasses.replace(batch, ids=ids, attention=attention, response=response)
+        wide: dict[str, Any] = {name: nn.functional.pad(x, (50, 50), value=int(name == "ids")) for name, x in by_token.items()}
+        return dataclasses.replace(batch, **wide)
 
     whole = plain_training(subject)
     if not _trains(whole):

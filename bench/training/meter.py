@@ -70,6 +70,7 @@ class Bill:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.meter = Meter()
+        self.excess = 0.0  # how far the step that used up the pace went past its cap
         self.phase = "fit"
         self.phases: dict[str, dict[str, float]] = {}
         self.started: dict[str, float] = dict(self.meter.counts)
@@ -100,7 +101,7 @@ class Bill:
             self.tick()
         for name in self.budget.hard if hard else Meter.FIELDS:
             cap = getattr(self.budget, name, None)
-            if cap is not None and self.meter.counts[name] > cap:
+            if cap is not None and self.meter.counts[name] > cap + (self.excess if name == self.budget.pace else 0):
                 return f"{name} {self.meter.counts[name]:.6g} of {cap:.6g}"
         return None
 

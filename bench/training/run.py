@@ -323,6 +323,11 @@ class Run:
             for module in (learner.module, *learner.extra):
                 module.train()
         while True:
+            if steps is None:  # the step that uses up the pace may go past its cap
+                self._bill.excess = max(0.0, self.meter.counts[self.budget.pace] - getattr(self.budget, self.budget.pace))
+            over = self._bill.over(hard=True)
+            if self.budget.hard and self._processes.total([over is not None])[0]:  # all stop together: their clocks differ
+                raise OverBudget(over or "another process is past a hard cap")
             done = step / steps if steps is not None else (self.meter.counts[self.budget.pace] - state["begun"]) / allowed
             if done >= 1:
                 break
@@ -356,9 +361,6 @@ class Run:
                 self.meter.add("training_flops", flops[step % period] * (2 if step < 2 * period and step >= period else 1))
             self.meter.agree(self._processes.total if self._processes.count > 1 else None)
             step += 1
-            over = self._bill.over(hard=True)
-            if self.budget.hard and self._processes.total([over is not None])[0]:  # all stop together: their clocks differ
-                raise OverBudget(over or "another process is past a hard cap")
             now = time.perf_counter()
             if now - shown > 0.1:
                 self._observer.progress(self._bill.phase, step, steps)

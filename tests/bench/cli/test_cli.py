@@ -93,6 +93,15 @@ def test_a_module_that_fails_to_import(cli, write_method, tmp_path):
     assert "odd fails to import" in lines[0] and "No module named 'no_such_package'" in lines[0] and "pip install" in lines[0]
 
 
+def test_a_method_that_does_not_fit_is_skipped_and_no_failure(cli, write_method, tmp_path):
+    skips = write_method("skips", "from distillbench.errors import NotApplicable\nraise NotApplicable('this teacher has no stages')")
+    code, out, err = cli("run", TRACK, "--method", skips, "--method", "scratch", *QUICK, "--out", tmp_path)
+    assert code == 0 and "skips seed 0 skipped: this teacher has no stages" in err.splitlines()
+    assert [line.split("\t")[-1] for line in out.splitlines() if line.startswith(("skips", "scratch"))] == ["skipped", "ok"]
+    fails = write_method("fails", "raise RuntimeError('no')")
+    assert cli("run", TRACK, "--method", skips, "--method", fails, *QUICK, "--out", tmp_path)[0] == 1
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -141,6 +141,31 @@ def test_over_budget_is_scored_and_said(store, write_method, body, budget, says)
     assert record.finished and record.value("top1") is not None
 
 
+def test_a_hard_cap_ends_a_run_before_it_is_scored(store, write_method):
+    path = write_method("m")
+    record = execute(spec_of(path, teacher_examples=130, hard=("teacher_examples",)), store)
+    assert (record.status, record.reason) == ("over_budget", "teacher_examples 192 of 130")
+    assert record.cost["total"]["student_steps"] == 3 and record.measurements == () and record.student is None and not record.finished
+    assert records(store) == [record]
+    soft = execute(spec_of(path, teacher_examples=130), store)
+    assert soft.id != record.id and soft.reason == "teacher_examples 640 of 130" and soft.finished
+
+
+def test_a_run_is_paced_by_another_meter(store, write_method):
+    record = execute(spec_of(write_method("m"), 10**6, teacher_examples=650, pace="teacher_examples"), store)
+    # The step that passes it is the last.
+    assert record.cost["total"]["teacher_examples"] == record.cost["total"]["student_examples"] == 704
+    assert record.status == "ok" and record.finished
+
+
+def test_a_method_that_does_not_fit_the_setting_is_skipped_with_its_reason(store, write_method):
+    body = "from distillbench.errors import NotApplicable\nraise NotApplicable('this teacher has no stages')"
+    record = execute(spec_of(write_method("m", body)), store)
+    assert (record.status, record.reason) == ("skipped", "this teacher has no stages")
+    assert record.measurements == () and record.student is None and not record.finished
+    assert records(store) == [record] and Record.from_bytes(record.to_json()) == record
+
+
 @pytest.fixture
 def judge(monkeypatch):
     """``judge(change)`` makes the suite score as ``change(measurements)`` says."""

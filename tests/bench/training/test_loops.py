@@ -12,7 +12,7 @@ from distillbench.problems.classification.losses import cross_entropy, kl_diverg
 from distillbench.problems.classification.oracle import ClassifierOracle
 from distillbench.training.data import Batches, Shuffled
 from distillbench.training.run import Learner
-from tests.bench.training.test_run import SGD, Killed, batches, examples, fit, linear, make
+from tests.bench.training.small import SGD, Killed, batches, examples, fit, linear, make
 
 
 def seeing(run, net, seen, name=None, die_at=None):
@@ -312,7 +312,9 @@ def paced(folder=None, die_at=None, tokens=600, share=1.0, loops=1, micro_batche
 
 def test_a_loop_ends_when_the_pace_is_used_and_its_progress_goes_from_0_to_1():
     run, net, progress, (used,) = paced()
-    assert 600 <= used < 600 + 8 * 9  # by the batch that passed it
+    assert 600 < used < 600 + 8 * 9 and run.over_budget() is None  # by the batch that used it up, which is no fault
+    run.meter.add("student_tokens", 1)
+    assert run.over_budget() == f"student_tokens {used + 1} of 600"  # what comes behind it is
     assert run.meter.counts["student_steps"] == len(progress) and 12 < len(progress) < 20
     assert progress[0] == 0 and progress == sorted(progress) and 0.85 < progress[-1] < 1
     assert len(set(progress)) == len(progress)
@@ -325,11 +327,11 @@ def test_a_loop_ends_when_the_pace_is_used_and_its_progress_goes_from_0_to_1():
 
 
 def test_a_share_of_the_pace_is_of_the_whole_and_the_rest_is_what_is_left():
-    run, _, progress, used = paced(share=0.5, loops=2)
+    _, _, progress, used = paced(share=0.5, loops=2)
     assert 300 <= used[0] < 372 and 600 <= used[1] < 672
     second = progress.index(0.0, 1)
     assert progress[:second] == sorted(progress[:second]) and progress[second:] == sorted(progress[second:])
-    assert max(progress) < 1 and run.over_budget() is not None
+    assert max(progress) < 1
 
 
 def test_micro_batches_speak_the_same_tokens():
@@ -345,6 +347,8 @@ def test_a_killed_paced_loop_goes_on_to_the_same_end(tmp_path, die_at):
         paced(tmp_path, die_at)
     run, again, rest, same = paced(tmp_path)
     assert torch.equal(net.weight, again.weight) and same == used and rest == progress[die_at:]
+    assert whole.over_budget() is run.over_budget() is None
+    assert paced(tmp_path)[0].over_budget() is None  # restored as it ended
     assert run.meter.counts["student_steps"] == whole.meter.counts["student_steps"]
 
 
@@ -360,6 +364,15 @@ def test_a_pace_that_nothing_moves_is_one_line():
     budget = Budget(student_examples=10**6, student_tokens=100, pace="student_tokens")
     with pytest.raises(UserError, match="after 1000 steps of phase 'fit' nothing is counted as student_tokens, the budget's pace"):
         fit(make(budget=budget), linear())
+
+
+def test_a_pace_that_is_hard_ends_as_a_pace_and_is_hard_behind_it():
+    budget = Budget(student_examples=10**6, student_tokens=600, pace="student_tokens", hard=("student_tokens",))
+    run, net = make(budget=budget), linear()
+    run.loop([Learner(net, seeing(run, net, []))], Talk(run, batches()))
+    assert run.meter.counts["student_tokens"] > 600 and run.over_budget() is None
+    with pytest.raises(OverBudget, match="student_tokens"):
+        run.loop([Learner(net, seeing(run, net, []))], Talk(run, batches()), steps=2)
 
 
 def test_a_pace_or_a_hard_cap_needs_a_cap():

@@ -13,7 +13,7 @@ from distillbench.problems.language_modeling.texts import Prompts, TextBatches
 from distillbench.training.data import Batches, Examples
 from distillbench.training.reduction import NeedsOutputs, Reduction
 from distillbench.training.run import Learner, coupled
-from tests.bench.training.test_run import SEEDS, batches, examples, linear, make
+from tests.bench.training.small import SEEDS, batches, examples, linear, make
 from tests.keyed import keyed, reduced
 
 WORDS = 7
