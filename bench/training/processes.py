@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,8 +51,26 @@ class Processes:
         """Scale gradients down to ``norm`` where their norm exceeds it."""
         self._accelerator.clip_grad_norm_(parameters, norm)
 
+    def synchronise(self, module: nn.Module) -> None:
+        """Let batch normalisation see the rows of all processes, on GPUs. On CPUs torch cannot, and a warning says so."""
+        found = [(parent, name) for parent in module.modules() for name, child in parent.named_children() if _normalises(child)]
+        if self.count == 1 or not found:
+            return
+        if self.device.type != "cuda":
+            warnings.warn(
+                f"batch normalisation ({len(found)} layers) sees the rows of each process alone on CPUs: not what one process trains",
+                stacklevel=2,
+            )
+            return
+        for parent, name in found:  # the layer is another one, its parameters and buffers are the same
+            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(parent, name)))
+
     def seed(self, seed: int) -> None:
         """Seed torch's global random numbers, of this process's devices alone; torch.manual_seed is slow where there is no GPU."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+
+def _normalises(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)

@@ -305,6 +305,8 @@ class Run:
         self._observer.began(learners)
         for learner in learners:
             learner.prepare(self.training, self.device)
+            for module in (learner.module, *learner.extra):
+                self._processes.synchronise(module)
             self._trained.append(learner.module)
             self._averages += learner.averages
         self._processes.seed(derive_seed(f"loop {self._unit}", self.seeds["noise"]))

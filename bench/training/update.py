@@ -33,6 +33,7 @@ class Updates:
         self._processes, self._meter, self._observer = processes, meter, observer
         self.reduction: Reduction | None = None
         self.following: Key | None = None
+        self._coupled: set[Learner] = set()  # whose terms couple the parts of a batch
 
     def gradients(self, learner: Learner, parts: list[Examples], *, repeated: bool) -> tuple[dict[str, Tensor], Mapping[str, int]]:
         """The gradient of the whole batch's loss in ``.grad``, its terms, and how many of each unit the batch has.
@@ -77,19 +78,26 @@ class Updates:
         Where a term couples the parts, a first pass without a graph gives each the others' outputs (Gao et al. 2021, arXiv 2101.06983).
         """
         total: dict[str, Tensor] = {}
+
+        def learn() -> None:
+            for reduction.part, part in enumerate(parts):
+                self._backward(learner, self._terms(learner, part, totals), total)
+
         asked = self._meter.counts["teacher_examples"]
-        try:
+        if learner not in self._coupled:
+            try:
+                learn()
+                return total
+            except NeedsOutputs:
+                self._coupled.add(learner)
+                self._meter.counts["teacher_examples"] = asked
+        reduction.collect()
+        with torch.no_grad():
             for reduction.part, part in enumerate(parts):
-                self._backward(learner, self._terms(learner, part, totals), total)
-        except NeedsOutputs:
-            reduction.collect()
-            with torch.no_grad():
-                for reduction.part, part in enumerate(parts):
-                    self._terms(learner, part, totals)
-            self._meter.counts["teacher_examples"] = asked  # a batch that is looked at twice is asked about once
-            reduction.learn()
-            for reduction.part, part in enumerate(parts):
-                self._backward(learner, self._terms(learner, part, totals), total)
+                self._terms(learner, part, totals)
+        self._meter.counts["teacher_examples"] = asked  # a batch that is looked at twice is asked about once
+        reduction.learn()
+        learn()
         return total
 
     def _terms(self, learner: Learner, part: Examples, totals: Mapping[str, int]) -> Losses:

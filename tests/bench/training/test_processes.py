@@ -13,6 +13,7 @@ from distillbench.runs.plan import plan
 from distillbench.runs.record import read_records
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
+from distillbench.training.processes import Processes
 from distillbench.training.student import Student
 from tests.bench.conftest import METHOD
 
@@ -118,3 +119,24 @@ def test_two_processes_make_the_student_of_one(tmp_path, pair, track, method):
         assert two.cost["total"][meter] == alone.cost["total"][meter], meter
     for term, values in alone.trace.items():  # the whole batch's loss, not one share's
         assert two.trace[term] == pytest.approx(values, rel=5e-3, abs=1e-5)
+
+
+class Pretended:
+    """What ``Processes`` asks of an accelerator, of two processes."""
+
+    num_processes, process_index, is_main_process = 2, 0, True
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+
+
+def test_batch_normalisation_sees_all_rows_on_gpus_and_a_warning_says_where_it_does_not():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sequential(torch.nn.BatchNorm1d(3)))
+    names, weight = list(net.state_dict()), net[1][0].weight
+    with pytest.warns(UserWarning, match=r"batch normalisation \(1 layers\) sees the rows of each process alone on CPUs"):
+        Processes(Pretended("cpu")).synchronise(net)
+    assert type(net[1][0]) is torch.nn.BatchNorm1d
+    Processes(Pretended("cuda")).synchronise(net)
+    assert type(net[1][0]) is torch.nn.SyncBatchNorm and net[1][0].weight is weight and list(net.state_dict()) == names
+    Processes(Pretended("cuda")).synchronise(net)  # once is enough
+    assert type(net[1][0]) is torch.nn.SyncBatchNorm
