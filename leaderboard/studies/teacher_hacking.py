@@ -28,17 +28,17 @@ MARGIN = 0.01  # of the golden minimum: a change below it is no change
 
 Trend = Literal["rises", "falls", "flat", "unclear"]
 
-# The paper's loss is the token-level KL to the teacher's law (here: laws); likelihood of sampled tokens is the other common one. Within a
+# The paper's loss is the token-level KL to the teacher's distributions; the likelihood of sampled tokens is the other common one. Within a
 # loss only the source of the responses differs.
-LAWS: dict[str, Any] = {"divergence": "forward_kl"}
-OFFLINE, STUDENT = "offline, laws", "online student, laws"
+FORWARD_KL: dict[str, Any] = {"divergence": "forward_kl"}
+OFFLINE, STUDENT = "offline, distributions", "online student, distributions"
 OFFLINE_TOKENS, TEACHER = "offline, tokens", "online teacher, tokens"
-MORE, FEWER = "offline, laws, 4 responses a prompt", f"offline, laws, {PROMPTS // 4} prompts x 4 responses"
+MORE, FEWER = "offline, distributions, 4 responses per prompt", f"offline, distributions, {PROMPTS // 4} prompts x 4 responses"
 ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    OFFLINE: ("gkd", {**LAWS, "on_policy": 0}, {}),
-    MORE: ("gkd", {**LAWS, "on_policy": 0}, {"samples": 4}),
-    FEWER: ("gkd", {**LAWS, "on_policy": 0}, {"prompts": PROMPTS // 4, "samples": 4}),
-    STUDENT: ("gkd", {**LAWS, "on_policy": 1}, {}),
+    OFFLINE: ("gkd", {**FORWARD_KL, "on_policy": 0}, {}),
+    MORE: ("gkd", {**FORWARD_KL, "on_policy": 0}, {"samples": 4}),
+    FEWER: ("gkd", {**FORWARD_KL, "on_policy": 0}, {"prompts": PROMPTS // 4, "samples": 4}),
+    STUDENT: ("gkd", {**FORWARD_KL, "on_policy": 1}, {}),
     OFFLINE_TOKENS: ("seqkd", {"fresh": False}, {}),
     TEACHER: ("seqkd", {"fresh": True}, {}),
 }

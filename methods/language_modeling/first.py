@@ -87,17 +87,17 @@ def teacher_top(problem: LanguageModeling, batch: TokenBatch, top: int) -> tuple
     """Ids and probabilities (N, K) of the teacher's most probable tokens at the N places that count, the best first.
 
     Raises:
-        UserError: the teacher's laws hold fewer than K tokens.
+        UserError: the teacher's distributions hold fewer than K tokens.
     """
-    law = problem.teacher.law(batch)
-    held = law.ids.shape[1] if isinstance(law, TopK) else problem.vocab
+    theirs = problem.teacher.distributions(batch)
+    held = theirs.ids.shape[1] if isinstance(theirs, TopK) else problem.vocab
     if top > held:
-        raise UserError(f"first.top={top}: the teacher's laws hold {held} tokens here; choose {held} at most")
-    if isinstance(law, TopK):
-        best = law.log_probs.topk(top)
-        return law.ids.gather(1, best.indices), best.values.exp()
-    assert isinstance(law, Projection)
-    found = [real_logits(problem.teacher.module, s, problem.vocab).softmax(1).topk(top) for s in law.hidden.split(CHUNK)]
+        raise UserError(f"first.top={top}: the teacher's distributions hold {held} tokens here; choose {held} at most")
+    if isinstance(theirs, TopK):
+        best = theirs.log_probs.topk(top)
+        return theirs.ids.gather(1, best.indices), best.values.exp()
+    assert isinstance(theirs, Projection)
+    found = [real_logits(problem.teacher.module, s, problem.vocab).softmax(1).topk(top) for s in theirs.hidden.split(CHUNK)]
     return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
 
 

@@ -1,4 +1,4 @@
-"""On-policy distillation: a generalized divergence between next-token laws, on the student's own responses or on given ones."""
+"""On-policy distillation: a generalized divergence between next-token distributions, on the student's own responses or on given ones."""
 
 from __future__ import annotations
 

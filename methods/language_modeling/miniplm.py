@@ -51,7 +51,7 @@ CARD = Card(
     ],
     exempt={
         "beats_scratch": "selection pays where there are more data than can be read, some of them worth less; the references of this track "
-        "are 256 texts of one law, read dozens of times, so that leaving half of them out only adds overfitting"
+        "are 256 texts of one distribution, read dozens of times, so that leaving half of them out only adds overfitting"
     },
     notes="On the tune chain, kl: 0.655 at alpha 0.9, 0.665 at 1 (no selection, a tenth of the budget gone), 0.657 for scratch.",
 )

@@ -83,7 +83,7 @@ def reward_deviation(mean: float) -> float:
 
 
 def distill(problem: LanguageModeling, run: Run, *, objective: str, temperature: float, top_p: float, pretraining: float) -> Student:
-    """Train on references, then on the teacher's responses by its law."""
+    """Train on references, then on the teacher's responses by its distribution."""
     draft, teacher = problem.student, problem.teacher
 
     def nll(batch: TokenBatch) -> Losses:
@@ -128,14 +128,14 @@ def exact_loss(draft: LanguageModel, target: LanguageModel, states: Tensor, thei
     """
     reward = states.new_zeros(len(states), dtype=torch.float32)
 
-    def law(rows: slice) -> Tensor:
+    def teacher_logits(rows: slice) -> Tensor:
         with torch.no_grad():
             target_logits = real_logits(target, theirs[rows], vocab)
             reward[rows] = reward_mean(real_logits(draft, states[rows], vocab), target_logits)
         return target_logits
 
     weight, bias = draft.head
-    return token_losses(states, weight, law, "tv", bias=bias, vocab=vocab, chunk=CHUNK), reward
+    return token_losses(states, weight, teacher_logits, "tv", bias=bias, vocab=vocab, chunk=CHUNK), reward
 
 
 def sampled_loss(

@@ -46,7 +46,10 @@ class Windowed(LanguageModel):
 
 
 class Chain(Windowed):
-    """A Markov chain with exact laws.   log_law: (V ** order, V), a row of log-probabilities for each context, oldest token first."""
+    """A Markov chain with exact distributions.
+
+    log_law: (V ** order, V), a row of log-probabilities for each context, oldest token first; saved students hold it under this name.
+    """
 
     def __init__(self, vocab: int, order: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """How well a draft model serves a target in speculative sampling, measured on texts of the target, without decoding anything.
 
 Given a text x_1 x_2 ... that the target sampled, lossless verification (Leviathan et al. 2023, Chen et al. 2023) had accepted x_j as a
-proposal with chance a_j = min(1, q(x_j) / p(x_j)), independently of everything else: the joint law of "x is emitted" and "it was a
+proposal with chance a_j = min(1, q(x_j) / p(x_j)), independently of everything else: the joint distribution of "x is emitted" and "it was a
 proposal that was accepted" is min(p(x), q(x)), and x is emitted with p(x) in all. So where the target's calls lie in a text is a renewal
 process with known chances, and the expected number of calls for that text is an exact sum, ends of texts included.
 """
@@ -47,13 +47,15 @@ def judge(
     Args:
         texts: sampled from the target at ``temperature``; on any others nothing here is unbiased.
         vocab: entries of both projections that are no padding.
-        gammas: proposals a block.  chunk: tokens whose laws (chunk, vocab) are held at once.
+        gammas: proposals a block.  chunk: tokens whose distributions (chunk, vocab) are held at once.
 
     Raises:
         UserError: the temperature is not above 0, a gamma is below 1, or no token counts.
     """
     if not temperature > 0:
-        raise UserError(f"temperature {temperature}: laws need one above 0; greedy agreement is acceptance_greedy at any temperature")
+        raise UserError(
+            f"temperature {temperature}: distributions need one above 0; greedy agreement is acceptance_greedy at any temperature"
+        )
     sizes = sorted(set(gammas))
     if not sizes or sizes[0] < 1:
         raise UserError(f"gammas {sizes}: name at least one, each at least 1")
@@ -133,7 +135,7 @@ def blocks(accept: Tensor, real: Tensor, gamma: int) -> tuple[Tensor, Tensor]:
     accept: (M, T), the chance that each token was an accepted proposal if one was made in its place.  real: (M, T), where tokens are.
     """
     accept = accept.double()
-    # law of how many proposals of the running block have been accepted, 0 to gamma
+    # distribution of how many proposals of the running block have been accepted, 0 to gamma
     place = torch.zeros(len(accept), gamma + 1, dtype=torch.float64)
     place[:, 0] = 1
     calls = torch.zeros(len(accept), dtype=torch.float64)

@@ -30,21 +30,21 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return (logits.double() / temperature).softmax(-1)
 
 
-def nucleus(law: Tensor, top_p: float) -> Tensor:
-    """``law`` (B, V) without all but the smallest set of most probable tokens whose mass reaches ``top_p``; not normalised."""
+def nucleus(distribution: Tensor, top_p: float) -> Tensor:
+    """``distribution`` (B, V) without all but the smallest set of most probable tokens whose mass reaches ``top_p``; not normalised."""
     if top_p >= 1:
-        return law
-    ordered, places = law.sort(stable=True, dim=-1, descending=True)
+        return distribution
+    ordered, places = distribution.sort(stable=True, dim=-1, descending=True)
     ordered = ordered.where(ordered.cumsum(-1) - ordered < top_p, 0.0)
-    return torch.zeros_like(law).scatter_(-1, places, ordered)
+    return torch.zeros_like(distribution).scatter_(-1, places, ordered)
 
 
-def draw(law: Tensor, uniform: Tensor) -> Tensor:
+def draw(distribution: Tensor, uniform: Tensor) -> Tensor:
     """Tokens (B,) from non-negative weights (B, V), by inversion at ``uniform`` (B,) in [0, 1)."""
-    total = law.double().cumsum(-1)
+    total = distribution.double().cumsum(-1)
     place = torch.searchsorted(total, uniform.double()[:, None] * total[:, -1:], right=True).squeeze(-1)
     # rounding may point past the last token that has any mass
-    last = law.shape[-1] - 1 - (law > 0).flip(-1).long().argmax(-1)
+    last = distribution.shape[-1] - 1 - (distribution > 0).flip(-1).long().argmax(-1)
     return torch.minimum(place, last)
 
 

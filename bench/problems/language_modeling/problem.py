@@ -31,7 +31,7 @@ class LanguageModeling(Problem):
     no (tokens, vocabulary) tensor is kept. Every method answers the same pool of prompts in the same order, on-policy ones too.
 
     Attributes:
-        teacher: laws of next tokens, states, responses; metered.
+        teacher: distributions of next tokens, states, responses; metered.
         prompts: the pool.  references: responses that the data carry, to some of the prompts (what ``scratch`` may use).
         validation: references to prompts outside the pool and outside the judged split, for methods that watch a loss.
         vocab: the student's entries that are no padding.  eos: its end of sequence.
@@ -87,7 +87,7 @@ class LanguageModeling(Problem):
     ) -> Sampled:
         """Responses of ``model`` as it is now, one batch an update; with chance 1 - ``fraction`` a batch of the teacher's text instead.
 
-        Both answer the same prompts at the same step. ``share`` of every next-token law is the teacher's (MiniLLM).
+        Both answer the same prompts at the same step. ``share`` of every next-token distribution is the teacher's (MiniLLM).
 
         Raises:
             UserError: the teacher is to sample, and its tokenizer is another one.
@@ -97,7 +97,7 @@ class LanguageModeling(Problem):
                 "the teacher has another tokenizer than the student, so it cannot sample for it token by token; use teacher_text"
             )
         # The text is asked for here, ahead of the loop: a loop that resumes brings its meter along, and must not count it once more.
-        # Its laws too: a step whose operations are counted must not fill a table.
+        # Its distributions too: a step whose operations are counted must not fill a table.
         fixed = self.teacher_text() if fraction < 1 else None
         if fixed is not None:
             self.teacher.remember(fixed.texts, now=True)
@@ -154,12 +154,13 @@ class LanguageModeling(Problem):
     ) -> Tensor:
         """A divergence of :mod:`language_modeling.token_losses` at each of the N tokens that count, (N,) nats.
 
-        ``teacher`` defaults to its law: the cached one where there is one and the temperature is 1 (a tail has no other), else the whole.
+        ``teacher`` defaults to its distributions: the cached ones where there are some and the temperature is 1 (a tail has no other), else
+        the whole.
         """
         model = self.student if student is None else student
-        law = self.teacher.law(batch, exact=temperature != 1) if teacher is None else teacher
+        theirs = self.teacher.distributions(batch, exact=temperature != 1) if teacher is None else teacher
         states = batch.predicted.take(model(batch.ids, batch.attention))
-        return token_divergence(model, states, law, divergence=mix, beta=beta, alpha=alpha, softening=temperature, vocab=self.vocab)
+        return token_divergence(model, states, theirs, divergence=mix, beta=beta, alpha=alpha, softening=temperature, vocab=self.vocab)
 
     def compare(self, states: Tensor, theirs: Tensor, mix: str, *, alpha: float = 0.1) -> Tensor:
         """The same for n tokens of one's choice, of which student and teacher have the states (n, D) and (n, D'): (n,) nats."""

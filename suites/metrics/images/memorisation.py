@@ -37,7 +37,7 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, *, quantile: 
     Args:
         samples: (N, D).
         train: (M, D), what the generator and its teacher saw.
-        held_out: (K, D) of the same law as ``train`` and unseen, K >= 1 / quantile so that the quantile exists.
+        held_out: (K, D) of the same distribution as ``train`` and unseen, K >= 1 / quantile so that the quantile exists.
         quantile: in (0, 1), the share of held-out data that would be called copied.
         tile: rows and columns of distances held at a time.
 

@@ -92,7 +92,7 @@ def test_trap_the_weight_is_one_over_the_gap():
     assert float(loss[0] / loss[1]) == pytest.approx(4, rel=1e-12)
 
 
-def test_3_many_levels_have_the_truncated_lognormal_law():
+def test_3_many_levels_have_the_truncated_lognormal_distribution():
     grid = karras_grid(4001, sigma_min=EPS, sigma_max=T)
     p, middle = level_probabilities(grid, mean=-1.1, std=2.0), ((grid[1:].log() + grid[:-1].log()) / 2)
     draws = np.random.default_rng(0).normal(-1.1, 2.0, 2_000_000)

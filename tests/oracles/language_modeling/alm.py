@@ -41,8 +41,8 @@ def loss(
             for logits, ids, chunks in ((teacher_logits, teacher_ids, teacher_chunks), (student_logits, student_ids, student_chunks)):
                 places = [t for t in range(1, len(chunks[row])) if chunks[row][t] == chunk]
                 tokens = tokens or len(places)  # the teacher's, which come first
-                laws = [np.log(np.exp(logits[row][t - 1]) / np.exp(logits[row][t - 1]).sum()) for t in places]
-                sums.append(sum(law[ids[row][t]] for law, t in zip(laws, places, strict=True)))
+                distributions = [np.log(np.exp(logits[row][t - 1]) / np.exp(logits[row][t - 1]).sum()) for t in places]
+                sums.append(sum(log_p[ids[row][t]] for log_p, t in zip(distributions, places, strict=True)))
             share = {"chunk": 1.0, "token": tokens, "log1p_token": np.log1p(tokens)}[weight]
             terms.append(share * chunk_divergence(np.array(sums[:1]), np.array(sums[1:]), divergence=divergence, tau=tau)[0])
     return float(np.mean(terms))

@@ -8,7 +8,7 @@ import numpy as np
 def decoded(target, draft, start, gamma, length, end=None):
     """Expected tokens, calls and accepted proposals of a whole text, by going through every proposal, its test and its consequence.
 
-    target, draft: (V, V) rows of laws.  start: (V,).  end: the token that ends a text, or None.
+    target, draft: (V, V) rows of distributions.  start: (V,).  end: the token that ends a text, or None.
     """
     vocab = range(len(target))
 

@@ -132,8 +132,8 @@ def test_white_space_needs_spellings():
 
 def test_a_student_over_symbols_gets_the_exact_kl_of_markov():
     net = build(Architecture("window-lm", {"vocab": 16, "order": 2, "width": 6}), 5).eval()
-    laws = [markov.laws(m, 16, 2) for m in (WORLD.teacher, net)]
-    assert score(net) == pytest.approx(markov.divergences(*laws, WORLD.start, WORLD.length)["kl"], rel=1e-12)
+    distributions = [markov.distributions(m, 16, 2) for m in (WORLD.teacher, net)]
+    assert score(net) == pytest.approx(markov.divergences(*distributions, WORLD.start, WORLD.length)["kl"], rel=1e-12)
 
 
 def test_the_teacher_judged_through_its_own_tokens_is_perfect(problem):
@@ -163,16 +163,16 @@ def read(window):
     return symbols, begun
 
 
-def test_a_chain_over_letters_with_the_laws_of_the_teacher_is_perfect():
+def test_a_chain_over_letters_with_the_distributions_of_the_teacher_is_perfect():
     """The window of the setting's student holds all that the chain looks at, and the metric sees it."""
-    law = markov.laws(WORLD.teacher, 16, 2)
+    distribution = markov.distributions(WORLD.teacher, 16, 2)
     table = torch.full((9**5, 9), 1 / 9, dtype=torch.float64)
     for place, window in enumerate(itertools.product(range(9), repeat=5)):
         found = read(window)
         if found is None or len(found[0]) < 2:
             continue
         (*_, one, two), begun = found
-        after = law[one * 16 + two]
+        after = distribution[one * 16 + two]
         masses = torch.zeros(9, dtype=torch.float64)
         for symbol, spelling in enumerate(SYMBOLS.spellings):
             letters = LETTERS.encode(spelling) or [0]
@@ -182,8 +182,8 @@ def test_a_chain_over_letters_with_the_laws_of_the_teacher_is_perfect():
                 masses[letters[1]] += after[symbol]
         table[place] = masses / masses.sum()
     spelled = [LETTERS.encode(s) or [0] for s in SYMBOLS.spellings]
-    assert markov_bytes.text_kl(law, table, WORLD.start, WORLD.length, spelled) == pytest.approx(0.0, abs=1e-12)
-    assert markov_bytes.text_kl(law, table.roll(1, 0), WORLD.start, WORLD.length, spelled) > 0.1
+    assert markov_bytes.text_kl(distribution, table, WORLD.start, WORLD.length, spelled) == pytest.approx(0.0, abs=1e-12)
+    assert markov_bytes.text_kl(distribution, table.roll(1, 0), WORLD.start, WORLD.length, spelled) > 0.1
 
 
 def test_the_exact_metric_is_the_mean_over_sampled_texts():

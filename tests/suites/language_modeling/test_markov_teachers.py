@@ -24,9 +24,9 @@ def small(name, **options):
     return dataclasses.replace(setting, options={**setting.options, **SMALL, **options})
 
 
-def laws(world):
+def distributions(world):
     options = world.truth.vocab, world.truth.order
-    return markov.laws(world.truth, *options), markov.laws(world.teacher, *options)
+    return markov.distributions(world.truth, *options), markov.distributions(world.teacher, *options)
 
 
 def distance(p, q, world):
@@ -40,15 +40,15 @@ def distance(p, q, world):
 def test_the_limited_teacher_is_the_best_of_its_rank(rank):
     """Beside scipy's search from many starts, over a parametrisation of its own."""
     world = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test")
-    p, q = laws(world)
+    p, q = distributions(world)
     weight = markov.visits(p, world.start, world.length).numpy()
-    weight, law, (size, vocab) = weight / weight.sum(), p.numpy(), p.shape
+    weight, distribution, (size, vocab) = weight / weight.sum(), p.numpy(), p.shape
 
     def kl(flat):
         a, b, bias = np.split(flat, [size * rank, (size + vocab) * rank])
         logits = a.reshape(size, rank) @ b.reshape(rank, vocab) + bias
         log_q = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        return float((weight[:, None] * law * (np.log(law) - log_q)).sum())
+        return float((weight[:, None] * distribution * (np.log(distribution) - log_q)).sum())
 
     rng = np.random.default_rng(0)
     found = min(minimize(kl, rng.normal(size=(size + vocab) * rank + vocab), method="L-BFGS-B").fun for _ in range(6))
@@ -62,7 +62,7 @@ def test_more_rank_is_nearer_and_all_of_it_is_the_truth():
     distances = []
     for rank in (1, 2, 4):
         world = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test")
-        p, q = laws(world)
+        p, q = distributions(world)
         distances.append(distance(p, q, world))
         again = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test").teacher
         assert torch.equal(again.log_law, world.teacher.log_law)
@@ -111,7 +111,7 @@ def test_the_minimiser_on_fixed_responses_is_their_empirical_chain(estimated):
 
 
 def test_the_empirical_chain_goes_to_the_teacher_and_no_nearer_to_the_truth_as_texts_grow(estimated):
-    p, teacher = laws(estimated)
+    p, teacher = distributions(estimated)
     floor = distance(p, teacher, estimated)
     proxies, goldens = [], []
     for texts in (30, 300, 10_000):
@@ -126,7 +126,7 @@ def test_the_empirical_chain_goes_to_the_teacher_and_no_nearer_to_the_truth_as_t
 
 def test_a_table_turns_on_fixed_responses_and_not_on_fresh_ones(estimated):
     """Gradient descent on exact losses: the likelihood of 30 fixed texts, and that of endless fresh ones."""
-    p, teacher = laws(estimated)
+    p, teacher = distributions(estimated)
     visited = markov.visits(teacher, estimated.start, estimated.length)
     endless = (visited[:, None] * teacher / visited.sum()).numpy()
     fixed = empirical(estimated, 30)[1]
@@ -150,6 +150,6 @@ def test_a_table_turns_on_fixed_responses_and_not_on_fresh_ones(estimated):
 def test_nothing_can_be_told_where_the_teacher_is_the_truth():
     """Identities 1 and 2: proxy and golden are one number, and a perfect copy of an estimated teacher has its distance."""
     world = markov.chains(options_of(small("markov"), markov.Options), "test")
-    p, teacher = laws(world)
+    p, teacher = distributions(world)
     q = torch.full_like(p, 0.2)
     assert distance(p, q, world) == distance(teacher, q, world) and math.isfinite(distance(p, q, world))

@@ -33,7 +33,7 @@ def test_equals_torch_fidelity():
     assert precision_recall(x, y) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
 
 
-def test_self_is_perfect_and_so_are_two_draws_of_one_law_nearly():
+def test_self_is_perfect_and_so_are_two_draws_of_one_distribution_nearly():
     x = normal(500, 0, 3)
     assert precision_recall(x, x) == (1, 1)
     assert precision_recall(x, x[torch.randperm(500)].float()) == (1, 1)
