@@ -42,6 +42,6 @@ def test_cached_distributions(benchmark: Any, tmp_path: Path) -> None:
     benchmark.pedantic(lambda: oracle.distributions(batch), rounds=10, warmup_rounds=1)
     cached = benchmark.stats.stats.min
     size = sum(p.stat().st_size for p in tmp_path.rglob("*.topk")) / batch.predicted.count
-    print(f"\nonline {online:.2f} s, cached {1000 * cached:.1f} ms: {online / cached:.0f} times faster; {size:.1f} bytes a token on disk")
+    print(f"\nonline {online:.2f} s, cached {1000 * cached:.1f} ms: {online / cached:.0f} times faster; {size:.1f} bytes per token on disk")
     assert online > 50 * cached
     assert size < 116

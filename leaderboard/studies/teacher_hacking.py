@@ -19,7 +19,7 @@ import numpy as np
 
 from distillbench.cards.card import Paper
 from distillbench.leaderboard.chart import Line, Panel, draw
-from distillbench.runs.study import Cell, Done, Finding, Scores, Study, Verdict, scores
+from distillbench.runs.study import Cell, Curve, Done, Finding, Study, Verdict, curve_of
 from distillbench.stats import Interval, mean_interval
 
 PROMPTS = 64
@@ -129,7 +129,7 @@ class Turn:
         return False if self.golden.high < margin or self.proxy.high < margin else None
 
 
-def turn(golden: Scores, proxy: Scores) -> Turn:
+def turn(golden: Curve, proxy: Curve) -> Turn:
     """The turn of an arm. Each seed's minimum is looked for in the mean curve of the *other* seeds, so that noise makes no rise.
 
     Raises:
@@ -154,7 +154,7 @@ def turn(golden: Scores, proxy: Scores) -> Turn:
 
 def analyse(done: Sequence[Done]) -> Finding:
     """The paper's claim: offline hacks, online does not. Both losses are judged; the verdict is on the paper's."""
-    curves = {a: (scores(done, a, "truth_kl"), scores(done, a, "kl")) for a in ARMS}
+    curves = {a: (curve_of(done, a, "truth_kl"), curve_of(done, a, "kl")) for a in ARMS}
     turns = {a: turn(*c) for a, c in curves.items()}
     offline, online = turns[OFFLINE].hacks, [turns[a].hacks for a in ONLINE]
     verdict: Verdict = "undecided"
@@ -162,7 +162,7 @@ def analyse(done: Sequence[Done]) -> Finding:
         verdict = "reproduced"
     elif offline is False or any(online):
         verdict = "not reproduced"
-    own = scores(done, ITSELF, "truth_kl")
+    own = curve_of(done, ITSELF, "truth_kl")
     teacher = float(np.mean([v for by_seed in own.values() for v in by_seed.values()]))
     text = "\n".join([*(_sentence(a, t) for a, t in turns.items()), f"The teacher itself is {teacher:.3f} nats per token from the truth."])
     numbers = {
@@ -202,14 +202,14 @@ def _plain(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def _curves(pair: tuple[Scores, Scores]) -> dict[str, Any]:
+def _curves(pair: tuple[Curve, Curve]) -> dict[str, Any]:
     return {
         name: {f"{x:g}": _plain(asdict(mean_interval(list(v.values())))) for x, v in curve.items()}
         for name, curve in zip(("golden", "proxy"), pair, strict=True)
     }
 
 
-def _picture(curves: Mapping[str, tuple[Scores, Scores]], teacher: float) -> str:
+def _picture(curves: Mapping[str, tuple[Curve, Curve]], teacher: float) -> str:
     def panel(which: int, title: str, label: str, across: tuple[tuple[float, str], ...]) -> Panel:
         lines = (Line(a, tuple(c[which]), tuple(mean_interval(list(v.values())) for v in c[which].values())) for a, c in curves.items())
         return Panel(title, f"passes over {PROMPTS} prompts", label, tuple(lines), across, log_x=True, log_y=True)

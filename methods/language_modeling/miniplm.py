@@ -79,7 +79,7 @@ def batches(problem: LanguageModeling, texts: Texts) -> TextBatches:
 
 
 def differences(problem: LanguageModeling, reference: LanguageModel, texts: Texts) -> Tensor:
-    """r of each of M texts, (M,) nats a token: by how much the teacher finds it likelier than the reference does."""
+    """r of each of M texts, (M,) nats per token: by how much the teacher finds it likelier than the reference does."""
     found = []
     with torch.no_grad():
         for rows in torch.arange(len(texts)).split(problem.batch_size):

@@ -99,7 +99,7 @@ def interpolated(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Te
 def next_t(
     state: dict[str, float], loss: float, floor: float, *, end: float, alpha: float, beta: float, adaptive: bool
 ) -> dict[str, float]:
-    """The state behind an update with ``loss`` (nats a token): t in [floor, end], never below the t before.
+    """The state behind an update with ``loss`` (nats per token): t in [floor, end], never below the t before.
 
     The first loss is only remembered. ``state``: t, momentum, and the loss before (inf: none).  ``floor``: the linear schedule here.
     """

@@ -91,7 +91,7 @@ class _Quadratic(nn.Module):
 def build(architecture: Architecture, seed: int) -> nn.Module:
     """The network an :class:`Architecture` names, freshly initialised from ``seed`` and tagged for export.
 
-    ``groups=S`` in its arguments gives S logits a class and their logsumexp as the class logit.
+    ``groups=S`` in its arguments gives S logits per class and their logsumexp as the class logit.
 
     Raises:
         UserError: an unknown name.

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed, sha256
-from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Prompts, Texts
 from distillbench.runs.record import Measurement
 from distillbench.runs.suite import Context, JudgeContext, TrainContext
@@ -84,9 +84,9 @@ def chains(options: Options, split: str) -> Chains:
     distribution = (1 - ends) * logits.softmax(1)
     distribution[:, EOS] = ends
     start = torch.rand(vocab**order, generator=generator, dtype=torch.float64)
-    places = torch.arange(vocab**order)
+    index = torch.arange(vocab**order)
     for i in range(order):
-        start[(places // vocab**i) % vocab == EOS] = 0
+        start[(index // vocab**i) % vocab == EOS] = 0
     truth = _chain(distribution.log(), vocab, order)
     found = Chains(truth, truth, start / start.sum(), options.length)
     if options.teacher_texts:
@@ -150,9 +150,9 @@ def _estimated(found: Chains, options: Options, split: str) -> Chain:
 
 def starts(found: Chains, count: int, seed: int) -> Prompts:
     """``count`` prompts from their distribution; each is a context of the chain."""
-    place = torch.multinomial(found.start, count, replacement=True, generator=torch.Generator().manual_seed(seed))
+    index = torch.multinomial(found.start, count, replacement=True, generator=torch.Generator().manual_seed(seed))
     vocab, order = found.truth.vocab, found.truth.order
-    tokens = torch.stack([(place // vocab**i) % vocab for i in reversed(range(order))], 1)
+    tokens = torch.stack([(index // vocab**i) % vocab for i in reversed(range(order))], 1)
     return Prompts.of(tokens.tolist(), tokenizer(vocab), EOS)
 
 
@@ -216,8 +216,8 @@ def distributions(model: LanguageModel, vocab: int, order: int) -> Tensor:
     """
     if not isinstance(model, Windowed) or model.order > order:
         raise UserError(f"{type(model).__name__} looks at more than {order} tokens; the exact metrics of markov need a model that does not")
-    place = torch.arange(vocab**order)
-    context = torch.stack([(place // vocab**i) % vocab for i in reversed(range(order))], 1)[:, order - model.order :]
+    index = torch.arange(vocab**order)
+    context = torch.stack([(index // vocab**i) % vocab for i in reversed(range(order))], 1)[:, order - model.order :]
     with torch.no_grad():
         return model.project(model.of_contexts(context)).double().softmax(1)
 

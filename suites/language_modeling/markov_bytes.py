@@ -79,7 +79,7 @@ def problem(ctx: TrainContext) -> LanguageModeling:
 
 
 def text_kl(p: Tensor, q: Tensor, start: Tensor, length: int, spelled: Sequence[Sequence[int]]) -> float:
-    """KL of the distribution of whole texts of ``length`` symbols at most under p to that under q, nats a symbol of p's texts; exact.
+    """KL of the distribution of whole texts of ``length`` symbols at most under p to that under q, nats per symbol of p's texts; exact.
 
     The two share the text and no token, so the state of a text is what both can see of it: p's context and q's window. By the chain
     rule KL is a sum over the symbols, and q's probability of a symbol is the product of those of its letters.
@@ -102,11 +102,11 @@ def text_kl(p: Tensor, q: Tensor, start: Tensor, length: int, spelled: Sequence[
             window = (window * kinds + token) % windows
     context = start.nonzero().squeeze(1)
     weight, window = start[context].double(), torch.zeros_like(context)
-    place = contexts // vocab
-    while place:
-        symbol = context // place % vocab
+    unit = contexts // vocab
+    while unit:
+        symbol = context // unit % vocab
         window = (window * scale[symbol] + value[symbol]) % windows
-        place //= vocab
+        unit //= vocab
     total, count = 0.0, 0.0
     others = torch.tensor([s for s in range(vocab) if s != EOS])
     for _ in range(length):

@@ -58,10 +58,10 @@ class Chain(Windowed):
 
     def of_contexts(self, context: Tensor) -> Tensor:
         """One-hot contexts (..., V ** order): the state of a chain is the context itself."""
-        place = torch.zeros_like(context[..., 0])
+        index = torch.zeros_like(context[..., 0])
         for i in range(self.order):
-            place = place * self.vocab + context[..., i]
-        return nn.functional.one_hot(place, self.vocab**self.order).to(self.log_law.dtype)
+            index = index * self.vocab + context[..., i]
+        return nn.functional.one_hot(index, self.vocab**self.order).to(self.log_law.dtype)
 
     @property
     def head(self) -> tuple[Tensor, Tensor | None]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from distillbench.errors import UserError
-from distillbench.problems.language_modeling.generation import draw
 from distillbench.problems.language_modeling.models import LanguageModel, TransformersLM
+from distillbench.problems.language_modeling.sampling import draw
 from distillbench.problems.language_modeling.texts import Prompts
 from distillbench.runs.record import Measurement
 from distillbench.suites.speculative.judge import pooled
@@ -73,7 +73,7 @@ def speculate(
     behind an accepted one, and no block proposes past ``length``.
 
     Args:
-        gamma: proposals a block.  length: tokens of a response at most.  vocab: entries of both projections that are no padding.
+        gamma: proposals per block.  length: tokens of a response at most.  vocab: entries of both projections that are no padding.
 
     Raises:
         UserError: gamma is below 1.
@@ -122,12 +122,12 @@ def measured_speedup(
 
     Both are the transformers library's ``generate`` in this process, the two taking turns at going first, reading of the prompt
     included. The speed-up is total seconds alone over total seconds helped, with the per-prompt values of
-    :func:`judge.pooled`; under 1 the draft makes decoding slower. ``lossless`` is the share of prompts with the same
+    :func:`judge.pooled`; under 1 the draft makes decoding slower. ``lossless`` is the fraction of prompts with the same
     tokens both ways. A difference that begins at a tie (two logits of the target within :data:`TIE`) counts against ``lossless``, and
     its prompt has no part in the speed-up.
 
     Args:
-        gamma: proposals a block, always that many (no schedule, no threshold of confidence).  length: tokens of a response at most.
+        gamma: proposals per block, always that many (no schedule, no threshold of confidence).  length: tokens of a response at most.
 
     Raises:
         UserError: the outputs differ at no tie, or at a tie for every prompt: a speed-up of something else than the target is none.

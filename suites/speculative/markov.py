@@ -21,7 +21,7 @@ def problem(ctx: TrainContext) -> LanguageModeling:
 
 
 def efficiency(p: Tensor, q: Tensor, start: Tensor, length: int, gamma: int) -> tuple[float, float]:
-    """Tokens a target call and accepted proposals a target call, exactly, for ``gamma`` proposals a block.
+    """Tokens per target call and accepted proposals per target call, exactly, for ``gamma`` proposals per block.
 
     Both are ratios of expectations over texts of p that begin at ``start`` (V ** order,) and end behind token 0 or at ``length`` tokens;
     a block that reaches the end of its text stops. A token of context c is an accepted v with min(p, q)(v | c) and one that ends its

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from distillbench.code import digest_of
 from distillbench.errors import NotApplicable, UserError
 from distillbench.identity import derive_seed, sha256
-from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Prompts, Texts, TokenBatch
 from distillbench.problems.language_modeling.token_losses import Projection, Teacher, TopK, token_losses
 from distillbench.problems.language_modeling.topk_cache import Layout, TopKTable, top_k
@@ -172,15 +172,15 @@ class LanguageOracle(ModuleOracle):
         folder = None if self._cache is None else self._cache / "texts" / sha256(about.encode())
         parts: list[dict[str, Tensor]] = []
         for rows in index.split(ROWS):
-            place = len(parts)
-            path = None if folder is None else folder / f"{place:05d}-{len(rows)}.part"
+            number = len(parts)
+            path = None if folder is None else folder / f"{number:05d}-{len(rows)}.part"
             with FileLock(_made(path).with_suffix(".lock")) if path is not None else contextlib.nullcontext():
                 found = None
                 if path is not None and path.exists():
                     with contextlib.suppress(UserError, OSError):  # a damaged part is made anew, never trusted
                         found = load_checkpoint(path)
                 if found is None:
-                    uniforms = torch.rand(len(rows), length, generator=torch.Generator().manual_seed(derive_seed(f"part {place}", seed)))
+                    uniforms = torch.rand(len(rows), length, generator=torch.Generator().manual_seed(derive_seed(f"part {number}", seed)))
                     ids, real = respond(
                         self._module, prompts.take(rows), uniforms, eos=self.eos, temperature=temperature, top_p=top_p, vocab=self.vocab
                     )

@@ -100,8 +100,8 @@ def next_tokens(ids: Tensor, mask: Tensor) -> NextTokens:
         raise UserError(f"the response mask is {mask.dtype}; give a boolean one, true where a token counts (mask.bool())")
     counts = mask.clone()
     counts[:, :1] = False
-    places = counts.flatten().nonzero().squeeze(1)
-    return NextTokens(places - 1, ids.flatten()[places], (ids.shape[0], ids.shape[1]))
+    positions = counts.flatten().nonzero().squeeze(1)
+    return NextTokens(positions - 1, ids.flatten()[positions], (ids.shape[0], ids.shape[1]))
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------
@@ -324,11 +324,11 @@ def _walk(
         if of_hidden is not None:
             for block in _blocks(real, dtype):  # T^2 from the convention, 1 / T from the chain rule
                 of_hidden[rows].addmm_(slope[:, block], real[block].to(dtype), alpha=t)
-        share = slope.new_full((len(slope), 1), t) if scale is None else scale[rows, None] * t
+        factor = slope.new_full((len(slope), 1), t) if scale is None else scale[rows, None] * t
         if of_weight is not None:
-            of_weight[: task.vocab].addmm_(slope.T, hidden[rows].to(dtype) * share)
+            of_weight[: task.vocab].addmm_(slope.T, hidden[rows].to(dtype) * factor)
         if of_bias is not None:
-            of_bias[: task.vocab].addmv_(slope.T, share[:, 0])
+            of_bias[: task.vocab].addmv_(slope.T, factor[:, 0])
         del slope  # before the next chunk makes its own
     return losses.mul_(t**2), of_hidden, of_weight, of_bias
 

@@ -152,7 +152,7 @@ class TopKTable:
     def __init__(self, texts: Texts, layout: Layout, ask: Ask, *, teacher: str, folder: Path | None) -> None:
         self._texts, self._layout, self._ask = texts, layout, ask
         self._teacher, self._folder = teacher, folder
-        self._places: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
+        self._by_text: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
 
     def find(self, batch: TokenBatch) -> TopK | None:
         """The distributions of the N tokens that count in ``batch``, or None where one of its examples is not of these texts.
@@ -162,10 +162,10 @@ class TopKTable:
         self.fill()
         found = []
         for text, counted in _counted(batch):
-            places, table = self._places.get(text, (None, None))
-            if places is None or table is None or not np.isin(counted, places).all():
+            positions, table = self._by_text.get(text, (None, None))
+            if positions is None or table is None or not np.isin(counted, positions).all():
                 return None
-            found.append(table[np.searchsorted(places, counted)])
+            found.append(table[np.searchsorted(positions, counted)])
         if not found:
             return None
         distribution, _ = self._layout.unpack(np.concatenate(found))
@@ -174,17 +174,17 @@ class TopKTable:
 
     def fill(self) -> None:
         """Compute what is not there yet."""
-        if self._places:
+        if self._by_text:
             return
-        places: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
+        by_text: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
         for rows in torch.arange(len(self._texts)).split(PART):
             batch = self._texts.take(rows)
             keys = examples(batch)
             ends = [0, *itertools.accumulate(batch.response[:, 1:].sum(1).tolist())]
             table = self._part(batch, keys, ends[-1])
             for i, (text, counted) in enumerate(_counted(batch)):  # the first of equal examples, whoever asks
-                places.setdefault(text, (counted, table[ends[i] : ends[i + 1]]))
-        self._places = places
+                by_text.setdefault(text, (counted, table[ends[i] : ends[i + 1]]))
+        self._by_text = by_text
 
     def _part(self, batch: TokenBatch, keys: list[str], tokens: int) -> Bytes:
         """The distributions (tokens, width) of one part, from its file where there is a sound one."""
@@ -223,12 +223,12 @@ def examples(batch: TokenBatch) -> list[str]:
 
 
 def _counted(batch: TokenBatch) -> list[tuple[str, NDArray[np.int64]]]:
-    """The digest of each example's tokens, without padding, and the places in it of those that count and have one before them."""
+    """The digest of each example's tokens, without padding, and the positions in it of those that count and have one before them."""
     ids, attention, response = (x.cpu().numpy() for x in (batch.ids, batch.attention, batch.response))
     found = []
     for tokens, real, counts in zip(ids, attention, response, strict=True):
-        places = counts[1:].nonzero()[0] + 1  # a first token has no state before it
-        found.append((sha256(np.ascontiguousarray(tokens[real]).tobytes()), places - real.argmax()))
+        positions = counts[1:].nonzero()[0] + 1  # a first token has no state before it
+        found.append((sha256(np.ascontiguousarray(tokens[real]).tobytes()), positions - real.argmax()))
     return found
 
 

@@ -14,7 +14,7 @@ def decoded(target, draft, start, gamma, length, end=None):
 
     @functools.cache
     def block(context, left):
-        """(tokens, calls, accepted) from a place where a block begins, ``left`` tokens before the limit."""
+        """(tokens, calls, accepted) from a position where a block begins, ``left`` tokens before the limit."""
         return np.array([0.0, 1.0, 0.0]) + tried(context, left, 0) if left else np.zeros(3)
 
     @functools.cache

@@ -10,9 +10,9 @@ from scipy.stats import chi2
 from distillbench.cards.options import options_of
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling import models as language_models
-from distillbench.problems.language_modeling.generation import draw, respond
+from distillbench.problems.language_modeling.sampling import draw, respond
 from distillbench.problems.language_modeling.texts import Prompts
-from distillbench.suites.language_modeling import markov as world
+from distillbench.suites.language_modeling import markov as chains
 from distillbench.suites.language_modeling.nets import build
 from distillbench.suites.speculative import CARD, decoding, markov
 from distillbench.suites.speculative.decoding import measured_speedup, speculate, verify
@@ -27,7 +27,7 @@ GRID = [(i + 0.5) / 4 for i in range(4)]
 def first_tokens(rule, gamma):
     """The distribution of the next ``gamma`` + 1 tokens by going through every proposal and every number that decides on it.
 
-    The distributions at place i are P[i] and Q[i] whatever came before; what a block leaves open is the target's.
+    The distributions at position i are P[i] and Q[i] whatever came before; what a block leaves open is the target's.
     """
     distribution = {}
     for proposals in itertools.product(range(3), repeat=gamma):
@@ -115,7 +115,7 @@ def statistic(count, gamma):
         generator=torch.Generator().manual_seed(7),
         vocab=3,
     )
-    distribution = world.distributions(target, 3, 1)
+    distribution = chains.distributions(target, 3, 1)
     seen = {}
     for d in decoded:
         assert sum(d.emitted) == len(d.tokens)
@@ -144,14 +144,14 @@ def test_whole_texts_of_another_rule_do_not(monkeypatch):
 
 def test_what_the_verifier_counts_is_the_closed_form():
     setting = CARD.settings["markov"]
-    found = world.chains(options_of(setting, world.Options), "test")
+    found = chains.chains(options_of(setting, chains.Options), "test")
     draft = build(Architecture("window-lm", setting.options["student"]["arguments"]), 3).eval()
-    prompts = world.starts(found, 120, 4)
+    prompts = chains.starts(found, 120, 4)
     decoded = speculate(
         found.truth, draft, prompts, gamma=4, length=found.length, eos=0, generator=torch.Generator().manual_seed(1), vocab=16
     )
     per_call, accepted = markov.efficiency(
-        world.distributions(found.truth, 16, 2), world.distributions(draft, 16, 2), found.start, found.length, 4
+        chains.distributions(found.truth, 16, 2), chains.distributions(draft, 16, 2), found.start, found.length, 4
     )
     for counts, value in (([d.emitted for d in decoded], per_call), ([d.accepted for d in decoded], accepted)):
         sums, calls = (np.array([f(c) for c in counts], float) for f in (sum, len))

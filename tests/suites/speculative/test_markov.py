@@ -8,12 +8,12 @@ import torch
 
 from distillbench.cards.options import options_of
 from distillbench.errors import UserError
-from distillbench.problems.language_modeling.generation import respond
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Texts
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import speculative as suite
-from distillbench.suites.language_modeling import markov as world
+from distillbench.suites.language_modeling import markov as chains
 from distillbench.suites.language_modeling.nets import build
 from distillbench.suites.speculative import markov
 from distillbench.suites.speculative.judge import judge
@@ -88,8 +88,8 @@ def test_a_draft_that_shares_nothing_gives_one_token_a_call():
 def test_scores_are_bounded_and_best_at_the_target():
     p, q, start = (torch.tensor(x) for x in distributions(4, vocab=5))
     best = markov.scores(p, p, start, 7)
-    for share in (0.0, 0.5, 0.9):
-        found = markov.scores(p, share * p + (1 - share) * q, start, 7)
+    for mixing in (0.0, 0.5, 0.9):
+        found = markov.scores(p, mixing * p + (1 - mixing) * q, start, 7)
         for name, value in found.items():
             low, high = suite.CARD.metric(name).range
             assert low <= value <= high, name
@@ -100,16 +100,16 @@ def test_scores_are_bounded_and_best_at_the_target():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_judge_estimates_the_exact_values(temperature):
-    found = world.chains(options_of(SETTING, world.Options), "test")
+    found = chains.chains(options_of(SETTING, chains.Options), "test")
     draft = build(Architecture("window-lm", {"vocab": 16, "order": 2, "width": 6}), 3)
     with torch.no_grad():
         draft.output.weight.mul_(4)
-    prompts = world.starts(found, 3000, 1)
+    prompts = chains.starts(found, 3000, 1)
     ids, real = respond(
         found.truth, prompts, torch.rand(3000, 16, generator=torch.Generator().manual_seed(2)), eos=0, temperature=temperature
     )
     texts = Texts.join(prompts, torch.arange(3000), ids, real)
-    p, q = ((world.distributions(m, 16, 2).log() / temperature).softmax(1) for m in (found.truth, draft))
+    p, q = ((chains.distributions(m, 16, 2).log() / temperature).softmax(1) for m in (found.truth, draft))
     expected = markov.scores(p, q, found.start, found.length)
     measured = {m.metric: m for m in judge(found.truth, draft, texts, vocab=16, temperature=temperature)}
     for name, value in expected.items():

@@ -162,7 +162,7 @@ def test_a_resumed_run_costs_and_learns_what_an_undisturbed_one_does(tmp_path, t
 def test_the_teacher_shares_in_the_sampling_unmetered_and_unchanged():
     p = make()
     before = p.teacher.digest
-    batch = next(stream(p.sampled(run(p), p.student, share=1.0), 0))
+    batch = next(stream(p.sampled(run(p), p.student, mixing=1.0), 0))
     as_teacher = next(stream(p.sampled(run(p), p.teacher.module), 0))
     assert same(batch, as_teacher)
     assert not same(batch, next(stream(p.sampled(run(p), p.student), 0)))

@@ -177,9 +177,9 @@ def test_examples_are_known_by_their_bytes_not_by_row_or_padding(tmp_path):
     moved = texts.take(torch.tensor([9, 5]))
     object.__setattr__(moved, "rows", torch.tensor([5, 9]))
     assert_right(cache.find(moved), moved)
-    place = batch.response[0].nonzero()[0]
+    position = batch.response[0].nonzero()[0]
     other = batch.ids.clone()
-    other[0, place] = 1 + (other[0, place] + 1) % 39
+    other[0, position] = 1 + (other[0, position] + 1) % 39
     assert cache.find(dataclasses.replace(batch, ids=other)) is None
 
 

@@ -20,7 +20,7 @@ def normal(count, seed, dimension=8):
 @pytest.mark.parametrize("k", [1, 3])
 def test_equals_the_loop_over_pairs(k, tile):
     x, y = normal(23, 0, 3), normal(31, 1, 3) * 1.5 + 0.5
-    want = oracle.share_inside(x.numpy(), y.numpy(), k), oracle.share_inside(y.numpy(), x.numpy(), k)
+    want = oracle.fraction_inside(x.numpy(), y.numpy(), k), oracle.fraction_inside(y.numpy(), x.numpy(), k)
     assert min(want) > 0 and max(want) < 1  # so that the test says something
     assert precision_recall(x, y, k=k, tile=tile) == pytest.approx(want, rel=1e-12)
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from distillbench.errors import UserError
-from distillbench.problems.language_modeling.generation import draw, pick, respond
+from distillbench.problems.language_modeling.sampling import draw, pick, respond
 from distillbench.problems.language_modeling.texts import Prompts
 from distillbench.suites.language_modeling.nets import build
 from distillbench.training.nets import Architecture
@@ -65,8 +65,8 @@ def test_the_ends_of_the_interval_never_give_a_token_without_mass(distribution, 
     distribution = tokens([distribution])
     assert draw(distribution, torch.tensor([0.0])).item() == first
     for u in (LAST, 1.0):  # a float32 random number may be rounded up to 1
-        place = draw(distribution, tokens([u])).item()
-        assert distribution[0, place] > 0 and place == last
+        token = draw(distribution, tokens([u])).item()
+        assert distribution[0, token] > 0 and token == last
 
 
 def test_a_boundary_belongs_to_the_next_token_that_has_mass():
@@ -136,13 +136,13 @@ def assert_follows(found, distribution, start, length):
     assert stats.chisquare(observed[keep], wanted[keep] * observed[keep].sum() / wanted[keep].sum()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"share": 0.3}, {"share": 1.0}, {"share": 0.3, "temperature": 1.8}])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"mixing": 0.3}, {"mixing": 1.0}, {"mixing": 0.3, "temperature": 1.8}])
 def test_responses_follow_the_distribution_of_the_chain(options):
     one, other, n = chain(1), chain(2), 6000
-    ids, real = respond(one, prompts([[2]] * n), uniforms(n, 3, seed=5), eos=EOS, other=other if "share" in options else None, **options)
-    t, share = options.get("temperature", 1), options.get("share", 0)
+    ids, real = respond(one, prompts([[2]] * n), uniforms(n, 3, seed=5), eos=EOS, other=other if "mixing" in options else None, **options)
+    t, mixing = options.get("temperature", 1), options.get("mixing", 0)
     p, q = (np.exp(x.log_law.double().numpy() / t) for x in (one, other))
-    distribution = share * q / q.sum(1, keepdims=True) + (1 - share) * p / p.sum(1, keepdims=True)
+    distribution = mixing * q / q.sum(1, keepdims=True) + (1 - mixing) * p / p.sum(1, keepdims=True)
     assert_follows(drawn(ids, real), distribution, 2, 3)
 
 
@@ -150,9 +150,9 @@ def test_greedy_and_nucleus_work_in_a_mixture():
     one, other = chain(1), chain(2)
     distribution = 0.5 * one.log_law.double().exp() + 0.5 * other.log_law.double().exp()
     rows = 400
-    ids, _ = respond(one, prompts([[3]] * rows), uniforms(rows, 1), eos=EOS, other=other, share=0.5, top_p=1e-6)
+    ids, _ = respond(one, prompts([[3]] * rows), uniforms(rows, 1), eos=EOS, other=other, mixing=0.5, top_p=1e-6)
     assert ids.unique().tolist() == [int(distribution[3].argmax())]
-    ids, _ = respond(one, prompts([[3]] * rows), uniforms(rows, 1), eos=EOS, other=other, share=0.5, temperature=0)
+    ids, _ = respond(one, prompts([[3]] * rows), uniforms(rows, 1), eos=EOS, other=other, mixing=0.5, temperature=0)
     greedy = {int(one.log_law[3].argmax()), int(other.log_law[3].argmax())}
     assert set(ids.flatten().tolist()) == greedy and len(greedy) == 2
 
@@ -199,7 +199,7 @@ def test_the_model_is_left_as_it_was():
         ({"temperature": math.nan}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
-        ({"share": 1.5}, "share"),
+        ({"mixing": 1.5}, "mixing"),
         ({"width": 0}, "length"),
     ],
 )
