@@ -114,8 +114,8 @@ def test_5_the_weighted_loss_stays_of_one_size_as_levels_grow():
     found = []
     for levels in (1001, 2001):
         online, target, _, low, high = point_mass(1.5, 1.5, levels=levels)
-        place = int((high - 0.5).abs().argmin())
-        row = slice(place, place + 1)
+        position = int((high - 0.5).abs().argmin())
+        row = slice(position, position + 1)
         found.append(float(ict_loss(online[row, None].detach(), target[row, None], (high - low)[row], huber=1e-12)))
     assert found[0] == pytest.approx(found[1], rel=0.05)
     assert found[0] == pytest.approx(EPS / 0.25 * 0.8, rel=0.05)  # |d f / d s| = (e / s^2) |theta - xi|

@@ -165,7 +165,7 @@ def test_the_fake_scores_loss_equals_the_authors():
 
 
 def test_noise_levels_are_the_authors_schedule():
-    """Their uniform u counts from the smallest level, up to t_max / 1000: the place that ``high`` bounds."""
+    """Their uniform u counts from the smallest level, up to t_max / 1000: the position that ``high`` bounds."""
     level = karras_level(1 - 0.8 * golden("uniform"), sigma_min=0.002, sigma_max=80.0)
     assert torch.allclose(level, golden("sigma"), rtol=1e-10)
 
