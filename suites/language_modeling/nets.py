@@ -107,7 +107,7 @@ def build(architecture: Architecture, seed: int) -> LanguageModel:
     if architecture.name not in NETS:
         raise UserError(f"unknown architecture {architecture.name!r}; known: transformers, {', '.join(sorted(NETS))}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs, whose state is not put back
         net = NETS[architecture.name](**architecture.arguments)
     net.architecture = architecture  # type: ignore[assignment]
     return net
