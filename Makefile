@@ -24,7 +24,7 @@ demo: $(VENV)/.train  ## set up, distil the digits with every method, print the 
 test: $(VENV)/.dev .links  ## set up, run the whole test suite; SLOW=changed leaves out slow tests that nothing has changed for
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow $(SLOW)
 
-check: $(VENV)/.dev .links  ## lint, types, the layer laws
+check: $(VENV)/.dev .links  ## lint, types, the layer rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

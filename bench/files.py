@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 from distillbench.errors import SaveError, UserError
 from distillbench.identity import sha256
 
 SETTINGS = "settings.toml"  # beside a suite's module: the part of its card that is data
-UMASK = os.umask(0)
-os.umask(UMASK)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -22,19 +21,17 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         SaveError: the disk is full or may not be written; the old file, if any, is untouched.
     """
-    temporary = None
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as stream:
-            temporary = Path(stream.name)
+        with open(temporary, "xb") as stream:  # not tempfile's, which only this user could read: a store may be shared
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-            os.fchmod(stream.fileno(), 0o666 & ~UMASK)  # a temporary file is private; a store may be shared
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         why = "the disk is full: free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise SaveError(f"{path}: could not be saved ({why}); run the same command again to go on where it stopped") from error
 

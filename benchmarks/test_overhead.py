@@ -146,5 +146,5 @@ def compare(folder: Path, one: Player, other: Player) -> tuple[float, float]:
 def test_the_harness_costs_at_most_three_percent(tmp_path: Path) -> None:
     race(tmp_path / "warm", (harness, bare))
     ratio, step = compare(tmp_path, harness, bare)
-    print(f"\nharness / bare: {ratio:.4f} over {REPEATS} trainings; bare {step:.3f} ms a step")
+    print(f"\nharness / bare: {ratio:.4f} over {REPEATS} trainings; bare {step:.3f} ms per step")
     assert ratio <= MOST

@@ -1,4 +1,4 @@
-"""A teacher's laws from the top-k cache beside the same laws computed online, at SmolLM2's shape."""
+"""A teacher's distributions from the top-k cache beside the same distributions computed online, at SmolLM2's shape."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIG = {
 }
 
 
-def test_cached_laws(benchmark: Any, tmp_path: Path) -> None:
+def test_cached_distributions(benchmark: Any, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     prompts = Prompts.of(torch.randint(VOCAB, (8, 24), generator=generator).tolist(), "tokens", 0)
@@ -35,13 +35,13 @@ def test_cached_laws(benchmark: Any, tmp_path: Path) -> None:
     oracle = LanguageOracle(teacher, tokenizer="tokens", vocab=VOCAB, eos=0, seed=0, cache=tmp_path, top_k=50)
     oracle.remember(texts, now=True)
     batch = texts.take(torch.arange(8))
-    oracle.law(batch, exact=True)
+    oracle.distributions(batch, exact=True)
     start = time.perf_counter()
-    oracle.law(batch, exact=True)
+    oracle.distributions(batch, exact=True)
     online = time.perf_counter() - start
-    benchmark.pedantic(lambda: oracle.law(batch), rounds=10, warmup_rounds=1)
+    benchmark.pedantic(lambda: oracle.distributions(batch), rounds=10, warmup_rounds=1)
     cached = benchmark.stats.stats.min
     size = sum(p.stat().st_size for p in tmp_path.rglob("*.topk")) / batch.predicted.count
-    print(f"\nonline {online:.2f} s, cached {1000 * cached:.1f} ms: {online / cached:.0f} times faster; {size:.1f} bytes a token on disk")
+    print(f"\nonline {online:.2f} s, cached {1000 * cached:.1f} ms: {online / cached:.0f} times faster; {size:.1f} bytes per token on disk")
     assert online > 50 * cached
     assert size < 116

@@ -167,7 +167,7 @@ def _rows(board: Board) -> list[dict[str, Any]]:
 
 
 def _lines(board: Board) -> list[list[str]]:
-    """For pipes: a heading and a line a row, every cell one word or sentence."""
+    """For pipes: a heading and one line per row, every cell one word or sentence."""
     lines = [
         [
             "rank",

@@ -15,7 +15,7 @@ NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
 def frame(board: Board) -> pd.DataFrame:
-    """The board as a table, one line a row in the board's order, numbers at full precision and NaN where there is none.
+    """The board as a table, one line per row in the board's order, numbers at full precision and NaN where there is none.
 
     Columns: rank (Int64), method, control, status, seeds (scored), seeds_of (run by any row), score, low, high (in the unit
     of the board's metric), gap_closed, gap_low, gap_high (ratios), gap_reason, ``cost.<meter>`` (means over seeds),

@@ -127,9 +127,9 @@ def _title(board: Board, row: Row) -> str:
     return f"{row.name}: {score.estimate:.4g}{interval} {board.metric.unit}, {len(row.seeds)} seeds{over}"
 
 
-def padded(low: float, high: float, share: float) -> tuple[float, float]:
+def padded(low: float, high: float, margin: float) -> tuple[float, float]:
     """The range with room at both ends; a range of one point gets a width."""
-    room = (high - low) * share or abs(high) * 0.1 or 1.0
+    room = (high - low) * margin or abs(high) * 0.1 or 1.0
     return low - room, high + room
 
 

@@ -1,1 +1,1 @@
-"""Reference implementations, one file a method: ``methods/<problem>/<slug>.py``."""
+"""Reference implementations, one file per method: ``methods/<problem>/<slug>.py``."""

@@ -1,4 +1,4 @@
-"""The laws of the house, read from the source of every module: what may import what, and what nobody may do."""
+"""The layer rules, read from the source of every module: what may import what, and what nobody may do."""
 
 import ast
 import os
@@ -78,7 +78,7 @@ def kind(name):
     return parts[2] if parts[:2] == ["distillbench", "problems"] and len(parts) > 2 else None
 
 
-def broken_laws(name, tree, package=False):
+def broken_rules(name, tree, package=False):
     """The imports of a module that the house forbids."""
     own = room(name)
     for other in imported(tree, name, package):
@@ -99,7 +99,7 @@ def broken_laws(name, tree, package=False):
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_down(name):
     path = MODULES[name]
-    assert not list(broken_laws(name, ast.parse(path.read_text()), path.name == "__init__.py"))
+    assert not list(broken_rules(name, ast.parse(path.read_text()), path.name == "__init__.py"))
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_imports_go_down(name):
         ("distillbench.runs.plan", "from bench.record import Record"),
     ],
 )
-def test_the_law_can_be_broken(name, line):
-    assert list(broken_laws(name, ast.parse(line)))
+def test_the_rules_can_be_broken(name, line):
+    assert list(broken_rules(name, ast.parse(line)))
 
 
-def test_the_law_lets_the_board_read_records():
+def test_the_rules_let_the_board_read_records():
     line = "from distillbench.runs.record import Record\nfrom distillbench import stats\nfrom distillbench.cards import card"
-    assert not list(broken_laws("distillbench.leaderboard.x", ast.parse(line)))
+    assert not list(broken_rules("distillbench.leaderboard.x", ast.parse(line)))
 
 
 def circles(graph):

@@ -306,8 +306,8 @@ class Setting:
     """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone.
 
     ``metrics`` names those of the suite's metrics that are judged here, the primary one first; none named means all of them.
-    ``assets`` are the bytes that scores rest on, by role: ``data``, ``teacher``, reference statistics, a feature network. That of a
-    role lies at the first place of ``options["<role>_path"]`` that the user's folder has.
+    ``assets`` maps a role (``data``, ``teacher``, reference statistics, a feature network) to the bytes that scores rest on. The file of
+    role R is the first existing path of ``options["R_path"]`` under --data.
     """
 
     tier: Literal["analytic", "embedded", "paper"]

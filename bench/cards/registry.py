@@ -118,7 +118,7 @@ def _candidates(kind: Kind, folder: Path) -> Iterable[tuple[Path, str, str]]:
                 yield path, path.parent.name.replace("_", "-"), path.parent.name
 
 
-@functools.cache
+@functools.cache  # every plan and every judge asks; what is installed stays so while a process runs, and :func:`refresh` forgets
 def _found(kind: Kind) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for point in sorted(entry_points(group=f"distillbench.{kind}s"), key=lambda p: p.name):

@@ -123,7 +123,8 @@ def _do(specs: Sequence[RunSpec], store: Store, title: str, args: argparse.Names
     from distillbench.runs.grid import complete
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - of 'accelerate launch' the main process speaks for all
+        # Of 'accelerate launch' the main process speaks for all: until this one ends, nothing that it prints is shown.
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     return complete(specs, store, title, workers=args.workers, checkpoint_seconds=args.checkpoint_seconds, vouch=vouch)
 
 
@@ -339,7 +340,7 @@ def new(args: argparse.Namespace) -> int:
 
 
 def migrate(args: argparse.Namespace) -> int:
-    """Bring a folder of records to today's schema; a line a record, old id and new, where ``--json`` or a pipe asks."""
+    """Bring a folder of records to today's schema; one line per record, old id and new, where ``--json`` or a pipe asks."""
     from distillbench.runs.migrate import migrate
 
     done = migrate(Path(args.folder), args.older)

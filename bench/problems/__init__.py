@@ -1,1 +1,1 @@
-"""What a suite hands to a method: typed, frozen dataclasses, one file a kind of problem."""
+"""What a suite hands to a method: typed, frozen dataclasses, one file per kind of problem."""

@@ -103,6 +103,8 @@ def _pool(
         manager.shutdown()
 
 
+# In a worker, where it tells how far it is. A pool hands such a queue to the process that it starts, not to a task: the queue belongs to
+# the process, and :func:`_prepare` sets it once.
 _messages: Any = None
 
 

@@ -47,7 +47,7 @@ def arena(
     kind: int | None,
     loose: str | None,
 ) -> dict[str, Any]:
-    """The part of an identity that all runs of a track share.
+    """The part of a run's identity that excludes method and seed. Only records with an equal arena are compared on one board.
 
     Args:
         card: of the suite, at the one setting that is run (:meth:`SuiteCard.at`).

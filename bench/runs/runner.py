@@ -88,7 +88,9 @@ def execute(
         if broadcast(torch.tensor(int(done is not None), device=accelerator.device)):
             return done or _found(spec, store)
         if accelerator.device.type == "cpu":
-            torch.set_num_threads(1)  # small networks are fastest so, and results do not depend on the number of cores
+            # For the whole process: small networks are fastest so, and results do not depend on the number of cores. Who calls from
+            # a notebook gets the number back from :mod:`api`.
+            torch.set_num_threads(1)
         loose = spec.code.method_loose is not None or spec.code.suite_loose is not None
         with code.hidden(spec.code.planned) if loose else contextlib.nullcontext():
             record = _run(spec, store, progress, checkpoint_seconds, accelerator)
@@ -304,11 +306,11 @@ def _complete(measurements: list[Measurement], spec: RunSpec) -> None:
 
 def _where(error: BaseException, path: Path) -> str:
     line = None
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(path):
+            line = frame.tb_lineno
+        frame = frame.tb_next
     return f" ({path.name}:{line})" if line else ""
 
 
@@ -336,7 +338,8 @@ class _PeakMemory:
 
 @functools.cache
 def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the checkout this package runs from and whether it has uncommitted changes; None outside one."""
+    """The commit of the checkout this package runs from and whether it has uncommitted changes; None outside one. As it was when the
+    process first asked, which is when its code was read."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None, None

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from distillbench.runs.plan import RunSpec
 
 Verdict = Literal["reproduced", "not reproduced", "undecided"]
-Scores = dict[float, dict[int, float]]  # where on the arm's axis -> seed -> value of a metric
+Curve = dict[float, dict[int, float]]  # where on the arm's axis -> seed -> value of a metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One place of the grid: a method on a track, done once for every seed.
+    """One point of the grid: a method on a track, done once for every seed.
 
     Attributes:
         arm: which curve it belongs to.  at: where on the curve it lies (a length, a size).
@@ -62,7 +62,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Done:
-    """A cell with its records, one a seed."""
+    """A cell with its records, one per seed."""
 
     cell: Cell
     records: Mapping[int, Record]
@@ -118,7 +118,7 @@ def find(name: str) -> Found:
 
 
 def planned(study: Study, seeds: Sequence[int], data: str | None = None) -> list[tuple[Cell, list[RunSpec]]]:
-    """Every cell with its runs, one a seed. Raises UserError as :func:`plan.plan`."""
+    """Every cell with its runs, one per seed. Raises UserError as :func:`plan.plan`."""
     from distillbench.runs.plan import plan
 
     def runs(c: Cell) -> list[RunSpec]:
@@ -130,7 +130,7 @@ def planned(study: Study, seeds: Sequence[int], data: str | None = None) -> list
     return [(c, runs(c)) for c in study.cells]
 
 
-def scores(done: Sequence[Done], arm: str, metric: str) -> Scores:
+def curve_of(done: Sequence[Done], arm: str, metric: str) -> Curve:
     """The values of ``metric`` along an arm; a seed whose run has no score is left out."""
     return {
         d.cell.at: {seed: value for seed, record in d.records.items() if (value := record.value(metric)) is not None}

@@ -71,7 +71,7 @@ def _captured(module: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, T
             handle.remove()
 
 
-def trace(module: nn.Module, inputs: Tensor) -> Outputs:
+def outputs_of(module: nn.Module, inputs: Tensor) -> Outputs:
     """One forward pass of a classifier that also shows the embedding and the stages.
 
     Works for any network with ``head_name`` (a linear layer) and ``stage_names`` (submodules), by forward hooks.

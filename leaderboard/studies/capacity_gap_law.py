@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from distillbench.cards.card import Paper
 from distillbench.leaderboard.chart import Line, Panel, draw
-from distillbench.runs.study import Cell, Done, Finding, Scores, Study, Verdict, scores
+from distillbench.runs.study import Cell, Curve, Done, Finding, Study, Verdict, curve_of
 from distillbench.stats import Interval, mean_interval
 
 STUDENTS = (1, 2, 3, 4, 6)
@@ -88,7 +88,7 @@ class Best:
         return self.small.low > 0 and self.large.low > 0
 
 
-def best_teacher(quality: Scores, generator: np.random.Generator) -> Best:
+def best_teacher(quality: Curve, generator: np.random.Generator) -> Best:
     """The teacher size of the smallest distance, and how it varies with the seeds' noise.
 
     The noise is what is left of seed x teacher after the effect of either (the seeds share initial weights and texts, so their offsets
@@ -138,7 +138,7 @@ def exponent(students: Floats, teachers: Floats) -> Floats:
 
 def analyse(done: Sequence[Done]) -> Finding:
     """Slope and exponent over the students whose optimum lies inside the grid; fewer than three of them decide nothing."""
-    curves = {s: scores(done, _arm(s), "truth_kl") for s in STUDENTS}
+    curves = {s: curve_of(done, _arm(s), "truth_kl") for s in STUDENTS}
     generator = np.random.default_rng(0)
     best = {s: best_teacher(c, generator) for s, c in curves.items()}
     inside = [s for s in STUDENTS if best[s].inside]
@@ -156,7 +156,7 @@ def analyse(done: Sequence[Done]) -> Finding:
             verdict = "not reproduced"
         elif e.excludes(0.0):
             verdict = "reproduced"
-    itself = scores(done, ITSELF, "truth_kl")
+    itself = curve_of(done, ITSELF, "truth_kl")
     numbers = {
         "students": {str(s): _plain(b) | {"inside": b.inside, "curve": _curve(curves[s])} for s, b in best.items()},
         "fits": {name: asdict(i) for name, i in fits.items()},
@@ -199,12 +199,12 @@ def _plain(b: Best) -> dict[str, Any]:
     return {"teacher": b.teacher, "teacher_interval": drawn, **ends}
 
 
-def _curve(curve: Scores) -> dict[str, float]:
+def _curve(curve: Curve) -> dict[str, float]:
     return {f"{t:g}": float(np.mean(list(v.values()))) for t, v in curve.items()}
 
 
-def _picture(curves: Mapping[int, Scores], best: Mapping[int, Best], itself: Scores) -> str:
-    def line(name: str, curve: Scores) -> Line:
+def _picture(curves: Mapping[int, Curve], best: Mapping[int, Best], itself: Curve) -> str:
+    def line(name: str, curve: Curve) -> Line:
         return Line(name, tuple(curve), tuple(mean_interval(list(v.values())) for v in curve.values()))
 
     left = Panel(

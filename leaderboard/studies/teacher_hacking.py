@@ -19,7 +19,7 @@ import numpy as np
 
 from distillbench.cards.card import Paper
 from distillbench.leaderboard.chart import Line, Panel, draw
-from distillbench.runs.study import Cell, Done, Finding, Scores, Study, Verdict, scores
+from distillbench.runs.study import Cell, Curve, Done, Finding, Study, Verdict, curve_of
 from distillbench.stats import Interval, mean_interval
 
 PROMPTS = 64
@@ -28,17 +28,17 @@ MARGIN = 0.01  # of the golden minimum: a change below it is no change
 
 Trend = Literal["rises", "falls", "flat", "unclear"]
 
-# The paper's loss is the token-level KL to the teacher's law (here: laws); likelihood of sampled tokens is the other common one. Within a
+# The paper's loss is the token-level KL to the teacher's distributions; the likelihood of sampled tokens is the other common one. Within a
 # loss only the source of the responses differs.
-LAWS: dict[str, Any] = {"divergence": "forward_kl"}
-OFFLINE, STUDENT = "offline, laws", "online student, laws"
+FORWARD_KL: dict[str, Any] = {"divergence": "forward_kl"}
+OFFLINE, STUDENT = "offline, distributions", "online student, distributions"
 OFFLINE_TOKENS, TEACHER = "offline, tokens", "online teacher, tokens"
-MORE, FEWER = "offline, laws, 4 responses a prompt", f"offline, laws, {PROMPTS // 4} prompts x 4 responses"
+MORE, FEWER = "offline, distributions, 4 responses per prompt", f"offline, distributions, {PROMPTS // 4} prompts x 4 responses"
 ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    OFFLINE: ("gkd", {**LAWS, "on_policy": 0}, {}),
-    MORE: ("gkd", {**LAWS, "on_policy": 0}, {"samples": 4}),
-    FEWER: ("gkd", {**LAWS, "on_policy": 0}, {"prompts": PROMPTS // 4, "samples": 4}),
-    STUDENT: ("gkd", {**LAWS, "on_policy": 1}, {}),
+    OFFLINE: ("gkd", {**FORWARD_KL, "on_policy": 0}, {}),
+    MORE: ("gkd", {**FORWARD_KL, "on_policy": 0}, {"samples": 4}),
+    FEWER: ("gkd", {**FORWARD_KL, "on_policy": 0}, {"prompts": PROMPTS // 4, "samples": 4}),
+    STUDENT: ("gkd", {**FORWARD_KL, "on_policy": 1}, {}),
     OFFLINE_TOKENS: ("seqkd", {"fresh": False}, {}),
     TEACHER: ("seqkd", {"fresh": True}, {}),
 }
@@ -129,7 +129,7 @@ class Turn:
         return False if self.golden.high < margin or self.proxy.high < margin else None
 
 
-def turn(golden: Scores, proxy: Scores) -> Turn:
+def turn(golden: Curve, proxy: Curve) -> Turn:
     """The turn of an arm. Each seed's minimum is looked for in the mean curve of the *other* seeds, so that noise makes no rise.
 
     Raises:
@@ -154,7 +154,7 @@ def turn(golden: Scores, proxy: Scores) -> Turn:
 
 def analyse(done: Sequence[Done]) -> Finding:
     """The paper's claim: offline hacks, online does not. Both losses are judged; the verdict is on the paper's."""
-    curves = {a: (scores(done, a, "truth_kl"), scores(done, a, "kl")) for a in ARMS}
+    curves = {a: (curve_of(done, a, "truth_kl"), curve_of(done, a, "kl")) for a in ARMS}
     turns = {a: turn(*c) for a, c in curves.items()}
     offline, online = turns[OFFLINE].hacks, [turns[a].hacks for a in ONLINE]
     verdict: Verdict = "undecided"
@@ -162,7 +162,7 @@ def analyse(done: Sequence[Done]) -> Finding:
         verdict = "reproduced"
     elif offline is False or any(online):
         verdict = "not reproduced"
-    own = scores(done, ITSELF, "truth_kl")
+    own = curve_of(done, ITSELF, "truth_kl")
     teacher = float(np.mean([v for by_seed in own.values() for v in by_seed.values()]))
     text = "\n".join([*(_sentence(a, t) for a, t in turns.items()), f"The teacher itself is {teacher:.3f} nats per token from the truth."])
     numbers = {
@@ -202,14 +202,14 @@ def _plain(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def _curves(pair: tuple[Scores, Scores]) -> dict[str, Any]:
+def _curves(pair: tuple[Curve, Curve]) -> dict[str, Any]:
     return {
         name: {f"{x:g}": _plain(asdict(mean_interval(list(v.values())))) for x, v in curve.items()}
         for name, curve in zip(("golden", "proxy"), pair, strict=True)
     }
 
 
-def _picture(curves: Mapping[str, tuple[Scores, Scores]], teacher: float) -> str:
+def _picture(curves: Mapping[str, tuple[Curve, Curve]], teacher: float) -> str:
     def panel(which: int, title: str, label: str, across: tuple[tuple[float, str], ...]) -> Panel:
         lines = (Line(a, tuple(c[which]), tuple(mean_interval(list(v.values())) for v in c[which].values())) for a, c in curves.items())
         return Panel(title, f"passes over {PROMPTS} prompts", label, tuple(lines), across, log_x=True, log_y=True)

@@ -50,7 +50,7 @@ CARD = Card(
     ],
     deviations=[
         "log sigmoid in place of the released clamp at 1 - 1e-8, which does nothing in float32: its loss is infinite from (a-t)/T = 17 on.",
-        "Several processes align their own shares' gradients before they are summed; the authors train on one device.",
+        "Several processes align their own parts' gradients before they are summed; the authors train on one device.",
     ],
     exempt={
         "micro_batches": "alignment compares gradients of a whole batch, and the auxiliary head has batch normalisation and dropout",
@@ -112,7 +112,7 @@ def distill(
     other = auxiliary_head(head(student).in_features, problem.classes, auxiliary).to(run.device)
 
     def loss(batch: Batch) -> Losses:
-        seen = problem.trace(student, batch.inputs)
+        seen = problem.outputs(student, batch.inputs)
         on = run.progress < kd_until
         gap = binary_kl_norm(other(seen.embedding), problem.teacher.logits(batch), temperature=temperature)
         return run.loss(batch, ce=ce_weight * cross_entropy(seen.logits, batch.labels), kd=kd_weight * on * gap)

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation (Zhao et al. 2022): the target's share and the rest of the distribution, weighted apart."""
+"""Decoupled knowledge distillation (Zhao et al. 2022): the target's part and the rest of the distribution, weighted apart."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CARD = Card(
         "ramp": "r = min(progress / warmup, 1);   L = CE(y, softmax(z_s)) + r L_dkd",
     },
     hyperparameters={
-        "alpha": Real(1.0, ge=0, note="weight of the target's share"),
+        "alpha": Real(1.0, ge=0, note="weight of the target's part"),
         "beta": Real(8.0, ge=0, note="weight of the other classes; 2 to 8 over the authors' CIFAR-100 pairs, 0.5 and 2 on ImageNet"),
         "temperature": Real(4.0, gt=0),
         "warmup": Real(0.0833, ge=0, le=1, note="fraction of the run over which the term rises; the authors' 20 of 240 epochs"),

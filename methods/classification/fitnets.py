@@ -98,12 +98,12 @@ def distill(
     student = problem.student
     probe = next(problem.batches.stream(0)).part(0, 1).to(run.device)
     with torch.no_grad():
-        ours = pick(problem.trace(student.eval(), probe.inputs).stages, hint)
+        ours = pick(problem.outputs(student.eval(), probe.inputs).stages, hint)
     theirs = pick(problem.teacher.outputs(probe).stages, hint)
     regress = regressor(ours.shape[1:], theirs.shape[1:]).to(run.device)
 
     def hinted(batch: Batch) -> Losses:
-        seen = problem.trace(student, batch.inputs)
+        seen = problem.outputs(student, batch.inputs)
         target = pick(problem.teacher.outputs(batch).stages, hint)
         guide = hint_weight * hint_loss(regress(pick(seen.stages, hint)), target)
         if two_stage:

@@ -85,7 +85,7 @@ def subclass_directions(hidden: Tensor, labels: Tensor, classes: int, count: int
     """Mean (C, D) and map (C, S, D) of every class, from hidden parts (N, D) and labels (N,).
 
     The map is R_c V_c^T / s_c: top ``count`` principal directions, divided by the root of their mean variance and rotated
-    at random so that every coordinate gets its share of the variance. Directions a class does not have are 0, and a class
+    at random so that every coordinate gets its part of the variance. Directions a class does not have are 0, and a class
     without variance has the map 0: its subclasses are then equally likely.
     """
     width = hidden.shape[1]

@@ -99,7 +99,7 @@ def distill(
         mapping = nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(0.5), last).to(run.device)
 
     def loss(batch: Batch) -> Losses:
-        ours, theirs = problem.trace(student, batch.inputs), problem.teacher.outputs(batch)
+        ours, theirs = problem.outputs(student, batch.inputs), problem.teacher.outputs(batch)
         done = run.progress
         ramp = min(1.0, done / warmup) if warmup else 1.0
         return run.loss(

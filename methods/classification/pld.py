@@ -74,7 +74,7 @@ def pld_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, 
     order = teacher_logits.scatter(1, labels[:, None], math.inf).argsort(dim=1, descending=True, stable=True)
     weights = (teacher_logits / temperature).softmax(1).gather(1, order)
     ranked = student_logits.gather(1, order)
-    remaining = ranked.flip(1).logcumsumexp(1).flip(1)  # over the classes not chosen yet: a sum from each place to the last
+    remaining = ranked.flip(1).logcumsumexp(1).flip(1)  # over the classes not chosen yet: a sum from each rank to the last
     return (weights * (remaining - ranked)).sum(1)
 
 

@@ -114,7 +114,7 @@ def distill(
     for batch in problem.one_pass():
         own = torch.nonzero(batch.labelled).flatten()
         with torch.no_grad():
-            embedding = problem.trace(student, batch.inputs[own].to(run.device)).embedding.double()
+            embedding = problem.outputs(student, batch.inputs[own].to(run.device)).embedding.double()
         features.append(F.pad(embedding, (0, 1), value=1.0))
         targets.append(F.one_hot(batch.labels[own], problem.classes).to(embedding))
         run.meter.add("student_examples", len(own))

@@ -33,7 +33,7 @@ CARD = Card(
         "target_loss": "L_tgt = -P_y log S_y,  P_y = stopgrad(S_y^2 + 1 - mean_batch S_y^2),  S = softmax(z_s)",
         "weak_loss": "L_weak = -sum_i [0.9 1(i = y) + 0.1/C] log W_i,  W = softmax(linear(pooled second-to-last stage))",
         "rank_score": "r_i = W_i/(1 - W_y) + S_i/(1 - S_y);  released code: r_i = W_i/(1 - W_y + 1e-6) + log S_i/(1 - log S_y + 1e-6)",
-        "zipf": "Q_i = (1/k_i) / sum_{j != y} 1/k_j, i != y,  k_i the place of class i by falling r",
+        "zipf": "Q_i = (1/k_i) / sum_{j != y} 1/k_j, i != y,  k_i the rank of class i by falling r",
         "non_target_loss": "L_non = -sum_{i != y} Q_i log softmax(z_{s,-y})_i",
         "distill": "L = CE(y, S) + alpha L_tgt + beta L_non + mu L_weak",
     },
@@ -65,7 +65,7 @@ CARD = Card(
         "micro_batches": "P_y is centred by the mean of the rows seen together",
         "beats_scratch": "no teacher is asked; its gain over scratch is within the noise here, as the results say",
         "per_example": "P_y is centred by the batch's mean of S_y^2, so a row's target depends on the other rows",
-        "class_padding": "label smoothing and the ranks give classes of probability 0 their share too",
+        "class_padding": "label smoothing and the ranks give classes of probability 0 some mass too",
     },
 )
 
@@ -94,23 +94,23 @@ def rank_score(student_logits: Tensor, auxiliary_logits: Tensor, labels: Tensor,
 
     student_logits, auxiliary_logits: (B, C) float, labels: (B,) int64; returns (B, C).
     """
-    place = labels[:, None]
+    column = labels[:, None]
     if rank == "released":
         weak, log_student = auxiliary_logits.softmax(1), student_logits.log_softmax(1)
-        return weak / (1 - weak.gather(1, place) + 1e-6) + log_student / (1 - log_student.gather(1, place) + 1e-6)
+        return weak / (1 - weak.gather(1, column) + 1e-6) + log_student / (1 - log_student.gather(1, column) + 1e-6)
     # p_i/(1 - p_y) = exp(z_i - logsumexp of the others)
     relative = [z - without(z, labels).logsumexp(1, keepdim=True) for z in (auxiliary_logits, student_logits)]
     return torch.logaddexp(*relative)
 
 
 def zipf(score: Tensor, labels: Tensor) -> Tensor:
-    """Q_i = (1/k_i) / sum_{j != y} 1/k_j over the classes that are not the label; k_i is the place of class i by falling score.
+    """Q_i = (1/k_i) / sum_{j != y} 1/k_j over the classes that are not the label; k_i is the rank of class i by falling score.
 
     The label takes part in the ranking and is removed afterwards.   (B, C), (B,) -> (B, C-1) probabilities.
     """
-    places = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    share = without(1 / (places + 1).to(score.dtype), labels)
-    return share / share.sum(1, keepdim=True)
+    ranks = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    weight = without(1 / (ranks + 1).to(score.dtype), labels)
+    return weight / weight.sum(1, keepdim=True)
 
 
 def non_target_loss(student_logits: Tensor, auxiliary_logits: Tensor, labels: Tensor, *, rank: str) -> Tensor:
@@ -133,7 +133,7 @@ def _weak_head(problem: Classification, run: Run) -> nn.Linear:
     """A linear head for the second-to-last stage, with torch's usual initial weights from the run's own random stream."""
     first = next(problem.labelled.stream(0)).to(run.device)
     with torch.no_grad():
-        width = pooled(problem.trace(problem.student.eval(), first.inputs).stages).shape[1]
+        width = pooled(problem.outputs(problem.student.eval(), first.inputs).stages).shape[1]
     head = nn.Linear(width, problem.classes)
     for p in head.parameters():
         nn.init.uniform_(p, -(width**-0.5), width**-0.5, generator=run.generator("noise"))
@@ -145,7 +145,7 @@ def distill(problem: Classification, run: Run, *, alpha: float, beta: float, mu:
     head = _weak_head(problem, run)
 
     def loss(batch: Batch) -> Losses:
-        seen = problem.trace(problem.student, batch.inputs)
+        seen = problem.outputs(problem.student, batch.inputs)
         weak = head(pooled(seen.stages))
         return run.loss(
             batch,

@@ -113,7 +113,7 @@ class Selected(Batches):
         """A batch of texts with its selection."""
         batch = self.texts.take(request).to(next(self.reference.parameters()).device)
         with torch.no_grad():
-            theirs = self.problem.teacher.law(batch)
+            theirs = self.problem.teacher.distributions(batch)
             draft, reference = (self.problem.divergence(batch, teacher=theirs, student=m) for m in (self.problem.student, self.reference))
         kept = torch.zeros_like(batch.response)
         kept.view(-1)[batch.predicted.rows[selection(draft, reference, keep=self.keep)] + 1] = True

@@ -101,11 +101,11 @@ def distill(problem: LanguageModeling, run: Run, *, divergence: str, tau: float,
         with torch.no_grad():
             a = batch.of_teacher(problem.teacher.log_probs(batch.teacher)).clamp(max=0)
             tokens = batch.of_teacher(torch.ones_like(batch.teacher.predicted.labels, dtype=a.dtype))
-            share = {"chunk": torch.ones_like(tokens), "token": tokens, "log1p_token": tokens.log1p()}[weight]
+            scale = {"chunk": torch.ones_like(tokens), "token": tokens, "log1p_token": tokens.log1p()}[weight]
         states = batch.predicted.take(problem.student(batch.ids, batch.attention))
         said = chosen_log_probs(problem.student, states, batch.predicted.labels, vocab=problem.vocab)
         b = batch.of_student(said).clamp(max=0)
-        terms: dict[str, Term] = {"alm": (share * chunk_divergence(a, b, divergence=divergence, tau=tau), "chunks")}
+        terms: dict[str, Term] = {"alm": (scale * chunk_divergence(a, b, divergence=divergence, tau=tau), "chunks")}
         if nll:
             terms["nll"] = (-nll * said, "tokens")
         return run.loss(batch, **terms)

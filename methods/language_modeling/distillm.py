@@ -45,7 +45,7 @@ CARD = Card(
         "threshold": Real(0.0, ge=0, le=1, note="phi at the beginning"),
         "epsilon": Real(0.1, ge=0, note="nats per token that the validation loss must be above the one it is compared with"),
         "compared": Choice("first", options=["first", "best"], note="with which loss: see raised"),
-        "interval": Real(0.1, gt=0, le=1, note="share of the run between validations; an epoch of 20 in the authors' script"),
+        "interval": Real(0.1, gt=0, le=1, note="part of the run between validations; an epoch of 20 in the authors' script"),
         "replay": Choice(
             "decreasing", options=["decreasing", "constant", "increasing", "off"], note="chance of new text, see fresh_chance"
         ),
@@ -158,7 +158,7 @@ class Adaptive(Batches):
         return TokenBatch.fresh(self.problem.prompts, state["index"][rows], state["ids"][rows], state["real"][rows])
 
     def _validation(self) -> float:
-        """-log q of the validation references, nats a token."""
+        """-log q of the validation references, nats per token."""
         problem, total, tokens = self.problem, 0.0, 0
         was = problem.student.training
         problem.student.eval()
@@ -185,7 +185,7 @@ def distill(
     data: str,
     lm_weight: float,
 ) -> Student:
-    """A skewed divergence on text that is given, sampled or replayed; phi, the share of the student's own, follows the validation loss."""
+    """A skewed divergence on text that is given, sampled or replayed; phi, the chance of the student's own, follows the validation loss."""
     batches = Adaptive(problem, run, threshold, epsilon, compared, interval, replay, capacity, data, lm_weight > 0)
 
     def loss(batch: MixedBatch) -> Losses:

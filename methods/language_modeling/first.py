@@ -66,7 +66,7 @@ CHUNK = 64  # tokens whose teacher's logits are there at a time
 def distill(
     problem: LanguageModeling, run: Run, *, top: int, normaliser: str, recalibration: str, smoothing: float, other: bool
 ) -> Student:
-    """The teacher's few best tokens at each place of its own text, with the confidence set right on the validation texts first."""
+    """The teacher's few best tokens at each position of its own text, with the confidence set right on the validation texts first."""
     c = 1.0
     if recalibration == "temperature":
         known = problem.validation.take(torch.arange(len(problem.validation))).to(run.device)
@@ -84,20 +84,20 @@ def distill(
 
 
 def teacher_top(problem: LanguageModeling, batch: TokenBatch, top: int) -> tuple[Tensor, Tensor]:
-    """Ids and probabilities (N, K) of the teacher's most probable tokens at the N places that count, the best first.
+    """Ids and probabilities (N, K) of the teacher's most probable tokens at the N positions that count, the best first.
 
     Raises:
-        UserError: the teacher's laws hold fewer than K tokens.
+        UserError: the teacher's distributions hold fewer than K tokens.
     """
-    law = problem.teacher.law(batch)
-    held = law.ids.shape[1] if isinstance(law, TopK) else problem.vocab
+    theirs = problem.teacher.distributions(batch)
+    held = theirs.ids.shape[1] if isinstance(theirs, TopK) else problem.vocab
     if top > held:
-        raise UserError(f"first.top={top}: the teacher's laws hold {held} tokens here; choose {held} at most")
-    if isinstance(law, TopK):
-        best = law.log_probs.topk(top)
-        return law.ids.gather(1, best.indices), best.values.exp()
-    assert isinstance(law, Projection)
-    found = [real_logits(problem.teacher.module, s, problem.vocab).softmax(1).topk(top) for s in law.hidden.split(CHUNK)]
+        raise UserError(f"first.top={top}: the teacher's distributions hold {held} tokens here; choose {held} at most")
+    if isinstance(theirs, TopK):
+        best = theirs.log_probs.topk(top)
+        return theirs.ids.gather(1, best.indices), best.values.exp()
+    assert isinstance(theirs, Projection)
+    found = [real_logits(problem.teacher.module, s, problem.vocab).softmax(1).topk(top) for s in theirs.hidden.split(CHUNK)]
     return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
 
 
@@ -126,9 +126,9 @@ def recalibrated(p: Tensor, *, how: str, temperature: float, smoothing: float) -
     if how == "temperature":
         return p.sum(1, keepdim=True) * (p / temperature).softmax(1)
     if how == "smoothing":
-        share = p.new_full(p.shape[1:], smoothing / (p.shape[1] - 1))
-        share[0] = -smoothing
-        return (p + share).clamp(min=0)
+        shift = p.new_full(p.shape[1:], smoothing / (p.shape[1] - 1))
+        shift[0] = -smoothing
+        return (p + shift).clamp(min=0)
     return p
 
 
@@ -139,6 +139,6 @@ def best_temperature(p: Tensor, right: Tensor) -> float:
 
 def calibration_error(confidence: Tensor, right: Tensor, bins: int = 10) -> float:
     """Expected calibration error: |accuracy - confidence| of each of ``bins`` equal bins (0, 1], weighed by how many fall in it."""
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=torch.float64, device=right.device)
-    return float(gap.index_add_(0, place, right.double() - confidence.double()).abs().sum() / max(1, len(right)))
+    return float(gap.index_add_(0, which, right.double() - confidence.double()).abs().sum() / max(1, len(right)))

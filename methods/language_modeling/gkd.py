@@ -1,4 +1,4 @@
-"""On-policy distillation: a generalized divergence between next-token laws, on the student's own responses or on given ones."""
+"""On-policy distillation: a generalized divergence between next-token distributions, on the student's own responses or on given ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CARD = Card(
     },
     hyperparameters={
         "divergence": Choice("js", options=["js", "forward_kl", "reverse_kl"], note="js with beta 0 is forward_kl, with beta 1 reverse_kl"),
-        "beta": Real(0.5, ge=0, le=1, note="the teacher's share in the mixture m; the paper has 0.1, 0.5 and 0.9, TRL 0.5"),
+        "beta": Real(0.5, ge=0, le=1, note="the teacher's weight in the mixture m; the paper has 0.1, 0.5 and 0.9, TRL 0.5"),
         "on_policy": Real(0.5, ge=0, le=1, note="lambda: chance that a batch is the student's own text; the paper has 0, 0.5, 1, TRL 0.5"),
         "temperature": Real(1.0, gt=0, note="of the student's sampling, never of the divergence; the paper's 1, TRL 0.9"),
         "reduction": Choice("token", options=["token", "sequence"], note="what weighs the same: TRL's token, or the paper's sequence"),

@@ -44,7 +44,7 @@ CARD = Card(
         "policy_loss": "max(-A_t rho_t, -A_t clip(rho_t, 1 - clip, 1 + clip)),  rho_t = w_t q(y_t) / q_old(y_t)",
     },
     hyperparameters={
-        "mixing": Real(0.2, ge=0, lt=1, note="alpha: the teacher's share in the distribution that rollouts are sampled from"),
+        "mixing": Real(0.2, ge=0, lt=1, note="alpha: the teacher's weight in the distribution that rollouts are sampled from"),
         "returns": Choice("own", options=["own", "next"], note="first reward in A_t: t as in the authors' code, or t + 1 as in the paper"),
         "discount": Real(0.95, ge=0, le=1, note="of rewards, in the authors' code; the paper has none (1)"),
         "whiten": Flag(True, note="advantages to mean 0 and variance 1 over the tokens of a collection"),
@@ -54,7 +54,7 @@ CARD = Card(
         "rollouts": Integer(4, ge=1, note="batches in a collection; 16 in the authors' script, of 313 collections"),
         "policy_weight": Real(0.3, ge=0, note="of the policy loss, 1 in the paper: see notes; 0 leaves the single-step term alone"),
         "lm_weight": Real(1.0, ge=0, note="of the term on references; above 0, half of every batch are references"),
-        "kd_ratio": Real(0.5, ge=0, le=1, note="share of the teacher's distribution in the term on references"),
+        "kd_ratio": Real(0.5, ge=0, le=1, note="weight of the teacher's distribution in the term on references"),
         "sft": Real(0.1, ge=0, lt=1, note="share of the budget for the first phase, next-token training on the references"),
     },
     claims=[
@@ -180,8 +180,8 @@ class Rollout(MixedBatch):
     def values(self) -> tuple[Tensor, ...]:
         """log q at collection, weight and advantage of the tokens in own rows, (n,) each."""
         length = self.response[:, 1:].sum(1) * self.own
-        places = torch.arange(self.stored.shape[1], device=length.device)
-        return self.stored[places < length[:, None]].unbind(1)
+        positions = torch.arange(self.stored.shape[1], device=length.device)
+        return self.stored[positions < length[:, None]].unbind(1)
 
 
 @dataclass(frozen=True)
@@ -228,16 +228,16 @@ class Rollouts(Batches):
         if step == 0:
             index = problem.prompt_rows(collection, many * own)
             self.run.state["rollouts"] = self.collect(index, torch.Generator().manual_seed(seed))
-        epoch, place = divmod(step, many)
+        epoch, part = divmod(step, many)
         order = torch.randperm(many * own, generator=torch.Generator().manual_seed(derive_seed(f"epoch {epoch}", seed)))
         data = self.data
-        return self.batch(order[place * own : (place + 1) * own], data.texts.take(data.rows(request.position)) if data else None)
+        return self.batch(order[part * own : (part + 1) * own], data.texts.take(data.rows(request.position)) if data else None)
 
     def collect(self, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Sample from the mixture of teacher and student as it is now, score with both, and keep what the updates need."""
         problem, student = self.problem, self.problem.student
         uniforms = torch.rand(len(index), problem.length, generator=generator)
-        ids, real = problem.sampled(self.run, student, share=self.mixing).responses(index, uniforms)
+        ids, real = problem.sampled(self.run, student, mixing=self.mixing).responses(index, uniforms)
         old, log_p = (torch.zeros(real.shape) for _ in range(2))
         was = student.training
         student.eval()

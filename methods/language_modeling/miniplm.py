@@ -51,7 +51,7 @@ CARD = Card(
     ],
     exempt={
         "beats_scratch": "selection pays where there are more data than can be read, some of them worth less; the references of this track "
-        "are 256 texts of one law, read dozens of times, so that leaving half of them out only adds overfitting"
+        "are 256 texts of one distribution, read dozens of times, so that leaving half of them out only adds overfitting"
     },
     notes="On the tune chain, kl: 0.655 at alpha 0.9, 0.665 at 1 (no selection, a tenth of the budget gone), 0.657 for scratch.",
 )
@@ -79,7 +79,7 @@ def batches(problem: LanguageModeling, texts: Texts) -> TextBatches:
 
 
 def differences(problem: LanguageModeling, reference: LanguageModel, texts: Texts) -> Tensor:
-    """r of each of M texts, (M,) nats a token: by how much the teacher finds it likelier than the reference does."""
+    """r of each of M texts, (M,) nats per token: by how much the teacher finds it likelier than the reference does."""
     found = []
     with torch.no_grad():
         for rows in torch.arange(len(texts)).split(problem.batch_size):

@@ -1,4 +1,4 @@
-"""TAID (Shing et al. 2025): the target moves from the student's own law to the teacher's, as fast as the loss allows."""
+"""TAID (Shing et al. 2025): the target moves from the student's own distribution to the teacher's, as fast as the loss allows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CARD = Card(
 
 
 def distill(problem: LanguageModeling, run: Run, *, start: float, end: float, alpha: float, beta: float, adaptive: bool) -> Student:
-    """Forward KL to a target that starts at the student's own law, on fixed text."""
+    """Forward KL to a target that starts at the student's own distribution, on fixed text."""
     student, vocab = problem.student, problem.vocab
     run.state.setdefault("taid", {"t": start, "momentum": 0.0, "loss": math.inf})  # what a checkpoint restores takes its place
 
@@ -99,7 +99,7 @@ def interpolated(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Te
 def next_t(
     state: dict[str, float], loss: float, floor: float, *, end: float, alpha: float, beta: float, adaptive: bool
 ) -> dict[str, float]:
-    """The state behind an update with ``loss`` (nats a token): t in [floor, end], never below the t before.
+    """The state behind an update with ``loss`` (nats per token): t in [floor, end], never below the t before.
 
     The first loss is only remembered. ``state``: t, momentum, and the loss before (inf: none).  ``floor``: the linear schedule here.
     """

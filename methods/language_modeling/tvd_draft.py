@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from distillbench.cards.card import Beats, Card, Choice, Gains, Paper, Real
-from distillbench.problems.language_modeling.generation import pick
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.oracle import real_logits
 from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.sampling import pick
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.problems.language_modeling.token_losses import TopK, token_losses
 from distillbench.training.run import Losses, Run
@@ -83,7 +83,7 @@ def reward_deviation(mean: float) -> float:
 
 
 def distill(problem: LanguageModeling, run: Run, *, objective: str, temperature: float, top_p: float, pretraining: float) -> Student:
-    """Train on references, then on the teacher's responses by its law."""
+    """Train on references, then on the teacher's responses by its distribution."""
     draft, teacher = problem.student, problem.teacher
 
     def nll(batch: TokenBatch) -> Losses:
@@ -99,9 +99,9 @@ def distill(problem: LanguageModeling, run: Run, *, objective: str, temperature:
         if objective == "tvd_plus":
             loss, reward = exact_loss(draft, teacher.module, states, theirs, problem.vocab)
         else:
-            places = batch.predicted.rows + 1
+            positions = batch.predicted.rows + 1
             every = batch.uniform((len(batch), problem.length), "draws")
-            uniforms = every[places // batch.ids.shape[1], (batch.response.cumsum(1) - 1).flatten()[places]]
+            uniforms = every[positions // batch.ids.shape[1], (batch.response.cumsum(1) - 1).flatten()[positions]]
             loss, reward = sampled_loss(draft, teacher.module, states, theirs, uniforms, mean, problem.vocab)
         # The reward has no gradient; it is among the terms so that its mean is over all micro-batches when ``keep`` gets it.
         return run.loss(batch, tvd_plus=(loss / reward_deviation(mean), "tokens"), reward=(reward, "tokens"))
@@ -128,14 +128,14 @@ def exact_loss(draft: LanguageModel, target: LanguageModel, states: Tensor, thei
     """
     reward = states.new_zeros(len(states), dtype=torch.float32)
 
-    def law(rows: slice) -> Tensor:
+    def teacher_logits(rows: slice) -> Tensor:
         with torch.no_grad():
             target_logits = real_logits(target, theirs[rows], vocab)
             reward[rows] = reward_mean(real_logits(draft, states[rows], vocab), target_logits)
         return target_logits
 
     weight, bias = draft.head
-    return token_losses(states, weight, law, "tv", bias=bias, vocab=vocab, chunk=CHUNK), reward
+    return token_losses(states, weight, teacher_logits, "tv", bias=bias, vocab=vocab, chunk=CHUNK), reward
 
 
 def sampled_loss(

@@ -23,7 +23,7 @@ CARD = SuiteCard(
     title="Image classification",
     summary="One frozen classifier, one small student, one budget: how much of the teacher does each method carry over?",
     metrics=[
-        Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="share of the split's images classified right"),
+        Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="fraction of the split's images classified right"),
         Metric(name="nll", unit="nats", better="lower", range=(0, None), meaning="mean negative log-likelihood of the true class"),
         Metric(name="ece", unit="fraction", better="lower", range=(0, 1), meaning="expected calibration error, 15 equal-width bins"),
         Metric(
@@ -31,7 +31,7 @@ CARD = SuiteCard(
             unit="fraction",
             better="higher",
             range=(0, 1),
-            meaning="share of images on which student and teacher decide alike",
+            meaning="fraction of images on which student and teacher decide alike",
         ),
     ],
     primary="top1",

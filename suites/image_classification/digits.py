@@ -63,11 +63,11 @@ def partition() -> dict[str, Tensor]:
     rng = np.random.default_rng(derive_seed("digits split", 0))
     order = rng.permutation(len(labels))
     # Deal every class out evenly: sort by (position within the class) so that any prefix is balanced.
-    place = np.empty(len(labels), dtype=np.int64)
+    within = np.empty(len(labels), dtype=np.int64)
     for c in range(10):
         rows = np.flatnonzero(labels[order] == c)
-        place[rows] = np.arange(len(rows))
-    dealt = torch.tensor(order[np.argsort(place, kind="stable")].copy())
+        within[rows] = np.arange(len(rows))
+    dealt = torch.tensor(order[np.argsort(within, kind="stable")].copy())
     return {"test": dealt[:TEST], "tune": dealt[TEST : TEST + TUNE], "train": dealt[TEST + TUNE :]}
 
 

@@ -288,7 +288,7 @@ def cifar_teacher(name: str, path: Path, num_classes: int = 100) -> nn.Module:
 def imagenet_teacher(name: str = "resnet34", path: Path | None = None, num_classes: int = 1000) -> nn.Module:
     """A torchvision ResNet with ImageNet-1k weights, frozen, in eval mode, with ``stage_names`` and ``head_name`` for taps.
 
-    The stem's tap is ``maxpool``: torchvision uses one ``relu`` module at several places of a block, but the stem's pooling once.
+    The stem's tap is ``maxpool``: torchvision uses one ``relu`` module several times in a block, but the stem's pooling once.
 
     Args:
         name: one of :data:`IMAGENET_TEACHERS`.

@@ -91,7 +91,7 @@ class _Quadratic(nn.Module):
 def build(architecture: Architecture, seed: int) -> nn.Module:
     """The network an :class:`Architecture` names, freshly initialised from ``seed`` and tagged for export.
 
-    ``groups=S`` in its arguments gives S logits a class and their logsumexp as the class logit.
+    ``groups=S`` in its arguments gives S logits per class and their logsumexp as the class logit.
 
     Raises:
         UserError: an unknown name.
@@ -102,7 +102,7 @@ def build(architecture: Architecture, seed: int) -> nn.Module:
     groups = int(arguments.pop("groups", 1))
     outputs = int(arguments.pop("outputs", 0)) * groups
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs, whose state is not put back
         if architecture.name == "small-cnn":
             net: nn.Module = SmallCNN(outputs=outputs, **arguments)
         elif architecture.name == "mlp":

@@ -23,7 +23,7 @@ from distillbench.suites.metrics.images.kid import polynomial_mmd2
 from distillbench.suites.metrics.images.memorisation import memorisation
 from distillbench.suites.metrics.images.precision_recall import precision_recall
 from distillbench.training.data import Arrays, Batches, Shuffled
-from distillbench.training.nets import trace
+from distillbench.training.nets import outputs_of
 from distillbench.training.student import Student, tensor_digest
 
 TEACHER = Path(__file__).parent / "digits_teacher.safetensors"
@@ -62,7 +62,7 @@ def teacher(ctx: Context) -> nn.Module:
 @torch.no_grad()
 def features(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The shipped digit classifier's penultimate features (N, 74) and decisions (N,) of images (N, 1, 8, 8)."""
-    seen = trace(images.classifier(), pixels)
+    seen = outputs_of(images.classifier(), pixels)
     return seen.embedding, seen.logits.argmax(1)
 
 

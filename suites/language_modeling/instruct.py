@@ -18,10 +18,10 @@ import torch
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed
 from distillbench.problems.language_modeling.files import Vocabulary, json_lines, load_pair
-from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Prompts, Texts
 from distillbench.runs.record import Measurement
 from distillbench.runs.suite import Context, JudgeContext, TrainContext

@@ -1,4 +1,4 @@
-"""The analytic settings: a Markov chain is the teacher. Every law is a table, so divergences of whole texts are exact sums."""
+"""The analytic settings: a Markov chain is the teacher. Every distribution is a table, so divergences of whole texts are exact sums."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from distillbench.errors import UserError
 from distillbench.identity import derive_seed, sha256
-from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.oracle import LanguageOracle
 from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Prompts, Texts
 from distillbench.runs.record import Measurement
 from distillbench.runs.suite import Context, JudgeContext, TrainContext
@@ -60,7 +60,7 @@ class Chains:
 
     Attributes:
         truth: the chain that data come from.  teacher: what is distilled: the truth itself, or a chain estimated from it.
-        start: (V ** order,) the law of prompts, which are contexts without the end of sequence; it sums to 1.
+        start: (V ** order,) the distribution of prompts, which are contexts without the end of sequence; it sums to 1.
         length: tokens of a response at most.
     """
 
@@ -81,32 +81,33 @@ def chains(options: Options, split: str) -> Chains:
     logits = options.spread * torch.randn(vocab**order, vocab, generator=generator, dtype=torch.float64)
     logits[:, EOS] = -math.inf
     ends = 1 / options.mean_length
-    law = (1 - ends) * logits.softmax(1)
-    law[:, EOS] = ends
+    distribution = (1 - ends) * logits.softmax(1)
+    distribution[:, EOS] = ends
     start = torch.rand(vocab**order, generator=generator, dtype=torch.float64)
-    places = torch.arange(vocab**order)
+    index = torch.arange(vocab**order)
     for i in range(order):
-        start[(places // vocab**i) % vocab == EOS] = 0
-    truth = _chain(law.log(), vocab, order)
+        start[(index // vocab**i) % vocab == EOS] = 0
+    truth = _chain(distribution.log(), vocab, order)
     found = Chains(truth, truth, start / start.sum(), options.length)
     if options.teacher_texts:
         return replace(found, teacher=_estimated(found, options, split))
     if options.teacher_rank:
-        return replace(found, teacher=_chain(limited(law, found.start, found.length, options.teacher_rank), vocab, order))
+        return replace(found, teacher=_chain(limited(distribution, found.start, found.length, options.teacher_rank), vocab, order))
     return found
 
 
-def limited(law: Tensor, start: Tensor, length: int, rank: int) -> Tensor:
-    """The log-law nearest to ``law`` whose logits have rank ``rank`` beside a bias, (V ** order, V): the best teacher of a limited width.
+def limited(distribution: Tensor, start: Tensor, length: int, rank: int) -> Tensor:
+    """Log-probabilities (V ** order, V) nearest to ``distribution`` whose logits have rank ``rank`` beside a bias: the best teacher of a
+    limited width.
 
-    Nearest by the exact KL of whole texts, as far as L-BFGS gets from the truncated singular values of the weighted log-law (the problem
-    is not convex). Nothing is sampled: a law has one such approximation. From rank V - 1 on, it is the law itself.
+    Nearest by the exact KL of whole texts, as far as L-BFGS gets from the truncated singular values of the weighted log-probabilities (the
+    problem is not convex). Nothing is sampled: a distribution has one such approximation. From rank V - 1 on, it is exact.
     """
-    if rank >= law.shape[1] - 1:
-        return law.log()
-    weight = visits(law, start, length)
+    if rank >= distribution.shape[1] - 1:
+        return distribution.log()
+    weight = visits(distribution, start, length)
     seen = weight > 0
-    weight, target = weight[seen] / weight.sum(), law[seen]
+    weight, target = weight[seen] / weight.sum(), distribution[seen]
     # Contexts that no text reaches keep the bias alone.
     logits = target.log()
     bias = (weight[:, None] * logits).sum(0)
@@ -123,15 +124,15 @@ def limited(law: Tensor, start: Tensor, length: int, rank: int) -> Tensor:
 
     with torch.enable_grad():
         solver.step(cross_entropy)
-    fitted = bias.detach().log_softmax(0).repeat(len(law), 1)
+    fitted = bias.detach().log_softmax(0).repeat(len(distribution), 1)
     fitted[seen] = (left @ right + bias).detach().log_softmax(1)
     return fitted
 
 
-def _chain(log_law: Tensor, vocab: int, order: int) -> Chain:
+def _chain(log_probs: Tensor, vocab: int, order: int) -> Chain:
     net = build(Architecture("chain", {"vocab": vocab, "order": order}), 0)
     assert isinstance(net, Chain)
-    net.load_state_dict({"log_law": log_law.float()})
+    net.load_state_dict({"log_law": log_probs.float()})
     return net.eval().requires_grad_(False)
 
 
@@ -148,10 +149,10 @@ def _estimated(found: Chains, options: Options, split: str) -> Chain:
 
 
 def starts(found: Chains, count: int, seed: int) -> Prompts:
-    """``count`` prompts from their law; each is a context of the chain."""
-    place = torch.multinomial(found.start, count, replacement=True, generator=torch.Generator().manual_seed(seed))
+    """``count`` prompts from their distribution; each is a context of the chain."""
+    index = torch.multinomial(found.start, count, replacement=True, generator=torch.Generator().manual_seed(seed))
     vocab, order = found.truth.vocab, found.truth.order
-    tokens = torch.stack([(place // vocab**i) % vocab for i in reversed(range(order))], 1)
+    tokens = torch.stack([(index // vocab**i) % vocab for i in reversed(range(order))], 1)
     return Prompts.of(tokens.tolist(), tokenizer(vocab), EOS)
 
 
@@ -207,31 +208,31 @@ def posed(ctx: TrainContext, options: Options) -> LanguageModeling:
     )
 
 
-def laws(model: LanguageModel, vocab: int, order: int) -> Tensor:
-    """The next-token laws of a windowed model after every context, (V ** order, V), float64.
+def distributions(model: LanguageModel, vocab: int, order: int) -> Tensor:
+    """The next-token distributions of a windowed model after every context, (V ** order, V), float64.
 
     Raises:
-        UserError: the model looks at more than the chain does, so its laws are no table.
+        UserError: the model looks at more than the chain does, so its distributions are no table.
     """
     if not isinstance(model, Windowed) or model.order > order:
         raise UserError(f"{type(model).__name__} looks at more than {order} tokens; the exact metrics of markov need a model that does not")
-    place = torch.arange(vocab**order)
-    context = torch.stack([(place // vocab**i) % vocab for i in reversed(range(order))], 1)[:, order - model.order :]
+    index = torch.arange(vocab**order)
+    context = torch.stack([(index // vocab**i) % vocab for i in reversed(range(order))], 1)[:, order - model.order :]
     with torch.no_grad():
         return model.project(model.of_contexts(context)).double().softmax(1)
 
 
-def visits(law: Tensor, start: Tensor, length: int) -> Tensor:
+def visits(distribution: Tensor, start: Tensor, length: int) -> Tensor:
     """How often a text of ``length`` tokens at most predicts at each context, (V ** order,): the expected number, exactly.
 
-    law: (V ** order, V), texts begin at ``start`` and stop behind token 0.
+    distribution: (V ** order, V), texts begin at ``start`` and stop behind token 0.
     """
-    size, vocab = law.shape
+    size, vocab = distribution.shape
     behind = (torch.arange(size) * vocab % size)[:, None] + torch.arange(vocab)[None]  # the context after (context, token)
     now, total = start.double(), torch.zeros(size, dtype=torch.float64)
     for _ in range(length):
         total += now
-        flow = now[:, None] * law
+        flow = now[:, None] * distribution
         flow[:, EOS] = 0
         now = torch.zeros(size, dtype=torch.float64).index_add_(0, behind.flatten(), flow.flatten())
     return total
@@ -243,10 +244,10 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def divergences(p: Tensor, q: Tensor, start: Tensor, length: int) -> dict[str, float]:
-    """Exact divergences of whole texts, by token: laws p (reference) and q (model), (V ** order, V) each.
+    """Exact divergences of whole texts, by token: distributions p (reference) and q (model), (V ** order, V) each.
 
-    ``kl`` is KL of the laws of whole texts divided by the expected number of tokens of p's texts (the chain rule makes it a sum over
-    contexts), ``reverse_kl`` the same with the two exchanged, over q's texts, ``tv`` the mean total variation at p's contexts.
+    ``kl`` is KL of the distributions of whole texts divided by the expected number of tokens of p's texts (the chain rule makes it a sum
+    over contexts), ``reverse_kl`` the same with the two exchanged, over q's texts, ``tv`` the mean total variation at p's contexts.
     """
     of_p, of_q = visits(p, start, length), visits(q, start, length)
     return {
@@ -260,9 +261,9 @@ def measure(net: LanguageModel, ctx: JudgeContext) -> list[Measurement]:
     """Exact metrics; there is nothing to sample, so they have no spread within a run."""
     found = of(ctx, ctx.split)
     vocab, order = found.truth.vocab, found.truth.order
-    q = laws(net, vocab, order)
-    scores = divergences(laws(found.teacher, vocab, order), q, found.start, found.length)
+    q = distributions(net, vocab, order)
+    scores = divergences(distributions(found.teacher, vocab, order), q, found.start, found.length)
     scores["acceptance"] = 1 - scores["tv"]
     if found.teacher is not found.truth:
-        scores["truth_kl"] = divergences(laws(found.truth, vocab, order), q, found.start, found.length)["kl"]
+        scores["truth_kl"] = divergences(distributions(found.truth, vocab, order), q, found.start, found.length)["kl"]
     return [Measurement(name, value, 1) for name, value in scores.items()]

@@ -1,7 +1,7 @@
 """A Markov chain over symbols that are spelled with letters, and a student that reads and writes letters.
 
 The chain is that of :mod:`language_modeling.markov`. Some symbols have one letter and some two, and no spelling begins another,
-so that text and symbols correspond one to one: laws of texts can be compared exactly although the two models share no token.
+so that text and symbols correspond one to one: distributions of texts can be compared exactly although the two models share no token.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def problem(ctx: TrainContext) -> LanguageModeling:
 
 
 def text_kl(p: Tensor, q: Tensor, start: Tensor, length: int, spelled: Sequence[Sequence[int]]) -> float:
-    """KL of the law of whole texts of ``length`` symbols at most under p to that under q, nats a symbol of p's texts; exact.
+    """KL of the distribution of whole texts of ``length`` symbols at most under p to that under q, nats per symbol of p's texts; exact.
 
     The two share the text and no token, so the state of a text is what both can see of it: p's context and q's window. By the chain
     rule KL is a sum over the symbols, and q's probability of a symbol is the product of those of its letters.
 
     Args:
-        p: (V ** order, V) laws of the next symbol.  start: (V ** order,) the law of the contexts that texts begin with.
-        q: (K ** window, K) laws of the next letter; letter 0 is also what is before the text.
+        p: (V ** order, V) distributions of the next symbol.  start: (V ** order,) the distribution of the contexts that texts begin with.
+        q: (K ** window, K) distributions of the next letter; letter 0 is also what is before the text.
         spelled: the letters of each symbol; those of the end of sequence, symbol 0, are its end of sequence.
     """
     (contexts, vocab), (windows, kinds) = p.shape, q.shape
@@ -102,21 +102,21 @@ def text_kl(p: Tensor, q: Tensor, start: Tensor, length: int, spelled: Sequence[
             window = (window * kinds + token) % windows
     context = start.nonzero().squeeze(1)
     weight, window = start[context].double(), torch.zeros_like(context)
-    place = contexts // vocab
-    while place:
-        symbol = context // place % vocab
+    unit = contexts // vocab
+    while unit:
+        symbol = context // unit % vocab
         window = (window * scale[symbol] + value[symbol]) % windows
-        place //= vocab
+        unit //= vocab
     total, count = 0.0, 0.0
     others = torch.tensor([s for s in range(vocab) if s != EOS])
     for _ in range(length):
-        law = p[context]
-        gap = torch.where(law > 0, law * (law.clamp(min=1e-300).log() - of_symbol[window]), 0.0).sum(1)
+        distribution = p[context]
+        gap = torch.where(distribution > 0, distribution * (distribution.clamp(min=1e-300).log() - of_symbol[window]), 0.0).sum(1)
         total, count = total + float((weight * gap).sum()), count + float(weight.sum())
         context = (context[:, None] * vocab + others) % contexts
         window = (window[:, None] * scale[others] + value[others]) % windows
         state, where = torch.unique((context * windows + window).flatten(), return_inverse=True)
-        flow = (weight[:, None] * law[:, others]).flatten()
+        flow = (weight[:, None] * distribution[:, others]).flatten()
         weight = torch.zeros(len(state), dtype=torch.float64).index_add_(0, where, flow)
         context, window = state // windows, state % windows
     return total / count
@@ -133,11 +133,11 @@ def measure(net: LanguageModel, ctx: JudgeContext) -> list[Measurement]:
     found, order = markov.chains(options, ctx.split), options.order
     size = len(net.head[0])
     if size == symbols.vocab:
-        q, spelled = markov.laws(net, symbols.vocab, order), [[i] for i in range(symbols.vocab)]
+        q, spelled = markov.distributions(net, symbols.vocab, order), [[i] for i in range(symbols.vocab)]
     elif size == letters.vocab:
-        q = markov.laws(net, letters.vocab, max(map(len, symbols.spellings)) * (order + 1) - 1)
+        q = markov.distributions(net, letters.vocab, max(map(len, symbols.spellings)) * (order + 1) - 1)
         spelled = [[EOS] if i == EOS else letters.encode(s) for i, s in enumerate(symbols.spellings)]
     else:
         raise UserError(f"a student of {size} tokens is judged here neither over {letters.vocab} letters nor over {symbols.vocab} symbols")
-    p = markov.laws(found.teacher, symbols.vocab, order)
+    p = markov.distributions(found.teacher, symbols.vocab, order)
     return [Measurement("text_kl", text_kl(p, q, found.start, found.length, spelled), 1)]

@@ -46,7 +46,10 @@ class Windowed(LanguageModel):
 
 
 class Chain(Windowed):
-    """A Markov chain with exact laws.   log_law: (V ** order, V), a row of log-probabilities for each context, oldest token first."""
+    """A Markov chain with exact distributions.
+
+    log_law: (V ** order, V), a row of log-probabilities for each context, oldest token first; saved students hold it under this name.
+    """
 
     def __init__(self, vocab: int, order: int) -> None:
         super().__init__()
@@ -55,10 +58,10 @@ class Chain(Windowed):
 
     def of_contexts(self, context: Tensor) -> Tensor:
         """One-hot contexts (..., V ** order): the state of a chain is the context itself."""
-        place = torch.zeros_like(context[..., 0])
+        index = torch.zeros_like(context[..., 0])
         for i in range(self.order):
-            place = place * self.vocab + context[..., i]
-        return nn.functional.one_hot(place, self.vocab**self.order).to(self.log_law.dtype)
+            index = index * self.vocab + context[..., i]
+        return nn.functional.one_hot(index, self.vocab**self.order).to(self.log_law.dtype)
 
     @property
     def head(self) -> tuple[Tensor, Tensor | None]:
@@ -104,7 +107,7 @@ def build(architecture: Architecture, seed: int) -> LanguageModel:
     if architecture.name not in NETS:
         raise UserError(f"unknown architecture {architecture.name!r}; known: transformers, {', '.join(sorted(NETS))}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs, whose state is not put back
         net = NETS[architecture.name](**architecture.arguments)
     net.architecture = architecture  # type: ignore[assignment]
     return net

@@ -21,7 +21,7 @@ def mmd2(samples: Tensor, reference: Tensor, *, bandwidths: Sequence[float]) -> 
     """Unbiased MMD^2 (Gretton et al. 2012, lemma 6).   (N, d) and (M, d), N, M >= 2; at most 2, may be slightly negative.
 
     mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j), computed in float64. Its expectation is 0
-    exactly where both laws are the same. Bandwidths decide what it sees: one near the finest scale that matters has to be there.
+    exactly where both distributions are the same. Bandwidths decide what it sees: one near the finest scale that matters has to be there.
     """
     x, y = samples.double().flatten(1), reference.double().flatten(1)
     n, m = len(x), len(y)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 REACH = 3.0  # standard deviations within which a sample belongs to a mode; in the plane 1.1% of true samples lie outside
-FAIR = 0.2  # a mode is covered where it gets at least this part of its fair share
+FAIR = 0.2  # a mode is covered where it gets at least this part of an equal part
 FLOOR = 1e-3  # the smallest spread ratio told apart from 0
 
 
@@ -39,7 +39,7 @@ def between_modes(samples: Tensor, means: Tensor, std: float) -> Tensor:
 
 
 def coverage(samples: Tensor, means: Tensor, std: float) -> float:
-    """Share of modes that get at least a fifth of their fair share of samples within 3 std; in [0, 1]."""
+    """Fraction of modes that get at least a fifth of an equal part of samples within 3 std; in [0, 1]."""
     distance, mode = _nearest(samples, means)
     counts = torch.bincount(mode[distance <= REACH * std], minlength=len(means))
     return float((counts >= FAIR * len(samples) / len(means)).double().mean())

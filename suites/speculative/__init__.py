@@ -22,14 +22,14 @@ CARD = SuiteCard(
             better="higher",
             range=(0, 1),
             meaning="mean over tokens of the target's texts of sum_v min(p(v), q(v)) = 1 - TV: the chance that a proposal made there "
-            "is accepted. Decoding visits contexts in other shares, so it is not the share of proposals accepted at run time",
+            "is accepted. Decoding visits contexts at other rates, so it is not the fraction of proposals accepted at run time",
         ),
         Metric(
             name="acceptance_greedy",
             unit="fraction",
             better="higher",
             range=(0, 1),
-            meaning="share of the same contexts (texts that the target sampled) where both have the same most probable token",
+            meaning="fraction of the same contexts (texts that the target sampled) where both have the same most probable token",
         ),
         Metric(
             name="block_efficiency_1",
@@ -124,7 +124,7 @@ CARD = SuiteCard(
             unit="fraction",
             better="higher",
             range=(0, 1),
-            meaning="share of prompts with the same greedy tokens with and without the draft; the others part at a tie of the target's "
+            meaning="fraction of prompts with the same greedy tokens with and without the draft; the others part at a tie of the target's "
             "logits and have no part in measured_speedup. Any other difference fails the run",
         ),
         Metric(

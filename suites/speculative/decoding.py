@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from distillbench.errors import UserError
-from distillbench.problems.language_modeling.generation import draw
 from distillbench.problems.language_modeling.models import LanguageModel, TransformersLM
+from distillbench.problems.language_modeling.sampling import draw
 from distillbench.problems.language_modeling.texts import Prompts
 from distillbench.runs.record import Measurement
 from distillbench.suites.speculative.judge import pooled
@@ -43,12 +43,12 @@ def verify(p: Tensor, q: Tensor, proposals: Tensor, uniforms: Tensor) -> tuple[i
     Proposal i is accepted with chance min(1, p_i(x) / q_i(x)); the token behind comes from max(0, p - q), normalised, at the first
     rejection, and from p_g where there is none.
 
-    p: (g + 1, V) laws of the target.  q: (g, V) laws the proposals (g,) were drawn from.  uniforms: (g + 1,) in [0, 1).
+    p: (g + 1, V) distributions of the target.  q: (g, V) distributions the proposals (g,) were drawn from.  uniforms: (g + 1,) in [0, 1).
     """
     for i, x in enumerate(proposals.tolist()):
         if not uniforms[i] * q[i, x] < p[i, x]:
             rest = (p[i] - q[i]).clamp(min=0)
-            # laws that are equal up to rounding may leave nothing
+            # distributions that are equal up to rounding may leave nothing
             return i, int(draw((rest if rest.any() else p[i])[None], uniforms[-1:]))
     return len(proposals), int(draw(p[-1:], uniforms[-1:]))
 
@@ -66,14 +66,14 @@ def speculate(
     vocab: int,
     temperature: float = 1.0,
 ) -> list[Decoded]:
-    """One response of ``target`` to every prompt, helped by ``draft``. The law of the responses is the target's own.
+    """One response of ``target`` to every prompt, helped by ``draft``. The distribution of the responses is the target's own.
 
-    Written to be checked, not to be fast: one prompt at a time, and every call reads the whole text. At temperature 0 the laws are one-hot,
-    which makes the same rule greedy verification. A draft that proposes the end of sequence proposes no more, a text stops behind an
-    accepted one, and no block proposes past ``length``.
+    Written to be checked, not to be fast: one prompt at a time, and every call reads the whole text. At temperature 0 the distributions
+    are one-hot, which makes the same rule greedy verification. A draft that proposes the end of sequence proposes no more, a text stops
+    behind an accepted one, and no block proposes past ``length``.
 
     Args:
-        gamma: proposals a block.  length: tokens of a response at most.  vocab: entries of both projections that are no padding.
+        gamma: proposals per block.  length: tokens of a response at most.  vocab: entries of both projections that are no padding.
 
     Raises:
         UserError: gamma is below 1.
@@ -89,9 +89,9 @@ def speculate(
             proposals: list[int] = []
             q: list[Tensor] = []
             while len(proposals) < min(gamma, length - len(done.tokens)) and eos not in proposals[-1:]:
-                q.append(_laws(draft, text + proposals, 1, vocab, temperature)[0])
+                q.append(_distributions(draft, text + proposals, 1, vocab, temperature)[0])
                 proposals.append(int(draw(q[-1][None], torch.rand(1, generator=generator))))
-            p = _laws(target, text + proposals, len(proposals) + 1, vocab, temperature)
+            p = _distributions(target, text + proposals, len(proposals) + 1, vocab, temperature)
             uniforms = torch.rand(len(proposals) + 1, generator=generator, dtype=torch.float64)
             accepted, behind = verify(p, torch.stack(q), torch.tensor(proposals), uniforms)
             new = [*proposals[:accepted], behind][: length - len(done.tokens)]
@@ -103,8 +103,8 @@ def speculate(
     return found
 
 
-def _laws(model: LanguageModel, text: list[int], count: int, vocab: int, temperature: float) -> Tensor:
-    """The next-token laws at the last ``count`` tokens of ``text``, (count, V) float64; one-hot at temperature 0."""
+def _distributions(model: LanguageModel, text: list[int], count: int, vocab: int, temperature: float) -> Tensor:
+    """The next-token distributions at the last ``count`` tokens of ``text``, (count, V) float64; one-hot at temperature 0."""
     ids = torch.tensor([text], device=model.head[0].device)
     was = model.training
     model.eval()
@@ -122,12 +122,12 @@ def measured_speedup(
 
     Both are the transformers library's ``generate`` in this process, the two taking turns at going first, reading of the prompt
     included. The speed-up is total seconds alone over total seconds helped, with the per-prompt values of
-    :func:`judge.pooled`; under 1 the draft makes decoding slower. ``lossless`` is the share of prompts with the same
+    :func:`judge.pooled`; under 1 the draft makes decoding slower. ``lossless`` is the fraction of prompts with the same
     tokens both ways. A difference that begins at a tie (two logits of the target within :data:`TIE`) counts against ``lossless``, and
     its prompt has no part in the speed-up.
 
     Args:
-        gamma: proposals a block, always that many (no schedule, no threshold of confidence).  length: tokens of a response at most.
+        gamma: proposals per block, always that many (no schedule, no threshold of confidence).  length: tokens of a response at most.
 
     Raises:
         UserError: the outputs differ at no tie, or at a tie for every prompt: a speed-up of something else than the target is none.

@@ -1,7 +1,7 @@
 """How well a draft model serves a target in speculative sampling, measured on texts of the target, without decoding anything.
 
 Given a text x_1 x_2 ... that the target sampled, lossless verification (Leviathan et al. 2023, Chen et al. 2023) had accepted x_j as a
-proposal with chance a_j = min(1, q(x_j) / p(x_j)), independently of everything else: the joint law of "x is emitted" and "it was a
+proposal with chance a_j = min(1, q(x_j) / p(x_j)), independently of everything else: the joint distribution of "x is emitted" and "it was a
 proposal that was accepted" is min(p(x), q(x)), and x is emitted with p(x) in all. So where the target's calls lie in a text is a renewal
 process with known chances, and the expected number of calls for that text is an exact sum, ends of texts included.
 """
@@ -38,22 +38,24 @@ def judge(
     :func:`pooled`. Named measurements:
 
     - ``acceptance``: mean over tokens of sum_v min(p(v), q(v)) = 1 - TV at the target's contexts.
-    - ``acceptance_greedy``: share of the same contexts where both models have the same most probable token.
-    - ``block_efficiency_<gamma>``: tokens a target call, the correction or bonus token among them, in [1, gamma + 1]: all tokens of the
+    - ``acceptance_greedy``: fraction of the same contexts where both models have the same most probable token.
+    - ``block_efficiency_<gamma>``: tokens per target call, the correction or bonus token among them, in [1, gamma + 1]: all tokens of the
       texts over the expected number of calls that they take. A text that ends inside a block ends the block.
-    - ``accepted_length_4``: accepted proposals a target call at 4 proposals, without the correction or bonus token, in [0, 4].
+    - ``accepted_length_4``: accepted proposals per target call at 4 proposals, without the correction or bonus token, in [0, 4].
     - ``draft_cost``: see :func:`draft_cost`.  ``predicted_speedup``: the largest block_efficiency_<gamma> / (gamma draft_cost + 1).
 
     Args:
         texts: sampled from the target at ``temperature``; on any others nothing here is unbiased.
         vocab: entries of both projections that are no padding.
-        gammas: proposals a block.  chunk: tokens whose laws (chunk, vocab) are held at once.
+        gammas: proposals per block.  chunk: tokens whose distributions (chunk, vocab) are held at once.
 
     Raises:
         UserError: the temperature is not above 0, a gamma is below 1, or no token counts.
     """
     if not temperature > 0:
-        raise UserError(f"temperature {temperature}: laws need one above 0; greedy agreement is acceptance_greedy at any temperature")
+        raise UserError(
+            f"temperature {temperature}: distributions need one above 0; greedy agreement is acceptance_greedy at any temperature"
+        )
     sizes = sorted(set(gammas))
     if not sizes or sizes[0] < 1:
         raise UserError(f"gammas {sizes}: name at least one, each at least 1")
@@ -108,14 +110,16 @@ def compare(
         low = int(texts.attention[rows].any(0).long().argmax())  # columns before it are left out of the batch
         states = [batch.predicted.take(m(batch.ids, batch.attention)) for m in (target, draft)]
         row, column = batch.predicted.rows // batch.ids.shape[1], batch.predicted.rows % batch.ids.shape[1]
-        places = (rows[0] + row.cpu()) * shape[1] + low + column.cpu() + 1  # of the token that is predicted
-        parts = zip(states[0].split(chunk), states[1].split(chunk), batch.predicted.labels.split(chunk), places.split(chunk), strict=True)
-        for p_states, q_states, labels, place in parts:
+        positions = (rows[0] + row.cpu()) * shape[1] + low + column.cpu() + 1  # of the token that is predicted
+        parts = zip(
+            states[0].split(chunk), states[1].split(chunk), batch.predicted.labels.split(chunk), positions.split(chunk), strict=True
+        )
+        for p_states, q_states, labels, where in parts:
             p, q = ((m.project(s)[:, :vocab].float() / temperature).log_softmax(1) for m, s in ((target, p_states), (draft, q_states)))
-            found[1, place] = (p.argmax(1) == q.argmax(1)).double().cpu()
+            found[1, where] = (p.argmax(1) == q.argmax(1)).double().cpu()
             ratio = (q.gather(1, labels[:, None]) - p.gather(1, labels[:, None])).squeeze(1)
-            found[2, place] = ratio.clamp(max=0).double().exp().cpu()
-            found[0, place] = 1 - (p.exp_().sub_(q.exp_()).abs_().double().sum(1) / 2).clamp(0, 1).cpu()
+            found[2, where] = ratio.clamp(max=0).double().exp().cpu()
+            found[0, where] = 1 - (p.exp_().sub_(q.exp_()).abs_().double().sum(1) / 2).clamp(0, 1).cpu()
     target.train(was[0])
     draft.train(was[1])
     real = texts.response.clone()
@@ -125,7 +129,7 @@ def compare(
 
 
 def blocks(accept: Tensor, real: Tensor, gamma: int) -> tuple[Tensor, Tensor]:
-    """Expected target calls and expected accepted proposals of each text, (M,) each, with ``gamma`` proposals a block.
+    """Expected target calls and expected accepted proposals of each text, (M,) each, with ``gamma`` proposals per block.
 
     A block proposes until a proposal is rejected (the call then gives the corrected token) or ``gamma`` are accepted (it then gives
     one more token), or the text ends.
@@ -133,18 +137,18 @@ def blocks(accept: Tensor, real: Tensor, gamma: int) -> tuple[Tensor, Tensor]:
     accept: (M, T), the chance that each token was an accepted proposal if one was made in its place.  real: (M, T), where tokens are.
     """
     accept = accept.double()
-    # law of how many proposals of the running block have been accepted, 0 to gamma
-    place = torch.zeros(len(accept), gamma + 1, dtype=torch.float64)
-    place[:, 0] = 1
+    # distribution of how many proposals of the running block have been accepted, 0 to gamma
+    chance = torch.zeros(len(accept), gamma + 1, dtype=torch.float64)
+    chance[:, 0] = 1
     calls = torch.zeros(len(accept), dtype=torch.float64)
     accepted = torch.zeros_like(calls)
     for t in range(accept.shape[1]):
         a, here = accept[:, t, None], real[:, t]
-        taken = place[:, :gamma] * a
-        calls += place[:, 0] * here
+        taken = chance[:, :gamma] * a
+        calls += chance[:, 0] * here
         accepted += taken.sum(1) * here
-        ended = (place[:, :gamma] * (1 - a)).sum(1, keepdim=True) + place[:, gamma:]
-        place = torch.where(here[:, None], torch.cat([ended, taken], 1), place)
+        ended = (chance[:, :gamma] * (1 - a)).sum(1, keepdim=True) + chance[:, gamma:]
+        chance = torch.where(here[:, None], torch.cat([ended, taken], 1), chance)
     return calls, accepted
 
 

@@ -21,13 +21,13 @@ def problem(ctx: TrainContext) -> LanguageModeling:
 
 
 def efficiency(p: Tensor, q: Tensor, start: Tensor, length: int, gamma: int) -> tuple[float, float]:
-    """Tokens a target call and accepted proposals a target call, exactly, for ``gamma`` proposals a block.
+    """Tokens per target call and accepted proposals per target call, exactly, for ``gamma`` proposals per block.
 
     Both are ratios of expectations over texts of p that begin at ``start`` (V ** order,) and end behind token 0 or at ``length`` tokens;
     a block that reaches the end of its text stops. A token of context c is an accepted v with min(p, q)(v | c) and one that ends its
     block with the rest of p(v | c), wherever a proposal was made.
 
-    p, q: (V ** order, V) laws of target and draft.
+    p, q: (V ** order, V) distributions of target and draft.
     """
     size, vocab = p.shape
     behind = ((torch.arange(size) * vocab % size)[:, None] + torch.arange(vocab)[None]).flatten()  # the context after (context, token)
@@ -48,7 +48,7 @@ def efficiency(p: Tensor, q: Tensor, start: Tensor, length: int, gamma: int) -> 
 
 
 def scores(p: Tensor, q: Tensor, start: Tensor, length: int) -> dict[str, float]:
-    """Every metric of the setting: laws p of the target and q of the draft, (V ** order, V) each."""
+    """Every metric of the setting: distributions p of the target and q of the draft, (V ** order, V) each."""
     weight = markov.visits(p, start, length)
     agree = (p.argmax(1) == q.argmax(1)).double()
     found = {
@@ -65,6 +65,6 @@ def measure(net: LanguageModel, ctx: JudgeContext) -> list[Measurement]:
     """Exact metrics; there is nothing to sample, so they have no spread within a run."""
     found = markov.of(ctx, ctx.split)
     vocab, order = found.truth.vocab, found.truth.order
-    p, q = (markov.laws(model, vocab, order) for model in (found.teacher, net))
-    # the sum of a law may pass 1 by rounding; no metric may leave its range for that
+    p, q = (markov.distributions(model, vocab, order) for model in (found.teacher, net))
+    # the sum of a distribution may pass 1 by rounding; no metric may leave its range for that
     return [Measurement(name, round(value, 12), 1) for name, value in scores(p, q, found.start, found.length).items()]

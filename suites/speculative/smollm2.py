@@ -62,16 +62,16 @@ def model_folder(ctx: Context) -> Path:
     gguf = ctx.locate("teacher")
     pinned = ctx.setting.assets["teacher"].sha256
     name = f"{pinned}-{digest_of(language_models.__name__)[:16]}"  # the bytes it comes from, and the code that converts
-    return made(cache_folder() / "models" / name, lambda place: _convert(gguf, place))
+    return made(cache_folder() / "models" / name, lambda folder: _convert(gguf, folder))
 
 
-def _convert(gguf: Path, place: Path) -> None:
+def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise to float32. transformers refuses to save what it read from a GGUF file, so the weights move to a plain model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    language_models.adopt(loaded).causal().save_pretrained(place)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(place)
+    language_models.adopt(loaded).causal().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def questions(ctx: Context) -> list[tuple[str, str]]:
@@ -106,11 +106,11 @@ def splits(ctx: Context) -> tuple[Any, dict[str, list[tuple[list[int], list[int]
             pairs.setdefault(question, (prompt, reference[: options.length]))
     listed = list(pairs.values())
     order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(derive_seed("split", 0))).tolist()
-    parts, place = {}, 0
+    parts, begin = {}, 0
     for name, count in (("test", options.test), ("tune", options.tune), ("validation", options.validation)):
-        parts[name] = [listed[i] for i in order[place : place + count]]
-        place += count
-    parts["train"] = [listed[i] for i in order[place:]]
+        parts[name] = [listed[i] for i in order[begin : begin + count]]
+        begin += count
+    parts["train"] = [listed[i] for i in order[begin:]]
     return tokenizer, parts
 
 

@@ -163,7 +163,7 @@ def test_gap_closed_covers_the_true_ratio(n):
 
 
 def test_the_ends_of_fiellers_interval_are_where_a_paired_test_stops_rejecting():
-    """A share r is in the interval exactly where the t test of (method - scratch) - r (teacher - scratch) does not reject."""
+    """A fraction r is in the interval exactly where the t test of (method - scratch) - r (teacher - scratch) does not reject."""
     rng = np.random.default_rng(40)
     for n in (3, 5, 10):
         scratch, teacher, method = (m + rng.normal(0, 0.03, n) for m in (0.6, 0.9, 0.75))
@@ -192,7 +192,7 @@ def test_gap_closed_of_exact_scores_and_of_losses():
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
     rng = np.random.default_rng(31)
     scores = {m: dict(enumerate(v + rng.normal(0, 0.01, 5))) for m, v in (("scratch", 0.5), ("teacher", 0.9), ("method", 0.6))}
-    turned = {m: {s: -v for s, v in row.items()} for m, row in scores.items()}  # a loss: lower is better, the same share is closed
+    turned = {m: {s: -v for s, v in row.items()} for m, row in scores.items()}  # a loss: lower is better, the same part is closed
     up, down = (gap_closed(t["method"], t["scratch"], t["teacher"]) for t in (scores, turned))
     assert (up.estimate, up.low, up.high) == pytest.approx((down.estimate, down.low, down.high))
 

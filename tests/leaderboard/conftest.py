@@ -19,7 +19,7 @@ from distillbench.runs import identities
 from distillbench.runs.record import Measurement, Record
 
 METRICS = (
-    Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="share of test images whose first class is right"),
+    Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="fraction of test images whose first class is right"),
     Metric(name="nll", unit="nats", better="lower", meaning="mean negative log-likelihood"),
 )
 

@@ -11,7 +11,7 @@ from distillbench.cards import registry
 from distillbench.runs.record import Record, read_records
 
 FOLDER = Path(__file__).resolve().parents[2] / "leaderboard" / "records"
-# Not yet run there: minutes a seed, and not written for drafts.
+# Not yet run there: minutes per seed, and not written for drafts.
 NOT_ON_SMOLLM2 = {"alm", "minillm", "miniplm"}
 TRACKS = {  # the kind of problem, and the seeds that every method of it has
     **{f"image-classification/{t}": ("classification", 5) for t in ("blobs", "digits", "digits-scarce", "digits-tiny")},

@@ -210,7 +210,7 @@ def test_counts_have_si_prefixes():
 
 @pytest.mark.slow
 def test_time_grows_with_the_records_and_no_faster(make, tmp_path):
-    """Four times the records in at most six times the time: tracks grow, methods a track do not."""
+    """Four times the records in at most six times the time: tracks grow, methods per track do not."""
 
     def seconds(settings: int) -> float:
         judge = make.suite(settings=[f"s{i}" for i in range(settings)])

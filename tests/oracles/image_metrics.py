@@ -14,7 +14,7 @@ def _distance(a, b):
     return np.sqrt(((a - b) ** 2).sum())
 
 
-def share_inside(points, support, k):
+def fraction_inside(points, support, k):
     """Kynkaanniemi et al. 2019, equation 1, a point at a time."""
     radius = [sorted(_distance(s, t) for j, t in enumerate(support) if j != i)[k - 1] for i, s in enumerate(support)]
     return np.mean([any(_distance(p, s) <= r for s, r in zip(support, radius, strict=True)) for p in points])

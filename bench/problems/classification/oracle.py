@@ -13,7 +13,7 @@ from distillbench.errors import UserError
 from distillbench.identity import sha256
 from distillbench.training.checkpoint import load_checkpoint, save_checkpoint
 from distillbench.training.data import Arrays, Batch
-from distillbench.training.nets import Outputs, head, trace
+from distillbench.training.nets import Outputs, head, outputs_of
 from distillbench.training.oracle import ModuleOracle
 
 CHUNK = 256  # rows per teacher call when a table is filled: fixed, so that tables are the same whatever asks first
@@ -50,7 +50,7 @@ class ClassifierOracle(ModuleOracle):
         if self._data is None:
             self._asked(len(batch))
             with torch.no_grad():
-                return trace(self._module, batch.inputs).detach()
+                return outputs_of(self._module, batch.inputs).detach()
         self._asked(len(batch), computed=False)
         stages = tuple(f"stage{i}" for i in range(len(getattr(self._module, "stage_names", ()))))
         logits, embedding, *maps = self._rows(("logits", "embedding", *stages), batch)
@@ -94,7 +94,7 @@ class ClassifierOracle(ModuleOracle):
                 if fields == ("logits",):
                     table = {"logits": torch.cat([self._module(r) for r in rows])}
                 else:
-                    seen = [trace(self._module, r) for r in rows]
+                    seen = [outputs_of(self._module, r) for r in rows]
                     table = {"logits": torch.cat([o.logits for o in seen]), "embedding": torch.cat([o.embedding for o in seen])}
                     for i in range(len(seen[0].stages)):
                         table[f"stage{i}"] = torch.cat([o.stages[i] for o in seen])

@@ -13,7 +13,7 @@ from distillbench.problems.classification.examples import EXAMPLES
 from distillbench.problems.classification.oracle import ClassifierOracle
 from distillbench.training.data import Arrays, Batch, Batches
 from distillbench.training.examples import Input
-from distillbench.training.nets import Outputs, trace
+from distillbench.training.nets import Outputs, outputs_of
 from distillbench.training.problem import Problem
 
 
@@ -45,9 +45,9 @@ class Classification(Problem):
         """See :mod:`.examples`."""
         return EXAMPLES
 
-    def trace(self, student: nn.Module, inputs: Tensor) -> Outputs:
+    def outputs(self, student: nn.Module, inputs: Tensor) -> Outputs:
         """One forward pass of ``student`` with its embedding and stages."""
-        return trace(student, inputs)
+        return outputs_of(student, inputs)
 
     def one_pass(self, size: int = 256) -> Iterator[Batch]:
         """Every training example once, without augmentation, for class means, centroids and other statistics.

@@ -17,7 +17,7 @@ from distillbench.problems.language_modeling.texts import TokenBatch
 def chunks(one: Sequence[bytes], other: Sequence[bytes], *, space: bool = False) -> tuple[list[int], list[int]]:
     """The chunk that every token is in, for both spellings of one text: chunks are the shortest stretches with equal bytes.
 
-    A token that spells nothing (an end of sequence) must stand at the same place in both; the two are a chunk of their own.
+    A token that spells nothing (an end of sequence) must stand at the same position in both; the two are a chunk of their own.
 
     Args:
         one, other: the bytes of each token.
@@ -52,10 +52,10 @@ def chunks(one: Sequence[bytes], other: Sequence[bytes], *, space: bool = False)
     return found
 
 
-def _spelled(tokens: Sequence[bytes], place: int) -> int:
-    if not tokens[place]:
+def _spelled(tokens: Sequence[bytes], position: int) -> int:
+    if not tokens[position]:
         raise UserError("a token that spells nothing stands inside a token of the other tokenization; leave it out, or give it a spelling")
-    return len(tokens[place])
+    return len(tokens[position])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,9 @@ class AlignedBatch(TokenBatch):
         """Values of the teacher's tokens that count -> (C,), as :meth:`of_student`."""
         return self._sums(values, self.teacher_chunks)
 
-    def _sums(self, values: Tensor, places: Tensor) -> Tensor:
+    def _sums(self, values: Tensor, positions: Tensor) -> Tensor:
         first = self.counts.cumsum(0) - self.counts
-        chunk = (places + first[:, None])[places >= 0]
+        chunk = (positions + first[:, None])[positions >= 0]
         if values.shape != chunk.shape:
             raise UserError(f"token values have shape {tuple(values.shape)}; give one per response token: ({len(chunk)},)")
         return values.new_zeros(int(self.counts.sum())).index_add(0, chunk, values)

@@ -64,8 +64,8 @@ def _some_probabilities(d: Draw) -> Tensor:
     return d.normal(d.rows, TOP + 1).softmax(1)[:, :TOP].sort(1, descending=True).values
 
 
-def _all_on(place: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.zeros_like(x).index_fill_(1, torch.tensor(place), 1.0)
+def _all_on(entry: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.zeros_like(x).index_fill_(1, torch.tensor(entry), 1.0)
 
 
 EXAMPLES: Mapping[str, Input] = {
@@ -83,7 +83,7 @@ EXAMPLES: Mapping[str, Input] = {
     ),
     "target": Input(_projection, "frozen", rows=False, match=like("model", "draft"), pads=(_excluded, _garbage(0)), given_as=_head),
     "theirs": Input(_states, "frozen", match=like("states"), extremes=(far(FAR), far(FAR, -1))),
-    # the entries that are no padding; the tokens (N,) int64; a place on a schedule
+    # the entries that are no padding; the tokens (N,) int64; a position on a schedule
     "vocab": Input(lambda d: torch.tensor(d.classes), "given", rows=False, pads=(lambda x: x + PADDING, lambda x: x), given_as=int),
     "labels": Input(lambda d: d.integers(d.rows, high=d.classes), "given"),
     "t": Input(lambda d: torch.tensor(0.3, dtype=torch.float64), "given", rows=False, given_as=float),

@@ -45,7 +45,7 @@ def beside(own: TokenBatch, other: TokenBatch | None) -> MixedBatch:
     shared = {f.name: getattr(own, f.name) for f in fields(TokenBatch)}
     if other is None:
         return MixedBatch(**shared, own=torch.ones(len(own), dtype=torch.bool))
-    begins = [int(b.response.any(0).long().argmax()) for b in (own, other)]  # responses begin at one place in every row
+    begins = [int(b.response.any(0).long().argmax()) for b in (own, other)]  # responses begin at one position in every row
     widths = [b.ids.shape[1] - at for b, at in zip((own, other), begins, strict=True)]
 
     def both(name: str) -> Tensor:

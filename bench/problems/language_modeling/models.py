@@ -170,7 +170,7 @@ def build(architecture: Architecture, seed: int) -> TransformersLM:
         UserError: as :class:`TransformersLM`.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs, whose state is not put back
         net = TransformersLM(dict(architecture.arguments["config"]))
     net.architecture = architecture  # type: ignore[assignment]
     return net

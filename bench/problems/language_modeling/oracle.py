@@ -1,4 +1,4 @@
-"""A language model as a teacher: laws of next tokens, states, and responses that are generated once and kept."""
+"""A language model as a teacher: distributions of next tokens, states, and responses that are generated once and kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from distillbench.code import digest_of
 from distillbench.errors import NotApplicable, UserError
 from distillbench.identity import derive_seed, sha256
-from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Prompts, Texts, TokenBatch
 from distillbench.problems.language_modeling.token_losses import Projection, Teacher, TopK, token_losses
 from distillbench.problems.language_modeling.topk_cache import Layout, TopKTable, top_k
@@ -23,7 +23,7 @@ from distillbench.training.checkpoint import load_checkpoint, save_checkpoint
 from distillbench.training.oracle import ModuleOracle
 
 ROWS = 64  # responses generated together, and the most that a kill can lose
-CHUNK = 16  # texts in a forward when laws are cached
+CHUNK = 16  # texts in a forward when distributions are cached
 TOKENS = 128  # tokens whose logits are there at a time
 
 
@@ -34,8 +34,8 @@ class LanguageOracle(ModuleOracle):
         module: the model.  tokenizer: digest of its tokenizer; batches of another one are refused.
         vocab: entries of its projection that are no padding.  eos: its end-of-sequence token.
         seed: of the role ``teacher``: the same for every run of a track, so that all methods see the same responses.
-        cache: folder for responses and laws, keyed by the bytes they come from, or None.
-        top_k: entries kept of each law of texts that stay the same, which are then computed once; 0 keeps all and computes them anew.
+        cache: folder for responses and distributions, keyed by the bytes they come from, or None.
+        top_k: entries kept per distribution of texts that stay the same, which are then computed once; 0 keeps all and computes them anew.
             A vocabulary that has no more than ``top_k`` entries keeps all as well.
     """
 
@@ -67,11 +67,12 @@ class LanguageOracle(ModuleOracle):
         model = f"{self.digest}/{type(self._module).__qualname__}/{getattr(self._module, 'architecture', None)}/{written}"
         return sha256(f"{model}/{self._module.head[0].device.type}/{self.tokenizer}/{self.vocab}".encode())
 
-    def law(self, batch: TokenBatch, *, exact: bool = False) -> Teacher:
-        """The laws of the N next tokens of ``batch`` that count, as :func:`token_losses.token_losses` takes them. Counts B examples.
+    def distributions(self, batch: TokenBatch, *, exact: bool = False) -> Teacher:
+        """The next-token distributions at the N tokens of ``batch`` that count, as :func:`token_losses.token_losses` takes them. Counts
+        B examples.
 
         Where ``top_k`` was given and the texts are known (:meth:`remember`), their k most probable entries at temperature 1, from the
-        cache. Fresh texts get the whole law, and so does everything with ``exact``.
+        cache. Fresh texts get the whole distribution, and so does everything with ``exact``.
 
         Raises:
             UserError: the batch was made with another tokenizer.
@@ -83,12 +84,12 @@ class LanguageOracle(ModuleOracle):
         return Projection(batch.predicted.take(self.states(batch)), *self._module.head)
 
     def remember(self, texts: Texts, *, now: bool = False) -> None:
-        """Say that these texts will be asked about again: their laws are cached from the first time on, or from ``now``.
+        """Say that these texts will be asked about again: their distributions are cached from the first time on, or from ``now``.
 
         Responses of this oracle are remembered anyway.
         """
         if self._layout is not None and texts.digest not in self._tables:
-            folder = None if self._cache is None else self._cache / "laws"
+            folder = None if self._cache is None else self._cache / "distributions"
             self._tables[texts.digest] = TopKTable(texts, self._layout, self._top_k, teacher=self._identity, folder=folder)
         if now and self._layout is not None:
             self._tables[texts.digest].fill()
@@ -96,10 +97,10 @@ class LanguageOracle(ModuleOracle):
     def _known(self, batch: TokenBatch) -> TopK | None:
         self._check(batch)
         table = self._tables.get(batch.text)
-        law = None if table is None or bool((batch.rows < 0).any()) else table.find(batch)
-        if law is not None:
+        found = None if table is None or bool((batch.rows < 0).any()) else table.find(batch)
+        if found is not None:
             self._asked(len(batch), computed=False)
-        return law
+        return found
 
     def _top_k(self, batch: TokenBatch) -> tuple[TopK, Tensor]:
         """What :class:`TopKTable` keeps, in fixed chunks; nobody has asked for it yet, so forwards are counted and examples are not."""
@@ -120,7 +121,7 @@ class LanguageOracle(ModuleOracle):
         """The last states (B, T, D), in the teacher's own precision, without a graph. Counts B examples.
 
         Raises:
-            UserError: as :meth:`law`.
+            UserError: as :meth:`distributions`.
         """
         self._check(batch)
         self._asked(len(batch))
@@ -164,22 +165,22 @@ class LanguageOracle(ModuleOracle):
             raise UserError(f"{samples} samples of {len(prompts)} prompts; ask for at least one response")
         index = torch.arange(total) % len(prompts)
         seed = derive_seed(role, self._seed)
-        law = f"{float(temperature)}/{float(top_p)}"
-        about = f"{self._identity}/{prompts.digest}/{self.eos}/{seed}/{length}/{law}/{ROWS}"
+        sampling = f"{float(temperature)}/{float(top_p)}"
+        about = f"{self._identity}/{prompts.digest}/{self.eos}/{seed}/{length}/{sampling}/{ROWS}"
         if f"{about}/{total}" in self._generated:
             return self._generated[f"{about}/{total}"]
         folder = None if self._cache is None else self._cache / "texts" / sha256(about.encode())
         parts: list[dict[str, Tensor]] = []
         for rows in index.split(ROWS):
-            place = len(parts)
-            path = None if folder is None else folder / f"{place:05d}-{len(rows)}.part"
+            number = len(parts)
+            path = None if folder is None else folder / f"{number:05d}-{len(rows)}.part"
             with FileLock(_made(path).with_suffix(".lock")) if path is not None else contextlib.nullcontext():
                 found = None
                 if path is not None and path.exists():
                     with contextlib.suppress(UserError, OSError):  # a damaged part is made anew, never trusted
                         found = load_checkpoint(path)
                 if found is None:
-                    uniforms = torch.rand(len(rows), length, generator=torch.Generator().manual_seed(derive_seed(f"part {place}", seed)))
+                    uniforms = torch.rand(len(rows), length, generator=torch.Generator().manual_seed(derive_seed(f"part {number}", seed)))
                     ids, real = respond(
                         self._module, prompts.take(rows), uniforms, eos=self.eos, temperature=temperature, top_p=top_p, vocab=self.vocab
                     )

@@ -11,9 +11,9 @@ from torch import Tensor
 from distillbench.errors import NotApplicable
 from distillbench.problems.language_modeling.alignment import AlignedBatch, align, responses
 from distillbench.problems.language_modeling.examples import EXAMPLES
-from distillbench.problems.language_modeling.generation import respond
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.oracle import LanguageOracle, token_divergence, token_nll
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Prompts, TextBatches, Texts, TokenBatch, retokenise, retokenise_prompts
 from distillbench.problems.language_modeling.token_losses import Projection, Teacher
 from distillbench.problems.language_modeling.tokenizers import Tokenizer
@@ -31,11 +31,11 @@ class LanguageModeling(Problem):
     no (tokens, vocabulary) tensor is kept. Every method answers the same pool of prompts in the same order, on-policy ones too.
 
     Attributes:
-        teacher: laws of next tokens, states, responses; metered.
+        teacher: distributions of next tokens, states, responses; metered.
         prompts: the pool.  references: responses that the data carry, to some of the prompts (what ``scratch`` may use).
         validation: references to prompts outside the pool and outside the judged split, for methods that watch a loss.
         vocab: the student's entries that are no padding.  eos: its end of sequence.
-        length: tokens of a response at most.  samples: responses a prompt in the teacher's text.
+        length: tokens of a response at most.  samples: responses per prompt in the teacher's text.
         batch_size, order: of every stream; the seed of its shuffling.
         tokenizer, teacher_tokenizer: None where student and teacher have the same one. Where they differ, everything here is in the
             student's tokens but what :meth:`teacher_view` gives; the teacher's text is made in its own tokens and written anew.
@@ -83,25 +83,25 @@ class LanguageModeling(Problem):
         return TextBatches(texts, self.batch_size, self.order)
 
     def sampled(
-        self, run: Run, model: LanguageModel, *, fraction: float = 1.0, temperature: float = 1.0, top_p: float = 1.0, share: float = 0.0
+        self, run: Run, model: LanguageModel, *, fraction: float = 1.0, temperature: float = 1.0, top_p: float = 1.0, mixing: float = 0.0
     ) -> Sampled:
-        """Responses of ``model`` as it is now, one batch an update; with chance 1 - ``fraction`` a batch of the teacher's text instead.
+        """Responses of ``model`` as it is now, one batch per update; with chance 1 - ``fraction`` a batch of the teacher's text instead.
 
-        Both answer the same prompts at the same step. ``share`` of every next-token law is the teacher's (MiniLLM).
+        Both answer the same prompts at the same step. ``mixing`` of every next-token distribution is the teacher's (MiniLLM).
 
         Raises:
             UserError: the teacher is to sample, and its tokenizer is another one.
         """
-        if self._tokenizers is not None and (share or model is self.teacher.module):
+        if self._tokenizers is not None and (mixing or model is self.teacher.module):
             raise NotApplicable(
                 "the teacher has another tokenizer than the student, so it cannot sample for it token by token; use teacher_text"
             )
         # The text is asked for here, ahead of the loop: a loop that resumes brings its meter along, and must not count it once more.
-        # Its laws too: a step whose operations are counted must not fill a table.
+        # Its distributions too: a step whose operations are counted must not fill a table.
         fixed = self.teacher_text() if fraction < 1 else None
         if fixed is not None:
             self.teacher.remember(fixed.texts, now=True)
-        return Sampled(self, run, model, fixed, fraction, temperature, top_p, share)
+        return Sampled(self, run, model, fixed, fraction, temperature, top_p, mixing)
 
     def prompt_rows(self, position: int, size: int) -> Tensor:
         """The prompts (B,) of a batch of ``size``, in the order in which :meth:`teacher_text` has them."""
@@ -154,12 +154,13 @@ class LanguageModeling(Problem):
     ) -> Tensor:
         """A divergence of :mod:`language_modeling.token_losses` at each of the N tokens that count, (N,) nats.
 
-        ``teacher`` defaults to its law: the cached one where there is one and the temperature is 1 (a tail has no other), else the whole.
+        ``teacher`` defaults to its distributions: the cached ones where there are some and the temperature is 1 (a tail has no other), else
+        the whole.
         """
         model = self.student if student is None else student
-        law = self.teacher.law(batch, exact=temperature != 1) if teacher is None else teacher
+        theirs = self.teacher.distributions(batch, exact=temperature != 1) if teacher is None else teacher
         states = batch.predicted.take(model(batch.ids, batch.attention))
-        return token_divergence(model, states, law, divergence=mix, beta=beta, alpha=alpha, softening=temperature, vocab=self.vocab)
+        return token_divergence(model, states, theirs, divergence=mix, beta=beta, alpha=alpha, softening=temperature, vocab=self.vocab)
 
     def compare(self, states: Tensor, theirs: Tensor, mix: str, *, alpha: float = 0.1) -> Tensor:
         """The same for n tokens of one's choice, of which student and teacher have the states (n, D) and (n, D'): (n,) nats."""
@@ -224,7 +225,7 @@ class Sampled(Batches):
     fraction: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
-    share: float = 0.0
+    mixing: float = 0.0
     batch_size: int = field(init=False)
 
     regular = False
@@ -251,7 +252,7 @@ class Sampled(Batches):
         uniforms: (B, length) in [0, 1), the random number of every token.
         """
         problem = self.problem
-        other = problem.teacher.module if self.share else None
+        other = problem.teacher.module if self.mixing else None
         ids, real = respond(
             self.model,
             problem.prompts.take(index),
@@ -261,7 +262,7 @@ class Sampled(Batches):
             top_p=self.top_p,
             vocab=problem.vocab,
             other=other,
-            share=self.share,
+            mixing=self.mixing,
         )
         self.run.meter.add("teacher_tokens" if self.model is problem.teacher.module else "student_tokens", int(real.sum()))
         return ids, real

@@ -19,7 +19,7 @@ from distillbench.training.student import tensor_digest
 
 @dataclass(frozen=True)
 class TokenBatch(Examples):
-    """Prompts with responses: prompts end, and responses begin, at the same place in every row.
+    """Prompts with responses: prompts end, and responses begin, at the same position in every row.
 
     Its units are rows and ``tokens``, the response tokens that a state predicts.
 

@@ -4,7 +4,7 @@ Hidden states go in, one loss per token comes out. Logits exist for a chunk of t
 form while they do, so no (tokens x vocabulary) tensor is kept for backward. Everything between the inputs
 and the results is float32, or float64 where a state or a projection is.
 
-p is the teacher's law of the next token and q the student's, both softmax(logits / T):
+p is the teacher's distribution of the next token and q the student's, both softmax(logits / T):
 
     forward_kl       KL(p || q)                                  Hinton et al. 2015 (arXiv 1503.02531)
     reverse_kl       KL(q || p)                                  Gu et al. 2023, MiniLLM (arXiv 2306.08543)
@@ -100,8 +100,8 @@ def next_tokens(ids: Tensor, mask: Tensor) -> NextTokens:
         raise UserError(f"the response mask is {mask.dtype}; give a boolean one, true where a token counts (mask.bool())")
     counts = mask.clone()
     counts[:, :1] = False
-    places = counts.flatten().nonzero().squeeze(1)
-    return NextTokens(places - 1, ids.flatten()[places], (ids.shape[0], ids.shape[1]))
+    positions = counts.flatten().nonzero().squeeze(1)
+    return NextTokens(positions - 1, ids.flatten()[positions], (ids.shape[0], ids.shape[1]))
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------
@@ -118,16 +118,17 @@ class Projection:
 
 @dataclass(frozen=True)
 class TopK:
-    """A teacher by the k entries it kept of each token's law, and the mass of all others.
+    """A teacher by the k entries it kept of each token's distribution, and the mass of all others.
 
-    The others are one event: divergences are between laws of k + 1 outcomes. So they are 0 at match, never above the divergence of
-    the full laws, and equal to it where the tail is empty. With k = 1, log-probability 0 and tail 0, ``forward_kl`` is cross-entropy.
+    The others are one event: divergences are between distributions over k + 1 outcomes. So they are 0 at match, never above the divergence
+    of the full distributions, and equal to it where the tail is empty. With k = 1, log-probability 0 and tail 0, ``forward_kl`` is
+    cross-entropy.
 
     Attributes:
         ids: (N, k) int64, distinct in a row.
         log_probs: (N, k) float, nats.
         tail: (N,) float in [0, 1]: 1 minus the mass of the k entries.
-        temperature: the one at which the law was taken. A tail cannot be brought to another temperature.
+        temperature: the one at which the distribution was taken. A tail cannot be brought to another temperature.
     """
 
     ids: Tensor
@@ -146,7 +147,7 @@ _EXCLUDED = -1e30
 
 
 @dataclass(frozen=True)
-class _Laws:
+class _Distributions:
     """Teacher p and student q over the same outcomes, (n, outcomes) each, and the two skews."""
 
     log_p: Tensor
@@ -157,7 +158,7 @@ class _Laws:
     alpha: float
 
     def beside_mixture(self, of_p: float, of_q: float) -> tuple[Tensor, Tensor]:
-        """log(p / q) and log(m / q) for the mixture m = of_p p + of_q q of positive shares.
+        """log(p / q) and log(m / q) for the mixture m = of_p p + of_q q of positive weights.
 
         By a softplus, which keeps the digits that a difference of log m and log q loses where both are far below 0. Beyond the bounds,
         the smaller of p and q is nothing beside the other.
@@ -169,19 +170,19 @@ class _Laws:
 
 # Each divergence D returns its value (n,) and a = q dD/dq (n, outcomes), up to a multiple of q: the gradient in the logits,
 # a - q sum(a), does not see that.
-_Divergence = Callable[[_Laws], tuple[Tensor, Tensor]]
+_Divergence = Callable[[_Distributions], tuple[Tensor, Tensor]]
 
 
-def _forward_kl(x: _Laws) -> tuple[Tensor, Tensor]:
+def _forward_kl(x: _Distributions) -> tuple[Tensor, Tensor]:
     return (x.log_p - x.log_q).mul_(x.p).sum(1), -x.p
 
 
-def _reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
+def _reverse_kl(x: _Distributions) -> tuple[Tensor, Tensor]:
     a = (x.log_q - x.log_p).mul_(x.q)
     return a.sum(1), a
 
 
-def _js(x: _Laws) -> tuple[Tensor, Tensor]:
+def _js(x: _Distributions) -> tuple[Tensor, Tensor]:
     if x.beta in (0, 1):
         return _reverse_kl(x) if x.beta else _forward_kl(x)
     p_to_q, m_to_q = x.beside_mixture(x.beta, 1 - x.beta)
@@ -190,7 +191,7 @@ def _js(x: _Laws) -> tuple[Tensor, Tensor]:
     return a.sum(1).add_(teachers, alpha=x.beta), a
 
 
-def _skew_kl(x: _Laws) -> tuple[Tensor, Tensor]:
+def _skew_kl(x: _Distributions) -> tuple[Tensor, Tensor]:
     if x.alpha == 0:
         return _forward_kl(x)
     if x.alpha == 1:
@@ -200,7 +201,7 @@ def _skew_kl(x: _Laws) -> tuple[Tensor, Tensor]:
     return value, m_to_q.neg_().exp_().mul_(x.p).mul_(x.alpha - 1)
 
 
-def _skew_reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
+def _skew_reverse_kl(x: _Distributions) -> tuple[Tensor, Tensor]:
     if x.alpha == 0:
         return _reverse_kl(x)
     if x.alpha == 1:
@@ -210,7 +211,7 @@ def _skew_reverse_kl(x: _Laws) -> tuple[Tensor, Tensor]:
     return value, m_to_q.add_(torch.neg(m_to_q, out=spare).exp_(), alpha=x.alpha).mul_(x.q).neg_()
 
 
-def _tv(x: _Laws) -> tuple[Tensor, Tensor]:
+def _tv(x: _Distributions) -> tuple[Tensor, Tensor]:
     a = x.q - x.p
     return a.abs().sum(1).mul_(0.5), a.sign_().mul_(x.q).mul_(0.5)
 
@@ -265,10 +266,10 @@ class _Task:
 
     def compare(self, log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """The mix's values (n,) and their slopes in the logits / T that make q: (n, outcomes)."""
-        laws = _Laws(log_p, p, log_q, q, self.beta, self.alpha)
+        both = _Distributions(log_p, p, log_q, q, self.beta, self.alpha)
         value, a = log_q.new_zeros(len(log_q)), None
         for name, weight in self.mix:
-            v, s = _DIVERGENCES[name](laws)
+            v, s = _DIVERGENCES[name](both)
             value.add_(v, alpha=weight)
             a = (s if weight == 1 else s.mul_(weight)) if a is None else a.add_(s, alpha=weight)
         assert a is not None
@@ -283,7 +284,7 @@ class _Task:
         rest = logits.scatter_(1, ids, -math.inf)
         mass = torch.logsumexp(rest, 1, keepdim=True).clamp_(min=_EXCLUDED)
         log_p = torch.cat([kept.log_probs[rows].to(self.dtype), tail.clamp(min=0).log()], 1).clamp_(min=_EXCLUDED)
-        value, slope = self.compare(log_p, log_p.exp(), *_law(torch.cat([top, mass], 1)))
+        value, slope = self.compare(log_p, log_p.exp(), *_log_and_probs(torch.cat([top, mass], 1)))
         rest = rest.sub_(mass).exp_().mul_(slope[:, -1:])  # the rest shares its slope as it shares its mass
         return value, rest.scatter_(1, ids, slope[:, :-1])
 
@@ -291,10 +292,10 @@ class _Task:
         """Divergences (n,) in nats and their slopes in the student's logits / T (n, vocab)."""
         if isinstance(self.teacher, TopK):
             return self.top_k(self.project(states, weight, bias), rows, self.teacher)
-        return self.compare(*_law(self.teacher_logits(rows)), *_law(self.project(states, weight, bias)))
+        return self.compare(*_log_and_probs(self.teacher_logits(rows)), *_log_and_probs(self.project(states, weight, bias)))
 
 
-def _law(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _log_and_probs(logits: Tensor) -> tuple[Tensor, Tensor]:
     """log softmax(logits), and its exponential. The logits are let go before the second is made."""
     logits = F.log_softmax(logits, 1).clamp_(min=_EXCLUDED)
     return logits, logits.exp()
@@ -323,11 +324,11 @@ def _walk(
         if of_hidden is not None:
             for block in _blocks(real, dtype):  # T^2 from the convention, 1 / T from the chain rule
                 of_hidden[rows].addmm_(slope[:, block], real[block].to(dtype), alpha=t)
-        share = slope.new_full((len(slope), 1), t) if scale is None else scale[rows, None] * t
+        factor = slope.new_full((len(slope), 1), t) if scale is None else scale[rows, None] * t
         if of_weight is not None:
-            of_weight[: task.vocab].addmm_(slope.T, hidden[rows].to(dtype) * share)
+            of_weight[: task.vocab].addmm_(slope.T, hidden[rows].to(dtype) * factor)
         if of_bias is not None:
-            of_bias[: task.vocab].addmv_(slope.T, share[:, 0])
+            of_bias[: task.vocab].addmv_(slope.T, factor[:, 0])
         del slope  # before the next chunk makes its own
     return losses.mul_(t**2), of_hidden, of_weight, of_bias
 
@@ -389,7 +390,7 @@ def token_losses(
         teacher: :class:`Projection`, :class:`TopK`, or a callable from a slice of tokens to their logits (n, V).
         mix: a name of :data:`DIVERGENCES`, or weights by name, such as ``{"forward_kl": 0.5, "tv": 0.5}``.
         bias: (V,) of the student's projection.
-        temperature: T > 0, of both laws.
+        temperature: T > 0, of both distributions.
         beta: in [0, 1], of ``js``.
         alpha: in [0, 1], of the skewed divergences.
         vocab: the number of real entries, where student or teacher pad their projections. Padding never enters.
@@ -444,15 +445,15 @@ def _check_teacher(teacher: Teacher, tokens: int, temperature: float, entries: i
     if vocab is not None and not 1 <= vocab <= min(entries, size):
         raise UserError(f"vocab is {vocab}; it must be in [1, {min(entries, size)}], the rows that student and teacher both have")
     if isinstance(teacher, TopK):
-        ids, law = teacher.ids, teacher.log_probs
-        if ids.dim() != 2 or len(ids) != tokens or ids.shape != law.shape or teacher.tail.shape != (tokens,):
-            shapes = ", ".join(str(tuple(x.shape)) for x in (ids, law, teacher.tail))
+        ids, log_probs = teacher.ids, teacher.log_probs
+        if ids.dim() != 2 or len(ids) != tokens or ids.shape != log_probs.shape or teacher.tail.shape != (tokens,):
+            shapes = ", ".join(str(tuple(x.shape)) for x in (ids, log_probs, teacher.tail))
             raise UserError(f"top-k ids, log-probabilities and tail have shapes {shapes}; give ({tokens}, k) twice and ({tokens},)")
         if teacher.temperature != temperature:
-            raise UserError(f"the top-k law was taken at temperature {teacher.temperature}, the loss at {temperature}; they must agree")
+            raise UserError(f"the top-k distributions are of temperature {teacher.temperature}, the loss of {temperature}; they must agree")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < (vocab or entries):
             raise UserError(f"top-k ids reach from {int(ids.min())} to {int(ids.max())}; they must be in [0, {vocab or entries})")
         if bool((ids.sort(1).values.diff(dim=1) == 0).any()):
             raise UserError("a token's top-k ids hold an entry twice; give each once, and the mass of what is left out in the tail")
-        if bool(((law.double().exp().sum(1) + teacher.tail - 1).abs() > 0.05).any()):
+        if bool(((log_probs.double().exp().sum(1) + teacher.tail - 1).abs() > 0.05).any()):
             raise UserError("the top-k probabilities and the tail of a token do not add up to 1; give log-probabilities, not logits")

@@ -47,7 +47,7 @@ def _bytes(text: bytes | str) -> bytes:
 
 
 class Bytes:
-    """One token a byte, 0 to 255, and the end of sequence, 256."""
+    """One token per byte, 0 to 255, and the end of sequence, 256."""
 
     digest = sha256(b"bytes and 256 for the end")
     vocab = 257

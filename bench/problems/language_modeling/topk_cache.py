@@ -1,6 +1,6 @@
-"""The k most probable next tokens of a language model, kept on disk in a few bytes a token.
+"""The k most probable next tokens of a language model, kept on disk in a few bytes per token.
 
-A token's law takes :attr:`Layout.width` bytes, 114 at k = 50 and a vocabulary of 49,152:
+A token's distribution takes :attr:`Layout.width` bytes, 114 at k = 50 and a vocabulary of 49,152:
 
     ids    sorted, in Elias-Fano coding (Elias 1974, Fano 1971): the low floor(log2(V / k)) bits of each as they are, the rest as gaps
            in unary; 595 bits where the 50 ids alone need 565
@@ -11,11 +11,12 @@ A token's law takes :attr:`Layout.width` bytes, 114 at k = 50 and a vocabulary o
 
 Ids, tail and lse lose nothing that matters; values are rounded.
 
-Measured at k = 50, V = 49,152, against the laws before packing, mean and largest of about 400 tokens each, in nats: KL(law || packed)
-of the k + 1 outcomes; and the change that packing makes in the top-k forward_kl to a student whose logits are off by N(0, 0.7^2), with
-its mean with sign, beside that divergence itself and that of the full laws (the difference of the two is what any top-k cache gives up).
+Measured at k = 50, V = 49,152, against the distributions before packing, mean and largest of about 400 tokens each, in nats:
+KL(before || packed) of the k + 1 outcomes; and the change that packing makes in the top-k forward_kl to a student whose logits are off by
+N(0, 0.7^2), with its mean with sign, beside that divergence itself and that of the full distributions (the difference of the two is what
+any top-k cache gives up).
 
-    laws                                   tail (median)  KL mean  largest  change: mean  largest  signed   top-k   full
+    distributions                          tail (median)  KL mean  largest  change: mean  largest  signed   top-k   full
     Zipf, exponent 0.8 to 2.5              0.11           0.0006   0.0016   0.0036        0.022    0.0010   0.159   0.217
     Zipf, exponent 2.5 to 5                7e-6           0.0004   0.0016   0.0032        0.024    0.0005   0.0653  0.0654
     normal logits, deviation 1.5 to 4      0.65           0.0002   0.0007   0.0010        0.008    0.0001   0.081   0.238
@@ -54,12 +55,12 @@ MOST = (0x3F800000 >> 7) - 1  # the code of the largest tail below 1: something 
 SPANS = 64.0 * (np.arange(1, 65) / 64) ** 2  # nats
 
 Bytes = NDArray[np.uint8]
-Laws = Callable[[TokenBatch], tuple[TopK, Tensor]]
+Ask = Callable[[TokenBatch], tuple[TopK, Tensor]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a token's law is packed.   k: entries kept.  vocab: V > k, entries there are.
+    """How a token's distribution is packed.   k: entries kept.  vocab: V > k, entries there are.
 
     Raises:
         UserError: k is not in [1, V).
@@ -92,24 +93,24 @@ class Layout:
         """Bytes a token."""
         return self.packed + 8
 
-    def pack(self, law: TopK, lse: Tensor) -> Bytes:
-        """Laws of N tokens with the logarithms of their normalisers (N,), nats -> (N, width) bytes."""
-        order = law.ids.sort(1).indices
-        ids = law.ids.gather(1, order).cpu().numpy()
-        logs = law.log_probs.gather(1, order).double().cpu().numpy()
+    def pack(self, distribution: TopK, lse: Tensor) -> Bytes:
+        """Distributions of N tokens with the logarithms of their normalisers (N,), nats -> (N, width) bytes."""
+        order = distribution.ids.sort(1).indices
+        ids = distribution.ids.gather(1, order).cpu().numpy()
+        logs = distribution.log_probs.gather(1, order).double().cpu().numpy()
         codes, shape = _encode(logs)
         bits = np.zeros((len(ids), self.packed * 8), np.uint8)
         parts = np.split(bits, np.cumsum([self.k * self.low, self.high, self.k * BITS]), axis=1)
         parts[0][:] = _bits(ids, self.low)
         np.put_along_axis(parts[1], (ids >> self.low) + np.arange(self.k), 1, axis=1)
         parts[2][:] = _bits(codes, BITS)
-        tail = law.tail.float().cpu().numpy().view(np.uint32).astype(np.int64)  # no sign, 8 bits of exponent, 16 of mantissa
+        tail = distribution.tail.float().cpu().numpy().view(np.uint32).astype(np.int64)  # no sign, 8 bits of exponent, 16 of mantissa
         rounded = np.minimum((tail + 64) >> 7, MOST).astype("<u4")[:, None].view(np.uint8)[:, :3]
         exact = lse.float().cpu().numpy().astype("<f4")[:, None].view(np.uint8)
         return np.concatenate([np.packbits(bits, axis=1), shape[:, None], rounded, exact], axis=1)
 
     def unpack(self, rows: Bytes) -> tuple[TopK, Tensor]:
-        """What :meth:`pack` packed, ids in ascending order; log-probabilities and tail make a law exactly."""
+        """What :meth:`pack` packed, ids in ascending order; log-probabilities and tail make a distribution exactly."""
         rows, count = np.ascontiguousarray(rows), len(rows)
         bits = np.unpackbits(rows[:, : self.packed], axis=1)
         low, high, codes, _ = np.split(bits, np.cumsum([self.k * self.low, self.high, self.k * BITS]), axis=1)
@@ -121,8 +122,8 @@ class Layout:
         logs = _decode(_numbers(codes, self.k, BITS), rows[:, self.packed])
         logs += np.log1p(-mass.astype(np.float64))[:, None] - _logsumexp(logs)
         lse = np.ascontiguousarray(rows[:, self.packed + 4 :]).view("<f4")[:, 0].astype(np.float32)
-        law = TopK(torch.from_numpy(ids), torch.from_numpy(logs.astype(np.float32)), torch.from_numpy(mass.copy()))
-        return law, torch.from_numpy(lse)
+        distribution = TopK(torch.from_numpy(ids), torch.from_numpy(logs.astype(np.float32)), torch.from_numpy(mass.copy()))
+        return distribution, torch.from_numpy(lse)
 
 
 def top_k(logits: Tensor, k: int) -> tuple[TopK, Tensor]:
@@ -138,55 +139,55 @@ def top_k(logits: Tensor, k: int) -> tuple[TopK, Tensor]:
 
 
 class TopKTable:
-    """The packed laws of every token of a :class:`Texts`, found by the bytes of each example: ids, attention and response.
+    """The packed distributions of every token of a :class:`Texts`, found by the bytes of each example: ids, attention and response.
 
     Computed at the first use, part by part; parts lie in files that are mapped, and checked when they are opened.
     Two processes may fill one folder; a damaged file is computed anew.
 
     Args:
-        laws: laws and normalisers of the tokens of a batch that count.
+        ask: gives distributions and normalisers of the tokens of a batch that count.
         teacher: identity of what computes them.  folder: for the parts, or None to keep them in memory.
     """
 
-    def __init__(self, texts: Texts, layout: Layout, laws: Laws, *, teacher: str, folder: Path | None) -> None:
-        self._texts, self._layout, self._laws = texts, layout, laws
+    def __init__(self, texts: Texts, layout: Layout, ask: Ask, *, teacher: str, folder: Path | None) -> None:
+        self._texts, self._layout, self._ask = texts, layout, ask
         self._teacher, self._folder = teacher, folder
-        self._places: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
+        self._by_text: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
 
     def find(self, batch: TokenBatch) -> TopK | None:
-        """The laws of the N tokens that count in ``batch``, or None where one of its examples is not of these texts.
+        """The distributions of the N tokens that count in ``batch``, or None where one of its examples is not of these texts.
 
         An example is its tokens; a batch may count fewer of them than the texts do.
         """
         self.fill()
         found = []
         for text, counted in _counted(batch):
-            places, table = self._places.get(text, (None, None))
-            if places is None or table is None or not np.isin(counted, places).all():
+            positions, table = self._by_text.get(text, (None, None))
+            if positions is None or table is None or not np.isin(counted, positions).all():
                 return None
-            found.append(table[np.searchsorted(places, counted)])
+            found.append(table[np.searchsorted(positions, counted)])
         if not found:
             return None
-        law, _ = self._layout.unpack(np.concatenate(found))
+        distribution, _ = self._layout.unpack(np.concatenate(found))
         device = batch.ids.device
-        return TopK(law.ids.to(device), law.log_probs.to(device), law.tail.to(device))
+        return TopK(distribution.ids.to(device), distribution.log_probs.to(device), distribution.tail.to(device))
 
     def fill(self) -> None:
         """Compute what is not there yet."""
-        if self._places:
+        if self._by_text:
             return
-        places: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
+        by_text: dict[str, tuple[NDArray[np.int64], Bytes]] = {}
         for rows in torch.arange(len(self._texts)).split(PART):
             batch = self._texts.take(rows)
             keys = examples(batch)
             ends = [0, *itertools.accumulate(batch.response[:, 1:].sum(1).tolist())]
             table = self._part(batch, keys, ends[-1])
             for i, (text, counted) in enumerate(_counted(batch)):  # the first of equal examples, whoever asks
-                places.setdefault(text, (counted, table[ends[i] : ends[i + 1]]))
-        self._places = places
+                by_text.setdefault(text, (counted, table[ends[i] : ends[i + 1]]))
+        self._by_text = by_text
 
     def _part(self, batch: TokenBatch, keys: list[str], tokens: int) -> Bytes:
-        """The laws (tokens, width) of one part, from its file where there is a sound one."""
+        """The distributions (tokens, width) of one part, from its file where there is a sound one."""
         about = {"teacher": self._teacher, "k": self._layout.k, "vocab": self._layout.vocab, "tokens": tokens, "examples": keys}
         header = sha256(json.dumps(about, sort_keys=True).encode()).encode()
         if self._folder is None:
@@ -204,10 +205,10 @@ class TopKTable:
         return table
 
     def _compute(self, batch: TokenBatch) -> Bytes:
-        law, lse = self._laws(batch)
+        distribution, lse = self._ask(batch)
         if not bool(torch.isfinite(lse).all()):
             raise UserError("the teacher's outputs are not finite; check its weights file")
-        return self._layout.pack(law, lse)
+        return self._layout.pack(distribution, lse)
 
 
 def examples(batch: TokenBatch) -> list[str]:
@@ -222,12 +223,12 @@ def examples(batch: TokenBatch) -> list[str]:
 
 
 def _counted(batch: TokenBatch) -> list[tuple[str, NDArray[np.int64]]]:
-    """The digest of each example's tokens, without padding, and the places in it of those that count and have one before them."""
+    """The digest of each example's tokens, without padding, and the positions in it of those that count and have one before them."""
     ids, attention, response = (x.cpu().numpy() for x in (batch.ids, batch.attention, batch.response))
     found = []
     for tokens, real, counts in zip(ids, attention, response, strict=True):
-        places = counts[1:].nonzero()[0] + 1  # a first token has no state before it
-        found.append((sha256(np.ascontiguousarray(tokens[real]).tobytes()), places - real.argmax()))
+        positions = counts[1:].nonzero()[0] + 1  # a first token has no state before it
+        found.append((sha256(np.ascontiguousarray(tokens[real]).tobytes()), positions - real.argmax()))
     return found
 
 
@@ -266,13 +267,13 @@ def _encode(logs: NDArray[np.float64]) -> tuple[NDArray[np.int64], Bytes]:
     """Codes (N, k) of log-probabilities, and the byte of span and exponent (N,): of the exponents, the one that loses least."""
     below = np.minimum(logs.max(1, keepdims=True) - logs, SPANS[-1])
     span = np.searchsorted(SPANS, below.max(1)).clip(max=len(SPANS) - 1)
-    law = np.exp(logs - _logsumexp(logs))
+    distribution = np.exp(logs - _logsumexp(logs))
     best, codes, shape = np.full(len(logs), np.inf), np.zeros(logs.shape, np.int64), np.zeros(len(logs), np.uint8)
     for i, g in enumerate(SHAPES):
         tried = np.rint(LEVELS * (below / SPANS[span][:, None]) ** (1 / g)).astype(np.int64)
         byte = (span * len(SHAPES) + i).astype(np.uint8)
         back = _decode(tried, byte)
-        loss = (law * (_logsumexp(back) - back - below)).sum(1)  # the divergence, but for what does not depend on the codes
+        loss = (distribution * (_logsumexp(back) - back - below)).sum(1)  # the divergence, but for what does not depend on the codes
         better = loss < best
         best[better], codes[better], shape[better] = loss[better], tried[better], byte[better]
     return codes, shape

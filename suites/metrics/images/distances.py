@@ -20,7 +20,7 @@ def checked(features: Tensor, what: str, *, least: int = 1) -> Tensor:
         UserError: they are not.
     """
     if features.ndim != 2 or not features.shape[1]:
-        raise UserError(f"{what} have shape {tuple(features.shape)}: one row a sample, (N, D), is needed")
+        raise UserError(f"{what} have shape {tuple(features.shape)}: one row per sample, (N, D), is needed")
     if len(features) < least:
         raise UserError(f"{len(features)} {what} are too few: at least {least} are needed")
     if not bool(features.isfinite().all()):

@@ -94,7 +94,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class _Law:
+class _Gaussian:
     """A Gaussian with a factor F of its covariance, F F^T = A; the covariance itself is kept only at full rank."""
 
     mean: Tensor
@@ -103,7 +103,7 @@ class _Law:
     covariance: Tensor | None
 
     @classmethod
-    def of_moments(cls, moments: Moments) -> _Law:
+    def of_moments(cls, moments: Moments) -> _Gaussian:
         covariance = moments.covariance.double()
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if not failed:
@@ -114,7 +114,7 @@ class _Law:
         return cls(moments.mean.double(), covariance.trace(), vectors[:, kept] * values[kept].sqrt(), None)
 
     @classmethod
-    def of_samples(cls, features: Tensor) -> _Law:
+    def of_samples(cls, features: Tensor) -> _Gaussian:
         """(N, D). With N <= D the centred samples are the factor, and no (D, D) matrix is made."""
         if len(features) > features.shape[1]:
             return cls.of_moments(Moments.of(features))
@@ -133,7 +133,7 @@ def _nuclear_norm(matrix: Tensor) -> Tensor:
     return singular.sum()
 
 
-def _squared_distance(a: _Law, b: _Law) -> float:
+def _squared_distance(a: _Gaussian, b: _Gaussian) -> float:
     if a.covariance is None or b.covariance is None:
         root = _nuclear_norm(a.factor.T @ b.factor)
     else:
@@ -173,7 +173,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     _same_dimension(a.mean, b.mean)
     for moments in (a, b):
         require_samples(moments.count, len(moments.mean), minimum=2)
-    return _squared_distance(_Law.of_moments(a), _Law.of_moments(b))
+    return _squared_distance(_Gaussian.of_moments(a), _Gaussian.of_moments(b))
 
 
 def frechet_from_samples(features: Tensor, reference: Tensor | Moments, *, minimum: int | None = None) -> float:
@@ -191,11 +191,11 @@ def frechet_from_samples(features: Tensor, reference: Tensor | Moments, *, minim
     if isinstance(reference, Moments):
         _same_dimension(x, reference.mean)
         require_samples(reference.count, dimension, minimum=minimum)
-        return _squared_distance(_Law.of_samples(x), _Law.of_moments(reference))
+        return _squared_distance(_Gaussian.of_samples(x), _Gaussian.of_moments(reference))
     y = checked(reference, "reference features")
     _same_dimension(x, y)
     require_samples(len(y), dimension, minimum=minimum)
-    return _squared_distance(_Law.of_samples(x), _Law.of_samples(y))
+    return _squared_distance(_Gaussian.of_samples(x), _Gaussian.of_samples(y))
 
 
 def load_reference(path: Path) -> Moments:

@@ -12,7 +12,7 @@ from distillbench.suites.metrics.images.distances import checked
 def inception_score(probabilities: Tensor, *, splits: int = 10) -> float:
     """exp of the mean KL(p(y|x) || p(y)), averaged over splits (Salimans et al. 2016, section 4); in [1, C].
 
-    1 where every image gets the same law, C where each is certain and all classes are equally frequent. p(y) is the mean over the
+    1 where every image gets the same distribution, C where each is certain and all classes are equally frequent. p(y) is the mean over the
     split. Splits are consecutive, as in the first implementation, so samples in the order of their classes have to be shuffled.
 
     Args:

@@ -15,7 +15,7 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 def polynomial_mmd2(features: Tensor, reference: Tensor) -> float:
     """Unbiased MMD^2 (Gretton et al. 2012, lemma 6) under k(x, y) = (x . y / D + 1)^3 (Binkowski et al. 2018, section 4).
 
-    (N, D) and (M, D), N, M >= 2. Its expectation is 0 for equal laws, so it may be slightly negative.
+    (N, D) and (M, D), N, M >= 2. Its expectation is 0 for equal distributions, so it may be slightly negative.
     """
     x, y = features.double(), reference.double()
     within = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -26,7 +26,7 @@ def polynomial_mmd2(features: Tensor, reference: Tensor) -> float:
 
 
 def kid(features: Tensor, reference: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:
-    """Mean of :func:`polynomial_mmd2` over random subsets drawn without replacement; around 0 where the laws are equal.
+    """Mean of :func:`polynomial_mmd2` over random subsets drawn without replacement; around 0 where the distributions are equal.
 
     Args:
         features: (N, D) of the samples, N >= subset_size.

@@ -16,7 +16,7 @@ class Memorisation:
     """How near samples lie to the training set, next to how near held-out data lie to it.
 
     Attributes:
-        copied_fraction: share of samples at most as far from their nearest training example as the nearest ``quantile`` of the
+        copied_fraction: fraction of samples at most as far from their nearest training example as the nearest ``quantile`` of the
             held-out data are; about ``quantile`` for a generator that does not copy, 1 for a copied training set.
         closer_fraction: probability that a random sample is nearer to the training set than a random held-out example, ties half;
             0.5 for a generator that does not copy, 1 for a copied training set, below 0.5 for one that is off the data.
@@ -37,8 +37,8 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, *, quantile: 
     Args:
         samples: (N, D).
         train: (M, D), what the generator and its teacher saw.
-        held_out: (K, D) of the same law as ``train`` and unseen, K >= 1 / quantile so that the quantile exists.
-        quantile: in (0, 1), the share of held-out data that would be called copied.
+        held_out: (K, D) of the same distribution as ``train`` and unseen, K >= 1 / quantile so that the quantile exists.
+        quantile: in (0, 1), the fraction of held-out data that would be called copied.
         tile: rows and columns of distances held at a time.
 
     Raises:

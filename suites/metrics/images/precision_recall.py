@@ -8,7 +8,7 @@ from torch import Tensor
 from distillbench.suites.metrics.images.distances import TILE, checked, distance_tiles, nearest
 
 
-def share_inside(points: Tensor, support: Tensor, *, k: int = 3, tile: int = TILE) -> float:
+def fraction_inside(points: Tensor, support: Tensor, *, k: int = 3, tile: int = TILE) -> float:
     """Share of points that lie in the support's manifold estimate; in [0, 1].
 
     That is the union of balls about the support's samples, each out to its k-th nearest other sample (Kynkaanniemi et al. 2019,
@@ -25,7 +25,7 @@ def share_inside(points: Tensor, support: Tensor, *, k: int = 3, tile: int = TIL
 def precision_recall(features: Tensor, reference: Tensor, *, k: int = 3, tile: int = TILE) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, equation 2), each in [0, 1].
 
-    Precision is the share of samples inside the reference's manifold, recall the share of the reference inside the samples'
+    Precision is the fraction of samples inside the reference's manifold, recall the fraction of the reference inside the samples'
     manifold. Both depend on the set sizes: draw as many samples as there are in the reference. Memory does not grow with N M.
 
     Args:
@@ -38,4 +38,4 @@ def precision_recall(features: Tensor, reference: Tensor, *, k: int = 3, tile: i
         UserError: a set has at most k samples or holds features that are not finite.
     """
     x, y = checked(features, "features", least=k + 1), checked(reference, "reference features", least=k + 1)
-    return share_inside(x, y, k=k, tile=tile), share_inside(y, x, k=k, tile=tile)
+    return fraction_inside(x, y, k=k, tile=tile), fraction_inside(y, x, k=k, tile=tile)

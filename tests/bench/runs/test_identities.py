@@ -30,7 +30,7 @@ def test_an_identity_names_versions_and_no_prose():
     identity = spec_of("kd").identity
     assert identity["method"]["slug"] == "kd" and identity["method"]["distribution"] == "distillbench"
     assert identity["kind"] == {"slug": "classification", "version": 1}
-    for prose in ("Knowledge distillation", "Overlapping Gaussian", "share of the split", "CC BY"):
+    for prose in ("Knowledge distillation", "Overlapping Gaussian", "fraction of the split", "CC BY"):
         assert prose not in str(identity)
     assert identity["setting"]["metrics"] == ["top1", "nll", "ece", "agreement"]
 

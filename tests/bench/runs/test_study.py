@@ -13,14 +13,14 @@ import distillbench.runs.study
 from distillbench.errors import UserError
 from distillbench.runs.plan import plan
 from distillbench.runs.record import Measurement, Record
-from distillbench.runs.study import find, scores
+from distillbench.runs.study import curve_of, find
 
 TRACK = "language-modeling/markov"
 
 # A study of two lengths; its title and text would break a page that does not escape.
 SOURCE = """
 from distillbench.cards.card import Paper
-from distillbench.runs.study import Cell, Finding, Study, scores
+from distillbench.runs.study import Cell, Finding, Study, curve_of
 STUDY = Study(
     slug="{slug}", title="<Two> & two", question="Does <b>more</b> help?", paper=Paper(title="None & <all>", year=2026),
     cells=tuple(
@@ -30,7 +30,7 @@ STUDY = Study(
     ),
 )
 def analyse(done):
-    kl = scores(done, "a", "kl")
+    kl = curve_of(done, "a", "kl")
     gain = sum(kl[64].values()) - sum(kl[128].values())
     return Finding("reproduced" if gain > 0 else "not reproduced", f"gain <{{gain:.3f}}>", {{"kl": {{str(k): v for k, v in kl.items()}}}},
                    '<svg xmlns="http://www.w3.org/2000/svg"></svg>')
@@ -151,5 +151,5 @@ def test_scores_are_in_the_axis_order_and_leave_out_what_has_none(package):
     cells = find("two_lengths").study.cells
     record = Record({}, "", {}, {}, "ok", None, (Measurement("kl", 0.5, 1),), {}, None, {}, "")
     done = [distillbench.runs.study.Done(c, {0: record}) for c in reversed(cells)]
-    assert scores(done, "a", "kl") == {64: {0: 0.5}, 128: {0: 0.5}} and list(scores(done, "a", "kl")) == [64, 128]
-    assert scores(done, "a", "tv") == {64: {}, 128: {}} and scores(done, "b", "kl") == {}
+    assert curve_of(done, "a", "kl") == {64: {0: 0.5}, 128: {0: 0.5}} and list(curve_of(done, "a", "kl")) == [64, 128]
+    assert curve_of(done, "a", "tv") == {64: {}, 128: {}} and curve_of(done, "b", "kl") == {}

@@ -47,11 +47,11 @@ def gradient(f: Callable[..., torch.Tensor], inputs: dict[str, torch.Tensor], wr
 def differences(f: Callable[[np.ndarray], Any], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
     """The gradient of sum(f) by central differences."""
     slope = np.zeros_like(x)
-    for place in np.ndindex(x.shape):
+    for index in np.ndindex(x.shape):
         up, down = x.copy(), x.copy()
-        up[place] += step
-        down[place] -= step
-        slope[place] = (np.sum(f(up)) - np.sum(f(down))) / (2 * step)
+        up[index] += step
+        down[index] -= step
+        slope[index] = (np.sum(f(up)) - np.sum(f(down))) / (2 * step)
     return slope
 
 

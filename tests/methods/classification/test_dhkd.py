@@ -89,7 +89,7 @@ def test_6_heads_do_not_cross() -> None:
     problem, _ = track()
     batch = next(problem.batches.stream(0))
     other = auxiliary_head(head(problem.student).in_features, problem.classes, "nonlinear")
-    seen = problem.trace(problem.student, batch.inputs)
+    seen = problem.outputs(problem.student, batch.inputs)
     ce = cross_entropy(seen.logits, batch.labels).mean()
     kd = binary_kl_norm(other(seen.embedding), problem.teacher.logits(batch), temperature=2.0).mean()
     main, auxiliary = head(problem.student).weight, other[0].weight

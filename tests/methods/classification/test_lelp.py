@@ -105,13 +105,13 @@ def test_8_permuting_the_subclasses_with_the_students_outputs_changes_nothing() 
 def test_9_the_rotation_keeps_the_trace_and_evens_out_the_variance() -> None:
     stretched = draw(400, 6) * torch.tensor([5.0, 2.0, 1.0, 0.5, 0.1, 0.1])
     labels = torch.zeros(400, dtype=torch.int64)
-    shares = []
+    variances = []
     for seed in range(300):
         means, maps = directions(stretched, labels, 1, 3, seed)
         covariance = torch.cov(project(stretched, means, maps)[:, 0].T, correction=0)
-        assert float(covariance.trace()) == pytest.approx(3, rel=1e-9)  # mean variance 1 a coordinate, whatever the rotation
-        shares.append(covariance.diagonal())
-    torch.testing.assert_close(torch.stack(shares).mean(0), torch.ones(3, dtype=torch.float64), rtol=0, atol=0.15)
+        assert float(covariance.trace()) == pytest.approx(3, rel=1e-9)  # mean variance 1 per coordinate, whatever the rotation
+        variances.append(covariance.diagonal())
+    torch.testing.assert_close(torch.stack(variances).mean(0), torch.ones(3, dtype=torch.float64), rtol=0, atol=0.15)
     # Equal variances: the covariance is the identity for every rotation.
     left = torch.linalg.svd(stretched - stretched.mean(0), full_matrices=False).U
     for seed in range(5):

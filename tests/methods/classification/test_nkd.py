@@ -32,9 +32,9 @@ def test_numbers_of_the_authors_code() -> None:
 
 def test_1_soft_cross_entropy_is_nkds_terms_and_the_one_it_drops() -> None:
     x = tensors(draw(), *NAMES)
-    place = x["labels"][:, None]
+    column = x["labels"][:, None]
     p_s, p_t = x["student_logits"].softmax(1), x["teacher_logits"].softmax(1)
-    s_y, t_y = p_s.gather(1, place).squeeze(1), p_t.gather(1, place).squeeze(1)
+    s_y, t_y = p_s.gather(1, column).squeeze(1), p_t.gather(1, column).squeeze(1)
     target = nkd_loss(**x, gamma=0.0, temperature=1.0)
     others = nkd_loss(**x, gamma=1.0, temperature=1.0) - target
     whole = target - (1 - t_y) * (1 - s_y).log() + (1 - t_y) * others

@@ -12,7 +12,7 @@ import torch
 
 from distillbench.methods.classification.self_distill_ridge import kernel_coefficients, limit, optimal_truth_weight, ridge_weights
 from distillbench.suites.image_classification.nets import rebuild
-from distillbench.training.nets import head, trace
+from distillbench.training.nets import head, outputs_of
 from tests.methods.classification.tracks import distilled, track
 from tests.oracles.classification import self_distill_ridge as oracle
 
@@ -182,7 +182,7 @@ def test_the_exported_head_is_the_regression_and_the_teacher_is_never_asked(sett
     assert problem.train is not None
     net = rebuild(student)
     own = problem.train.labelled
-    seen = trace(net, problem.train.inputs[own])
+    seen = outputs_of(net, problem.train.inputs[own])
     phi = torch.cat([seen.embedding.double(), torch.ones(len(seen.embedding), 1, dtype=torch.float64)], dim=1).detach()
     y = torch.eye(problem.classes, dtype=torch.float64)[problem.train.labels[own]]
     fit = oracle.predictions((phi @ phi.T).numpy(), y.numpy(), ridge=0.5, truth_weight=0.35, rounds=3)

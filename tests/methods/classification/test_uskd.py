@@ -85,9 +85,9 @@ def test_7_zipf_weights_when_the_label_is_first() -> None:
 def test_8_they_sum_to_1_and_know_the_order_alone() -> None:
     x = tensors(draw(), *ALL)
     score = rank_score(**x, rank="paper")
-    shares = zipf(score, x["labels"])
-    torch.testing.assert_close(shares.sum(1), torch.ones(5, dtype=torch.float64))
-    assert torch.equal(shares, zipf(torch.exp(score) * 3 - 1, x["labels"]))
+    weights = zipf(score, x["labels"])
+    torch.testing.assert_close(weights.sum(1), torch.ones(5, dtype=torch.float64))
+    assert torch.equal(weights, zipf(torch.exp(score) * 3 - 1, x["labels"]))
 
 
 def test_trap_the_label_takes_its_place_in_the_ranking_and_leaves_the_others_theirs() -> None:

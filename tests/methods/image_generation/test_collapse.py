@@ -1,6 +1,6 @@
 """Score distillation keeps the spread of a mode where SDS loses it: particles on the exact mixture, exact scores, no training.
 
-The law of N particles, smoothed by noise, is itself a mixture of Gaussians; so the fake score of the particles is known exactly at
+The distribution of N particles, smoothed by noise, is itself a mixture of Gaussians; so the fake score of the particles is known exactly at
 every step. SDS (Poole et al. 2022, arXiv 2209.14988) is the same descent without a fake score: each particle answers itself.
 """
 

@@ -90,7 +90,7 @@ def test_2_the_fixed_point_with_heun_is_the_composed_step_and_tends_to_the_solut
 
 
 def rows(sigma):
-    """Seven points that the data's law at ``sigma`` reaches, and the level of each."""
+    """Seven points that the data's distribution at ``sigma`` reaches, and the level of each."""
     x = MEAN + (VARIANCE + sigma**2).sqrt() * torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
     return x, sigma.expand(7)
 

@@ -51,7 +51,7 @@ def test_1_the_expected_gradient_in_closed_form():
     assert np.allclose(gaussian_gradient(A, B), SIGMA**2 * np.array([A * (1 / v_p - 1 / v_g), (B - M) / v_p]), rtol=1e-10)
 
 
-def test_1_it_is_that_of_the_kl_divergence_of_the_noisy_laws():
+def test_1_it_is_that_of_the_kl_divergence_of_the_noisy_distributions():
     def divergence(a, b):
         v_p, v_g = S**2 + SIGMA**2, a**2 + SIGMA**2
         return (v_g / v_p - 1 - np.log(v_g / v_p) + (b - M) ** 2 / v_p) / 2
@@ -98,7 +98,7 @@ def test_equals_the_authors_numbers():
     assert torch.allclose(x.grad, torch.tensor(GOLDEN["gradients"]["samples"], dtype=torch.float64), rtol=1e-10)
 
 
-def test_noise_levels_are_the_authors_law():
+def test_noise_levels_are_the_authors_distribution():
     assert torch.allclose((1.2 * golden("normal") - 1.2).exp(), golden("sigma"), rtol=1e-10)
 
 

@@ -168,8 +168,8 @@ def test_the_fake_scores_loss_equals_the_authors():
 
 def test_noise_levels_are_the_authors_schedule():
     """Their timestep t of 1,000 counts from the smallest level."""
-    place = 1 - torch.tensor(GOLDEN["inputs"]["timesteps"], dtype=torch.float64) / 999
-    level = karras_level(place, sigma_min=0.002, sigma_max=80.0)
+    position = 1 - torch.tensor(GOLDEN["inputs"]["timesteps"], dtype=torch.float64) / 999
+    level = karras_level(position, sigma_min=0.002, sigma_max=80.0)
     assert torch.allclose(level, torch.tensor(GOLDEN["inputs"]["sigma"], dtype=torch.float64), rtol=1e-6)
 
 

@@ -219,5 +219,5 @@ def test_the_fake_scores_total_equals_the_authors():
 
 
 def test_the_classifiers_levels_are_the_authors_schedule():
-    place = 1 - tensor(GOLDEN["inputs"]["gan_timesteps"]) / 999
-    assert torch.allclose(karras_level(place, sigma_min=0.002, sigma_max=80.0), tensor(GOLDEN["inputs"]["gan_sigma"]), rtol=1e-10)
+    position = 1 - tensor(GOLDEN["inputs"]["gan_timesteps"]) / 999
+    assert torch.allclose(karras_level(position, sigma_min=0.002, sigma_max=80.0), tensor(GOLDEN["inputs"]["gan_sigma"]), rtol=1e-10)

@@ -81,7 +81,7 @@ def expected_gradient(name, b, a):
     fake = noisy - NOISE * (noisy - b) / v_q
     ratio = divergences.density(noisy, M, v_p) / divergences.density(noisy, b, v_q)
     weight = ratio_weight(torch.tensor(ratio), divergence=name, power=K)
-    mean = float(curvature(torch.tensor(ratio), divergence=name, power=K).mean())  # of nodes, not of the law: it only cancels stage 2
+    mean = float(curvature(torch.tensor(ratio), divergence=name, power=K).mean())  # of nodes, not an expectation: it only cancels stage 2
     scale = mean * np.abs(x - real) / NOISE  # the loss divided by |x - mu_real|, and x_0 is sigma^2 times a score
     g = gradient(*tensors(x[:, None], real[:, None], fake[:, None]), weight).numpy()[:, 0] * scale
     return np.array([(probability * g).sum(), (probability * g * z).sum()])

@@ -92,7 +92,7 @@ def test_trap_the_weight_is_one_over_the_gap():
     assert float(loss[0] / loss[1]) == pytest.approx(4, rel=1e-12)
 
 
-def test_3_many_levels_have_the_truncated_lognormal_law():
+def test_3_many_levels_have_the_truncated_lognormal_distribution():
     grid = karras_grid(4001, sigma_min=EPS, sigma_max=T)
     p, middle = level_probabilities(grid, mean=-1.1, std=2.0), ((grid[1:].log() + grid[:-1].log()) / 2)
     draws = np.random.default_rng(0).normal(-1.1, 2.0, 2_000_000)
@@ -114,8 +114,8 @@ def test_5_the_weighted_loss_stays_of_one_size_as_levels_grow():
     found = []
     for levels in (1001, 2001):
         online, target, _, low, high = point_mass(1.5, 1.5, levels=levels)
-        place = int((high - 0.5).abs().argmin())
-        row = slice(place, place + 1)
+        position = int((high - 0.5).abs().argmin())
+        row = slice(position, position + 1)
         found.append(float(ict_loss(online[row, None].detach(), target[row, None], (high - low)[row], huber=1e-12)))
     assert found[0] == pytest.approx(found[1], rel=0.05)
     assert found[0] == pytest.approx(EPS / 0.25 * 0.8, rel=0.05)  # |d f / d s| = (e / s^2) |theta - xi|

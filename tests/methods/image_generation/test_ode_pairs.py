@@ -46,7 +46,7 @@ def test_matches_the_independent_oracle_in_value_and_gradient():
 # --- the identities ---
 
 
-def test_1_and_3_the_target_is_the_solvers_linear_map_whose_law_is_nearly_the_datas():
+def test_1_and_3_the_target_is_the_solvers_linear_map_whose_distribution_is_nearly_the_datas():
     z = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
     grid = karras_grid(9, sigma_min=0.02, sigma_max=T).tolist()
     target = heun_solve(denoise, T * z, grid)
@@ -75,7 +75,7 @@ def test_4_targets_that_do_not_belong_to_the_noise_are_answered_by_their_mean():
     assert excess(y.mean()) < min(excess(y.mean() + 0.01), excess(y.mean() - 0.01))
 
 
-def test_5_the_risk_bounds_the_distance_of_the_laws():
+def test_5_the_risk_bounds_the_distance_of_the_distributions():
     """2 E[loss] = E|f - y|^2 is at least W2^2, in one dimension the mean square between sorted samples."""
     rng = np.random.default_rng(2)
     f, y = rng.standard_normal((500, 1)), 1.5 * rng.standard_normal((500, 1)) + 0.2

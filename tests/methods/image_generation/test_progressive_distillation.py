@@ -104,8 +104,8 @@ def test_3_and_8_a_perfect_student_of_every_round_samples_as_the_first_teacher_d
 
     def perfect(teacher, count):
         def answer(x, s):
-            place = [round(float(v), 9) for v in grids[count]].index(round(float(s[0]), 9))
-            middle, after = (torch.full_like(s, grids[2 * count][2 * place + i]) for i in (1, 2))
+            position = [round(float(v), 9) for v in grids[count]].index(round(float(s[0]), 9))
+            middle, after = (torch.full_like(s, grids[2 * count][2 * position + i]) for i in (1, 2))
             return two_step_target(teacher, x, s, middle, after)
 
         return answer
@@ -190,10 +190,10 @@ def test_equals_the_numbers_of_the_consistency_models_authors(weight, name):
 
 def trained(name, batches, **values):
     """A short training without the judge."""
-    setting, world = suite.CARD.settings[name], problem(name)
+    setting, posed = suite.CARD.settings[name], problem(name)
     budget = Budget(student_examples=batches * setting.training.batch_size)
-    run = Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[world.teacher])
-    student = distill(world, run, **resolve(CARD, values))
+    run = Run(seeds=seeds_by_role(0), budget=budget, training=setting.training, oracles=[posed.teacher])
+    student = distill(posed, run, **resolve(CARD, values))
     return student, {p: bill for p, bill in run.cost()["phases"].items() if bill["student_examples"]}
 
 

@@ -153,7 +153,7 @@ def test_the_regulariser_and_the_fake_scores_loss_equal_the_authors():
 # --- the method ---
 
 
-def world(batches, name="gaussians"):
+def problem_and_run(batches, name="gaussians"):
     setting = suite.CARD.settings[name]
     problem = suite.SUITE.problem(TrainContext(name, setting, seeds_by_role(0)))
     budget = Budget(student_examples=batches * setting.training.batch_size)
@@ -162,9 +162,9 @@ def world(batches, name="gaussians"):
 
 def test_without_its_regulariser_it_is_scm():
     """Bit for bit: the fake score then trains beside, and the student never sees it."""
-    problem, run = world(12)
+    problem, run = problem_and_run(12)
     ours = rcm.distill(problem, run, **DEFAULTS | {"regulariser_weight": 0.0, "average": 0.0})
-    problem, run = world(12)
+    problem, run = problem_and_run(12)
     initialise(problem, run, share=DEFAULTS["initial_share"])
 
     def loss(batch):

@@ -165,7 +165,7 @@ def test_equals_the_authors_numbers(schedule):
 # --- the method ---
 
 
-def world(name, batches):
+def problem_and_run(name, batches):
     setting = suite.CARD.settings[name]
     problem = suite.SUITE.problem(TrainContext(name, setting, seeds_by_role(0)))
     budget = Budget(student_examples=batches * setting.training.batch_size)
@@ -173,7 +173,7 @@ def world(name, batches):
 
 
 def test_the_second_pairs_are_the_students_own_and_cost_less():
-    problem, run = world("gaussians-guided", 10)
+    problem, run = problem_and_run("gaussians-guided", 10)
     student = distill(problem, run, **resolve(CARD, {"pairs": 300, "solver_levels": 4, "distil_on": "reflow"}))
     phases = run.cost()["phases"]
     assert phases["pairs"]["teacher_examples"] == 300 * 35 * 2  # guided
@@ -183,14 +183,14 @@ def test_the_second_pairs_are_the_students_own_and_cost_less():
 
 
 def test_with_two_evaluations_the_steps_are_of_equal_time():
-    problem, run = world("digits-few", 4)
+    problem, run = problem_and_run("digits-few", 4)
     student = distill(problem, run, **resolve(CARD, {"pairs": 100}))
     assert student.recipe == {"rule": "euler", "sigmas": flow_levels(2, 80.0).tolist()}
     assert "reflowed pairs" not in run.cost()["phases"]
 
 
 def test_reflow_straightens_the_paths_of_the_mixture():
-    problem, run = world("gaussians", 700)
+    problem, run = problem_and_run("gaussians", 700)
     noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(5))
     initialise(problem, run, share=0.1)
     made = ode_pairs(problem, run, 4000)

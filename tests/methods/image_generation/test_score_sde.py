@@ -17,13 +17,13 @@ from distillbench.training.run import Run
 from distillbench.training.student import tensor_digest
 
 
-def world(name):
+def problem_and_setting(name):
     setting = track(f"image-generation/{name}")[2]
     return suite.SUITE.problem(TrainContext(name, setting, seeds_by_role(0))), setting
 
 
 def leave(name, **values):
-    problem, setting = world(name)
+    problem, setting = problem_and_setting(name)
     run = Run(seeds=seeds_by_role(0), budget=setting.budget, training=setting.training)
     values = {"sde": "ve", "sampler": "predictor_corrector", "steps": 100, "snr": 0.16, **values}
     return distill(problem, run, **values), problem, run

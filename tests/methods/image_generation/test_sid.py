@@ -74,8 +74,8 @@ def test_2_alpha_one_half_is_the_gradient_of_the_divergence():
     assert np.allclose(2 * expected_loss(0.5)[1], slope(fisher, A, B), rtol=1e-7)
 
 
-def test_3_alpha_one_is_its_gradient_at_a_frozen_law():
-    frozen = slope(lambda a, b: expected(np.square, a, b, law=(A, B)), A, B)
+def test_3_alpha_one_is_its_gradient_at_a_frozen_distribution():
+    frozen = slope(lambda a, b: expected(np.square, a, b, of=(A, B)), A, B)
     assert np.allclose(2 * expected_loss(1.0)[1], frozen, rtol=1e-7)
     assert not np.allclose(frozen, slope(fisher, A, B), rtol=1e-2)
 
@@ -102,7 +102,7 @@ OPTIONS = options_of(suite.CARD.settings["gaussians"], gaussians.Options)
 
 
 def mixture_gradient(fake_shift, alpha, count=400):
-    """The gradient of each sample of the mixture moved by ``fake_shift``, with the exact fake score of that moved law."""
+    """The gradient of each sample of the mixture moved by ``fake_shift``, with the exact fake score of that moved distribution."""
     means, shift = gaussians.means(OPTIONS), torch.tensor(fake_shift, dtype=torch.float64)
     teacher, fake = GaussianMixture(means.tolist(), 0.1), GaussianMixture((means + shift).tolist(), 0.1)
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +165,7 @@ def test_the_fake_scores_loss_equals_the_authors():
 
 
 def test_noise_levels_are_the_authors_schedule():
-    """Their uniform u counts from the smallest level, up to t_max / 1000: the place that ``high`` bounds."""
+    """Their uniform u counts from the smallest level, up to t_max / 1000: the position that ``high`` bounds."""
     level = karras_level(1 - 0.8 * golden("uniform"), sigma_min=0.002, sigma_max=80.0)
     assert torch.allclose(level, golden("sigma"), rtol=1e-10)
 

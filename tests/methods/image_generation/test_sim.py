@@ -54,8 +54,8 @@ def expected_loss(c, a=A, b=B, nodes=60):
 
 
 @pytest.mark.parametrize("c", [0.3, 1.0])
-def test_the_theorem_gradient_of_the_pseudo_huber_divergence_at_a_frozen_law(c):
-    frozen = slope(lambda a, b: expected(lambda y: np.hypot(y, c) - c, a, b, law=(A, B)), A, B)
+def test_the_theorem_gradient_of_the_pseudo_huber_divergence_at_a_frozen_distribution(c):
+    frozen = slope(lambda a, b: expected(lambda y: np.hypot(y, c) - c, a, b, of=(A, B)), A, B)
     assert np.allclose(expected_loss(c)[1], frozen, rtol=1e-5)
     full = slope(lambda a, b: expected(lambda y: np.hypot(y, c) - c, a, b), A, B)
     assert not np.allclose(frozen, full, rtol=1e-2)  # 2: not that of the divergence itself
@@ -73,9 +73,9 @@ def test_1_a_large_c_is_sid_with_alpha_one():
 
 
 def test_1_the_squared_distance_by_numbers():
-    """Twice c L at a large c is the gradient of E |f_phi - f_psi|^2 at a frozen law: by hand, and by finite differences."""
+    """Twice c L at a large c is the gradient of E |f_phi - f_psi|^2 at a frozen distribution: by hand, and by finite differences."""
     ours = 2e4 * expected_loss(1e4)[1]
-    assert np.allclose(ours, slope(lambda a, b: expected(np.square, a, b, law=(A, B)), A, B), rtol=1e-5)
+    assert np.allclose(ours, slope(lambda a, b: expected(np.square, a, b, of=(A, B)), A, B), rtol=1e-5)
 
 
 @pytest.mark.parametrize("c", [0.3, 1.0])

@@ -82,13 +82,13 @@ def batch_of(ids, chunks, rows):
     """The golden rows as an aligned batch: the first column is the prompt."""
     sides = {}
     for side in ("student", "teacher"):
-        places = torch.tensor([chunks[side][r] for r in rows])
-        real = places >= 0
+        positions = torch.tensor([chunks[side][r] for r in rows])
+        real = positions >= 0
         attention = real.clone()
         attention[:, 0] = True
         index = torch.arange(len(rows))
         sides[side] = (
-            places[:, 1:],
+            positions[:, 1:],
             TokenBatch(torch.tensor(ids[side][rows]), attention, real, index, index),
         )
     student = sides["student"][1]
@@ -178,12 +178,12 @@ def test_2_one_tokenizer_and_chunks_of_one_token_are_a_binary_kl_below_the_forwa
     p, q = rng.dirichlet(np.ones(6), 200), rng.dirichlet(np.ones(6), 200)
     token = rng.integers(0, 6, 200)
     rows = np.arange(200)
-    a, b = (torch.tensor(np.log(law[rows, token])) for law in (p, q))
+    a, b = (torch.tensor(np.log(probs[rows, token])) for probs in (p, q))
     ours = chunk_divergence(a, b, divergence="binary_kl", tau=1.0).numpy()
-    both = [np.stack([law[rows, token], 1 - law[rows, token]], 1) for law in (p, q)]
+    both = [np.stack([probs[rows, token], 1 - probs[rows, token]], 1) for probs in (p, q)]
     np.testing.assert_allclose(ours, rel_entr(*both).sum(1), rtol=1e-3, atol=1e-5)
     assert (ours <= rel_entr(p, q).sum(1) + 1e-9).all() and (ours < rel_entr(p, q).sum(1) - 1e-2).any()
-    # equal where the other tokens keep their shares among themselves
+    # equal where the other tokens keep their proportions among themselves
     r = p * np.where(np.arange(6) == token[:, None], (0.5 / p[rows, token])[:, None], (0.5 / (1 - p[rows, token]))[:, None])
     equal = chunk_divergence(a, torch.full((200,), math.log(0.5)).double(), divergence="binary_kl", tau=1.0)
     np.testing.assert_allclose(equal, rel_entr(p, r).sum(1), rtol=1e-3, atol=1e-5)

@@ -49,8 +49,8 @@ def test_without_skew_they_are_the_plain_kls_and_with_all_of_it_nothing():
 @pytest.mark.parametrize("name", ["skew_kl", "skew_reverse_kl"])
 def test_value_is_the_oracles_and_below_minus_log_alpha(name, alpha):
     q, p = pair()
-    laws = [torch.softmax(x, 1).numpy() for x in (p, q)]
-    expected = [dense.DIVERGENCES[name](a, b, 0.5, alpha) for a, b in zip(*laws, strict=True)]
+    distributions = [torch.softmax(x, 1).numpy() for x in (p, q)]
+    expected = [dense.DIVERGENCES[name](a, b, 0.5, alpha) for a, b in zip(*distributions, strict=True)]
     assert np.allclose(losses(q, p, name, alpha).numpy(), expected, rtol=1e-10)
     far = losses(*pair(scale=200.0), name, alpha)
     assert torch.isfinite(far).all() and float(far.max()) <= -np.log(alpha) + 1e-12
@@ -68,7 +68,7 @@ def test_gradient_is_that_of_the_formula_and_its_ratio_is_bounded():
     assert (r <= 1 / alpha).all() and (r <= p / ((1 - alpha) * q)).all()
 
 
-def test_the_reverse_is_the_forward_with_the_laws_exchanged():
+def test_the_reverse_is_the_forward_with_the_distributions_exchanged():
     q, p = pair(1)
     assert torch.allclose(losses(q, p, "skew_reverse_kl", 0.3), losses(p, q, "skew_kl", 0.3), rtol=1e-11)
 
@@ -89,8 +89,8 @@ def test_the_authors_numbers(case):
     forward = case["function"] == "skewed_forward_kl"
     value = losses(student[mask], teacher[mask], "skew_kl" if forward else "skew_reverse_kl", case["alpha"]).mean()
     value.backward()
-    law = teacher[mask].softmax(1)
-    entropy = float(-(law * law.log()).sum(1).mean()) if forward else 0.0  # which theirs leaves in
+    distribution = teacher[mask].softmax(1)
+    entropy = float(-(distribution * distribution.log()).sum(1).mean()) if forward else 0.0  # which theirs leaves in
     assert value.item() + entropy == pytest.approx(case["value"], abs=1e-6)
     assert np.allclose(student.grad.numpy(), case["gradient"], atol=1e-6)
 

@@ -17,7 +17,7 @@ from tests.oracles.differences import gradient
 from tests.oracles.language_modeling import distillspec as oracle
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tv")
-HEAVY = ((0.9, 0.1), (0.1, 0.9))  # the target's laws in two contexts
+HEAVY = ((0.9, 0.1), (0.1, 0.9))  # the target's distributions in two contexts
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -145,16 +145,16 @@ def test_chosen_entries_in_chunks_are_those_of_the_whole() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_teachers_best_are_the_same_from_its_whole_law_and_from_a_kept_part() -> None:
+def test_the_teachers_best_are_the_same_from_its_whole_distribution_and_from_a_kept_part() -> None:
     problem, _ = track()
     batch = next(problem.teacher_text().stream(0))
     ids, p = teacher_top(problem, batch, 5)
-    law = real_logits(problem.teacher.module, batch.predicted.take(problem.teacher.states(batch)), 16).softmax(1)
-    assert torch.equal(ids, law.topk(5).indices) and torch.equal(p, law.topk(5).values)
-    kept = law.topk(8)
+    distribution = real_logits(problem.teacher.module, batch.predicted.take(problem.teacher.states(batch)), 16).softmax(1)
+    assert torch.equal(ids, distribution.topk(5).indices) and torch.equal(p, distribution.topk(5).values)
+    kept = distribution.topk(8)
     shuffled = torch.randperm(8, generator=torch.Generator().manual_seed(0))
     part = TopK(kept.indices[:, shuffled], kept.values[:, shuffled].log(), 1 - kept.values.sum(1))
-    problem.teacher.law = lambda batch: part  # type: ignore[method-assign]
+    problem.teacher.distributions = lambda batch: part  # type: ignore[method-assign]
     again, same = teacher_top(problem, batch, 5)
     assert torch.equal(again, ids)
     torch.testing.assert_close(same, p)

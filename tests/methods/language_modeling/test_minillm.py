@@ -41,29 +41,29 @@ def enumerated(student, teacher):
 
 
 def long_term(student, teacher, mixing=0.0, weights="single", own=False, baseline=0.0):
-    """The expected loss of the method's own functions under its sampling law, without normalising lengths."""
+    """The expected loss of the method's own functions under its sampling distribution, without normalising lengths."""
     log_q, log_p = chosen(student), chosen(teacher)
     old = log_q.detach()
     single = importance(log_p, old, mixing=mixing)
-    law = (old - single.log()).sum(1).exp()  # the law that is sampled from
+    distribution = (old - single.log()).sum(1).exp()  # the distribution that is sampled from
     everything = torch.ones_like(old, dtype=torch.bool)
     advantage = advantages(rewards(log_p, old, clip=1e9), everything, discount=1.0, own=own, whiten=False)
     advantage = advantage * (torch.arange(T, 0, -1) - (0 if own else 1)) - baseline
     weight = single if weights == "single" else single.prod(1, keepdim=True).expand(-1, T)
-    return (law[:, None] * policy_loss(log_q, old, weight, advantage, clip=1e9)).sum()
+    return (distribution[:, None] * policy_loss(log_q, old, weight, advantage, clip=1e9)).sum()
 
 
 def single_step(student, teacher, mixing=0.0, weights=None):
-    """The expected exact reverse KL of every token, with gradient in the token's own law alone."""
+    """The expected exact reverse KL of every token, with gradient in the token's own distribution alone."""
     log_q, log_p = chosen(student), chosen(teacher)
     single = importance(log_p, log_q.detach(), mixing=mixing)
-    law = (log_q.detach() - single.log()).sum(1).exp()
+    distribution = (log_q.detach() - single.log()).sum(1).exp()
     values = token_losses(student, torch.eye(V, dtype=torch.float64), lambda rows: teacher[rows], "reverse_kl")[ROWS]
     if weights == "single":
         values = values * single
     elif weights == "exact":
         values = values * single.prod(1, keepdim=True)
-    return (law[:, None] * values).sum()
+    return (distribution[:, None] * values).sum()
 
 
 # --- identity 1: both gradients are that of the sequence KL ---
@@ -101,7 +101,7 @@ def test_single_step_and_long_term_together_are_the_gradient_of_the_sequence_kl(
 # --- identities 2, 3, 6 ---
 
 
-def test_equal_laws_are_a_fixed_point():
+def test_equal_distributions_are_a_fixed_point():
     student, _ = toy()
     teacher = student.clone()
     student.requires_grad_()

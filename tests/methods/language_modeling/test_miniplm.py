@@ -48,8 +48,8 @@ def test_the_scores_equal_the_oracle_on_texts_of_unequal_length() -> None:
         first = int(texts.attention[i].sum() - texts.response[i].sum())
         for kept, model in zip(logs, (problem.student, problem.teacher.module), strict=True):
             with torch.no_grad():
-                law = model.logits(ids[None], torch.ones_like(ids[None], dtype=torch.bool))[0].log_softmax(1)
-            kept.append([float(law[t - 1, ids[t]]) for t in range(first, len(ids))])
+                distribution = model.logits(ids[None], torch.ones_like(ids[None], dtype=torch.bool))[0].log_softmax(1)
+            kept.append([float(distribution[t - 1, ids[t]]) for t in range(first, len(ids))])
     assert len({len(x) for x in logs[0]}) > 3
     np.testing.assert_allclose(found.numpy(), oracle.differences(*logs), atol=1e-5)
 
@@ -77,10 +77,10 @@ def test_4_a_likelier_text_is_never_the_one_that_goes() -> None:
         assert i in best(raised, 0.4)
 
 
-def chain(laws: list[list[float]]) -> Chain:
-    net = build(Architecture("chain", {"vocab": len(laws), "order": 1}), 0)
+def chain(distributions: list[list[float]]) -> Chain:
+    net = build(Architecture("chain", {"vocab": len(distributions), "order": 1}), 0)
     assert isinstance(net, Chain)
-    net.load_state_dict({"log_law": torch.tensor(laws).log()})
+    net.load_state_dict({"log_law": torch.tensor(distributions).log()})
     return net.eval()
 
 

@@ -130,7 +130,7 @@ def test_trap_the_cross_entropy_changes_less_than_the_kl() -> None:
     assert change[0] > change[1] > 0
 
 
-def test_5_constants_in_the_logits_change_nothing_and_at_match_the_target_is_the_law_itself() -> None:
+def test_5_constants_in_the_logits_change_nothing_and_at_match_the_target_is_the_distribution_itself() -> None:
     student, teacher = logits(7), logits(8)
     plain = loss_and_gradient(student, teacher, 0.6)
     moved = loss_and_gradient(student + 3.0, teacher - 5.0, 0.6)

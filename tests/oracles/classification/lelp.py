@@ -15,7 +15,7 @@ def lelp_loss(student_logits: Array, target: Array) -> Array:
 
 
 def subclass_target(teacher_logits: Array, subclass_logits: Array, *, temperature: float, beta: float) -> Array:
-    """The joint law of class and subclass, built one entry at a time."""
+    """The joint distribution of class and subclass, built one entry at a time."""
     batch, classes, groups = subclass_logits.shape
     joint = np.zeros((batch, classes * groups))
     for b in range(batch):

@@ -44,7 +44,7 @@ def non_target_loss(student_logits: np.ndarray, auxiliary_logits: np.ndarray, la
     """-sum_{i != y} Q_i log q_i with Q_i = (1/k_i) / sum_{j != y} (1/k_j)."""
     losses = []
     for score, s, y in zip(rank_score(student_logits, auxiliary_logits, labels, rank=rank), student_logits, labels, strict=True):
-        place = {c: k for k, c in enumerate(sorted(range(len(s)), key=lambda c: -score[c]), start=1)}
-        share = np.array([1 / place[c] for c in range(len(s)) if c != y])
-        losses.append(-(share / share.sum() * log_softmax(np.delete(s, y))).sum())
+        rank = {c: k for k, c in enumerate(sorted(range(len(s)), key=lambda c: -score[c]), start=1)}
+        weight = np.array([1 / rank[c] for c in range(len(s)) if c != y])
+        losses.append(-(weight / weight.sum() * log_softmax(np.delete(s, y))).sum())
     return np.array(losses)

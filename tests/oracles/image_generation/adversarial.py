@@ -1,4 +1,4 @@
-"""Logistic discriminators from the equations, in numpy float64; logits are lists of rows, a value a head."""
+"""Logistic discriminators from the equations, in numpy float64; logits are lists of rows, a value per head."""
 
 import math
 

@@ -4,5 +4,5 @@ import numpy as np
 
 
 def instruct_loss(generated, real_denoised, fake_denoised):
-    """One value a row. The two answers are constants for the gradient."""
+    """One value per row. The two answers are constants for the gradient."""
     return np.array([((f - r) * x).sum() for x, r, f in zip(generated, real_denoised, fake_denoised, strict=True)])

@@ -19,9 +19,9 @@ def quadrature(nodes=8):
     return z.ravel(), eps.ravel(), np.outer(weight, weight).ravel()
 
 
-def expected(distance, a, b, *, law=None, nodes=60):
-    """E distance(f_phi - f_psi) for the generator (a, b), at x_t of its own law or of that of another generator ``law``."""
-    a0, b0 = law or (a, b)
+def expected(distance, a, b, *, of=None, nodes=60):
+    """E distance(f_phi - f_psi) for the generator (a, b), at x_t from it or from another generator ``of``."""
+    a0, b0 = of or (a, b)
     node, weight = np.polynomial.hermite_e.hermegauss(nodes)
     x = b0 + np.sqrt(a0**2 + SIGMA**2) * node
     return (weight * distance(exact(x, M, S**2) - exact(x, b, a**2))).sum() / weight.sum()

@@ -15,13 +15,13 @@ def kl(student: Array, teacher: Array) -> Array:
 
 
 def selection(draft: Array, reference: Array, keep: float) -> NDArray[np.bool_]:
-    """By sorting: the bound lies (1 - keep)(N - 1) places up, between two of the excesses."""
+    """By sorting: the bound lies (1 - keep)(N - 1) ranks up, between two of the excesses."""
     excess = draft - reference
     ranked = np.sort(excess)
-    place = (1 - keep) * (len(ranked) - 1)
-    low = int(np.floor(place))
+    rank = (1 - keep) * (len(ranked) - 1)
+    low = int(np.floor(rank))
     high = min(low + 1, len(ranked) - 1)
-    return np.asarray(excess >= ranked[low] + (place - low) * (ranked[high] - ranked[low]))
+    return np.asarray(excess >= ranked[low] + (rank - low) * (ranked[high] - ranked[low]))
 
 
 def loss(draft: Array, teacher: Array, kept: NDArray[np.bool_], denominator: str) -> float:

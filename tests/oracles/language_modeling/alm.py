@@ -39,10 +39,10 @@ def loss(
         for chunk in range(max(student_chunks[row]) + 1):
             sums, tokens = [], 0
             for logits, ids, chunks in ((teacher_logits, teacher_ids, teacher_chunks), (student_logits, student_ids, student_chunks)):
-                places = [t for t in range(1, len(chunks[row])) if chunks[row][t] == chunk]
-                tokens = tokens or len(places)  # the teacher's, which come first
-                laws = [np.log(np.exp(logits[row][t - 1]) / np.exp(logits[row][t - 1]).sum()) for t in places]
-                sums.append(sum(law[ids[row][t]] for law, t in zip(laws, places, strict=True)))
-            share = {"chunk": 1.0, "token": tokens, "log1p_token": np.log1p(tokens)}[weight]
-            terms.append(share * chunk_divergence(np.array(sums[:1]), np.array(sums[1:]), divergence=divergence, tau=tau)[0])
+                positions = [t for t in range(1, len(chunks[row])) if chunks[row][t] == chunk]
+                tokens = tokens or len(positions)  # the teacher's, which come first
+                distributions = [np.log(np.exp(logits[row][t - 1]) / np.exp(logits[row][t - 1]).sum()) for t in positions]
+                sums.append(sum(log_p[ids[row][t]] for log_p, t in zip(distributions, positions, strict=True)))
+            scale = {"chunk": 1.0, "token": tokens, "log1p_token": np.log1p(tokens)}[weight]
+            terms.append(scale * chunk_divergence(np.array(sums[:1]), np.array(sums[1:]), divergence=divergence, tau=tau)[0])
     return float(np.mean(terms))

@@ -20,8 +20,8 @@ def kinds(draws, phi, steps, batch, capacity, replay):
     """Of every step: "new", "old" or "given", for uniform draws and a fixed phi."""
     held, found = 0, []
     for step, u in enumerate(draws):
-        share = {"decreasing": 1 - step / steps, "constant": 0.5, "increasing": step / steps, "off": 1.0}[replay]
-        if u < phi * share or (u < phi and held < capacity):
+        factor = {"decreasing": 1 - step / steps, "constant": 0.5, "increasing": step / steps, "off": 1.0}[replay]
+        if u < phi * factor or (u < phi and held < capacity):
             held = min(capacity, held + batch)
             found.append("new")
         else:

@@ -1,4 +1,4 @@
-"""The divergences of DistillSpec in numpy, from laws of one token at a time."""
+"""The divergences of DistillSpec in numpy, from distributions of one token at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Array = NDArray[np.float64]
 
 
 def between(student_logits: Array, teacher_logits: Array, name: str) -> Array:
-    """D(p, q) of each row, p the target's law."""
+    """D(p, q) of each row, p the target's distribution."""
     values = []
     for z, w in zip(student_logits, teacher_logits, strict=True):
         q, p = softmax(z), softmax(w)

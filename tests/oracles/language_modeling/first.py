@@ -12,12 +12,12 @@ Array = NDArray[np.float64]
 def first_loss(student_top: Array, teacher_top: Array, *, normaliser: str, other: bool) -> Array:
     values = []
     for q, p in zip(student_top, teacher_top, strict=True):
-        laws = []
+        distributions = []
         for a in (p, q):
             if other:
                 a = np.append(a, 1 - a.sum())
-            laws.append(softmax(a) if normaliser == "softmax" else (a + 1e-6) / (a + 1e-6).sum())
-        values.append(rel_entr(*laws).sum())
+            distributions.append(softmax(a) if normaliser == "softmax" else (a + 1e-6) / (a + 1e-6).sum())
+        values.append(rel_entr(*distributions).sum())
     return np.array(values)
 
 

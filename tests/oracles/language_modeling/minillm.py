@@ -52,13 +52,13 @@ def sequences(vocab, length):
 def sequence_kl(student, teacher, vocab, length):
     """KL(q || p) over all responses of ``length`` tokens.   student, teacher: dicts prefix -> logits (V,)."""
 
-    def law(table, prefix):
+    def distribution(table, prefix):
         z = np.exp(table[prefix] - table[prefix].max())
         return z / z.sum()
 
     total = 0.0
     for y in sequences(vocab, length):
-        q = np.prod([law(student, y[:t])[y[t]] for t in range(length)])
-        p = np.prod([law(teacher, y[:t])[y[t]] for t in range(length)])
+        q = np.prod([distribution(student, y[:t])[y[t]] for t in range(length)])
+        p = np.prod([distribution(teacher, y[:t])[y[t]] for t in range(length)])
         total += q * np.log(q / p)
     return total

@@ -8,13 +8,13 @@ import numpy as np
 def decoded(target, draft, start, gamma, length, end=None):
     """Expected tokens, calls and accepted proposals of a whole text, by going through every proposal, its test and its consequence.
 
-    target, draft: (V, V) rows of laws.  start: (V,).  end: the token that ends a text, or None.
+    target, draft: (V, V) rows of distributions.  start: (V,).  end: the token that ends a text, or None.
     """
     vocab = range(len(target))
 
     @functools.cache
     def block(context, left):
-        """(tokens, calls, accepted) from a place where a block begins, ``left`` tokens before the limit."""
+        """(tokens, calls, accepted) from a position where a block begins, ``left`` tokens before the limit."""
         return np.array([0.0, 1.0, 0.0]) + tried(context, left, 0) if left else np.zeros(3)
 
     @functools.cache

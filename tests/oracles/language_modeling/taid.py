@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 
 def interpolated(student: Array, teacher: Array, t: float) -> Array:
-    """p_t (N, V): the normalised product p^t q^(1 - t); at t = 0 the student's law whatever the teacher excludes."""
+    """p_t (N, V): the normalised product p^t q^(1 - t); at t = 0 the student's distribution whatever the teacher excludes."""
     p, q = softmax(teacher, axis=1), softmax(student, axis=1)
     product = q ** (1 - t) * (p**t if t > 0 else np.ones_like(p))
     return np.asarray(product / product.sum(1, keepdims=True))

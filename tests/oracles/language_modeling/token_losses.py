@@ -36,25 +36,25 @@ DIVERGENCES: dict[str, Callable[[Array, Array, float, float], float]] = {
 
 
 def token_losses(
-    student_logits: Array, teacher_laws: Array, mix: Mapping[str, float], *, temperature: float, beta: float, alpha: float
+    student_logits: Array, teacher_distributions: Array, mix: Mapping[str, float], *, temperature: float, beta: float, alpha: float
 ) -> Array:
-    """T^2 sum_i w_i D_i(p, softmax(student / T)), with the teacher's laws p given at T.   (N, V) each; returns (N,)."""
+    """T^2 sum_i w_i D_i(p, softmax(student / T)), with the teacher's distributions p given at T.   (N, V) each; returns (N,)."""
     losses = []
-    for z, p in zip(student_logits, teacher_laws, strict=True):
+    for z, p in zip(student_logits, teacher_distributions, strict=True):
         q = softmax(z / temperature)
         losses.append(temperature**2 * sum(w * DIVERGENCES[name](p, q, beta, alpha) for name, w in mix.items()))
     return np.array(losses)
 
 
-def lumped(laws: Array, ids: NDArray[np.int64]) -> Array:
-    """The laws of the outcomes ``ids`` (N, k), and of "any other" as the last column."""
-    kept = np.take_along_axis(laws, ids, axis=1)
+def lumped(distributions: Array, ids: NDArray[np.int64]) -> Array:
+    """The distributions of the outcomes ``ids`` (N, k), and of "any other" as the last column."""
+    kept = np.take_along_axis(distributions, ids, axis=1)
     return np.concatenate([kept, [[1 - row.sum()] for row in kept]], axis=1)
 
 
 def top_k_losses(
     student_logits: Array,
-    teacher_laws: Array,
+    teacher_distributions: Array,
     ids: NDArray[np.int64],
     mix: Mapping[str, float],
     *,
@@ -62,9 +62,9 @@ def top_k_losses(
     beta: float,
     alpha: float,
 ) -> Array:
-    """The same between the lumped laws: a student whose logits are the logarithms of its own lumped law."""
+    """The same between the lumped distributions: a student whose logits are the logarithms of its own lumped distribution."""
     q = lumped(softmax(student_logits / temperature, axis=1), ids)
-    p = lumped(teacher_laws, ids)
+    p = lumped(teacher_distributions, ids)
     return token_losses(temperature * np.log(q), p, mix, temperature=temperature, beta=beta, alpha=alpha)
 
 

@@ -223,7 +223,7 @@ def test_batches(images: EDMImages) -> None:
         for row, index in zip(batch.inputs, batch.index.tolist(), strict=True):
             truth = images.image(index).double().numpy() / 127.5 - 1
             np.testing.assert_allclose(row.double().numpy(), truth, atol=1e-6)
-    for epoch in (found[:2], found[2:4], found[4:]):  # 11 images make two batches of 4 an epoch, none of them twice
+    for epoch in (found[:2], found[2:4], found[4:]):  # 11 images make two batches of 4 per epoch, none of them twice
         assert len(set(torch.cat([b.index for b in epoch]).tolist())) == 8
     assert len({tuple(torch.cat([b.index for b in found[i : i + 2]]).tolist()) for i in (0, 2, 4)}) == 3
     other = next(FolderBatches(images, 4, seed=4).stream(0))

@@ -30,7 +30,7 @@ SEEDS = seeds_by_role(0)
 MEANS = gaussians.means(options_of(SETTING, gaussians.Options))
 
 
-def world(setting=SETTING, seeds=SEEDS):
+def posed(setting=SETTING, seeds=SEEDS):
     return suite.SUITE.problem(TrainContext("gaussians", setting, seeds))
 
 
@@ -52,24 +52,24 @@ def test_the_card_is_a_literal():
 
 
 def test_seeds_are_honoured_by_role():
-    problem, same = world(), world()
+    problem, same = posed(), posed()
     assert torch.equal(problem.train.inputs, same.train.inputs)
     assert all(torch.equal(a, b) for a, b in zip(problem.student.parameters(), same.student.parameters(), strict=True))
-    assert not torch.equal(world(seeds={**SEEDS, "data": 1}).train.inputs, problem.train.inputs)
-    other = world(seeds={**SEEDS, "init": 1})
+    assert not torch.equal(posed(seeds={**SEEDS, "data": 1}).train.inputs, problem.train.inputs)
+    other = posed(seeds={**SEEDS, "init": 1})
     assert torch.equal(other.train.inputs, problem.train.inputs)
     assert not torch.equal(other.student.enter.weight, problem.student.enter.weight)
 
 
 def test_batches_are_real_samples_with_label_zero():
-    batch = next(world().batches.stream(0))
+    batch = next(posed().batches.stream(0))
     assert batch.inputs.shape == (256, 2)
     assert not batch.labels.any()
     assert bool(batch.labelled.all())
 
 
 def test_levels_cover_the_schedule_and_respect_their_bounds():
-    problem, rows = world(), Request(torch.arange(5000), 0, key=Key(0, 0, 0, 0))
+    problem, rows = posed(), Request(torch.arange(5000), 0, key=Key(0, 0, 0, 0))
     level = problem.levels(rows)
     assert level.shape == (5000,)
     assert problem.sigma_min <= float(level.min()) < 0.011
@@ -115,7 +115,7 @@ def test_unequal_distances_from_the_origin_are_weighed_right():
 
 
 def test_the_oracle_counts_every_row_of_every_call():
-    problem = world()
+    problem = posed()
     for rows in (7, 5):
         answer = problem.teacher.denoise(torch.zeros(rows, 2), torch.ones(rows), torch.zeros(rows, dtype=torch.int64))
         assert not answer.requires_grad
@@ -126,7 +126,7 @@ def test_the_oracle_counts_every_row_of_every_call():
 
 
 def test_a_fresh_student_answers_c_skip_x_and_rebuilds_bit_for_bit():
-    problem = world()
+    problem = posed()
     x, s = torch.randn(6, 2), torch.full((6,), 0.714)
     assert torch.allclose(problem.student(x, s), x / 2)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_labels_change_a_conditional_network_only():
 
 
 def test_weights_that_do_not_fit_are_named():
-    student = Student.of(world().student, world().recipe())
+    student = Student.of(posed().student, posed().recipe())
     part = dataclasses.replace(student.only, weights={k: v for k, v in student.weights.items() if k != "enter.bias"})
     broken = Student({"student": part}, student.recipe)
     with pytest.raises(UserError, match="do not fit architecture denoiser-mlp"):
@@ -213,12 +213,12 @@ def test_the_evaluations_that_a_recipe_is_charged_for_are_those_that_it_takes(ru
 )
 def test_a_recipe_that_is_none_or_too_long_is_refused(recipe, said):
     with pytest.raises(UserError, match=said):
-        judge(Student.of(world().student, recipe))
+        judge(Student.of(posed().student, recipe))
 
 
 def test_a_setting_of_two_steps_takes_two():
     setting = dataclasses.replace(SETTING, options={**SETTING.options, "steps": 2})
-    problem = world(setting)
+    problem = posed(setting)
     with torch.no_grad():
         problem.student.leave.weight.normal_()
     assert judge(Student.of(problem.student, {"rule": "denoise", "sigmas": [10.0, 1.0]}), setting)["nfe"] == 2
@@ -228,7 +228,7 @@ def test_a_setting_of_two_steps_takes_two():
 
 
 def test_the_teacher_with_many_steps_is_at_the_floor_and_in_one_step_a_blur():
-    problem = world()
+    problem = posed()
     teacher = problem.teacher.trainable_copy()
     many, one = judge(Student.of(teacher, problem.heun())), judge(Student.of(teacher, problem.recipe()))
     assert abs(many["mmd2"]) < 0.002
@@ -242,7 +242,7 @@ def test_the_teacher_with_many_steps_is_at_the_floor_and_in_one_step_a_blur():
 def test_a_collapse_within_modes_shows_in_mmd_and_spread_and_not_in_coverage():
     collapsed = mixture(MEANS.tolist(), 0.01)
     setting = dataclasses.replace(SETTING, options={**SETTING.options, "steps": 35})
-    scores = judge(Student.of(collapsed, world().heun()), setting)
+    scores = judge(Student.of(collapsed, posed().heun()), setting)
     assert scores["spread_ratio"] < 0.2
     assert scores["spread_error"] > 1.5
     assert scores["coverage"] == 1
@@ -250,7 +250,7 @@ def test_a_collapse_within_modes_shows_in_mmd_and_spread_and_not_in_coverage():
 
 
 def test_every_method_is_judged_from_the_same_noise_and_a_split_has_its_own():
-    problem = world()
+    problem = posed()
     student = Student.of(problem.teacher.trainable_copy(), problem.recipe())
 
     def draws(seeds=SEEDS, split="test"):
@@ -268,7 +268,7 @@ def test_every_method_is_judged_from_the_same_noise_and_a_split_has_its_own():
 
 
 def test_sampling_leaves_global_randomness_alone_and_does_not_depend_on_it():
-    problem = world()
+    problem = posed()
     student = Student.of(problem.teacher.trainable_copy(), problem.recipe())
     torch.manual_seed(0)
     first = judge(student)
@@ -278,16 +278,16 @@ def test_sampling_leaves_global_randomness_alone_and_does_not_depend_on_it():
 
 def test_a_generator_that_ignores_its_noise_is_named():
     with pytest.raises(UserError, match="ignores its noise: all 2000 samples are the same"):
-        judge(Student.of(mixture([[0.5, 0.5]], 0.0), world().recipe()))
+        judge(Student.of(mixture([[0.5, 0.5]], 0.0), posed().recipe()))
 
 
 def test_samples_that_are_not_finite_are_counted():
-    net = copy.deepcopy(world().student)
+    net = copy.deepcopy(posed().student)
     with torch.no_grad():
         net.leave.weight.fill_(1e38)
         net.enter.weight.fill_(1e38)
     with pytest.raises(UserError, match=r"\d+ of 2000 samples are not finite"):
-        judge(Student.of(net, world().recipe()))
+        judge(Student.of(net, posed().recipe()))
 
 
 METHOD = """

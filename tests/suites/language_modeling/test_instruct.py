@@ -105,7 +105,7 @@ def test_the_student_starts_from_its_folder_and_padding_is_never_sampled(data):
     assert found.teacher.module.head[0].shape[0] == found.vocab + 7
     assert found.student.head[0].shape[0] == found.vocab == len(tokenizer())
     batch = next(found.data.stream(0))
-    for teacher in (found.teacher.law(batch), None):
+    for teacher in (found.teacher.distributions(batch), None):
         assert torch.isfinite(found.divergence(batch, teacher=teacher)).all()
     with torch.no_grad():  # rows of padding that would win everywhere
         found.teacher.module.head[0][found.vocab :] = 100.0

@@ -57,17 +57,17 @@ def responses():
                 yield tokens
 
 
-def log_probability(laws, prompt, response):
+def log_probability(distributions, prompt, response):
     """The logarithm of a response's probability."""
     context, total = prompt, 0.0
     for token in response:
-        total += np.log(laws[context][token])
+        total += np.log(distributions[context][token])
         context = (*context, token)[1:]
     return total
 
 
 def brute_force(p, q, starts):
-    """kl, reverse_kl and tv from the laws of whole texts."""
+    """kl, reverse_kl and tv from the distributions of whole texts."""
     kl = reverse = length_p = length_q = tv = 0.0
     for prompt, weight in starts.items():
         for response in responses():
@@ -83,7 +83,7 @@ def brute_force(p, q, starts):
     return {"kl": kl / length_p, "reverse_kl": reverse / length_q, "tv": tv / length_p}
 
 
-def start_laws(found, order):
+def start_distributions(found, order):
     mass = found.start.numpy()
     return {c: mass[sum(v * VOCAB ** (order - 1 - i) for i, v in enumerate(c))] for c in itertools.product(range(1, VOCAB), repeat=order)}
 
@@ -106,12 +106,12 @@ def scores(net, where, split="test"):
 @pytest.mark.parametrize("order", [1, 2])
 def test_metrics_are_those_of_every_text_enumerated(order):
     where, net = setting(order), student(order)
-    world = markov.chains(options_of(where, markov.Options), "test")
-    starts = start_laws(world, order)
+    chains = markov.chains(options_of(where, markov.Options), "test")
+    starts = start_distributions(chains, order)
     np.testing.assert_allclose(sum(starts.values()), 1)  # prompts hold no end of sequence
-    teacher = table(world.teacher)
-    for law in teacher.values():
-        np.testing.assert_allclose(law[EOS], 1 / 4, rtol=1e-5)  # a text goes on for mean_length tokens
+    teacher = table(chains.teacher)
+    for distribution in teacher.values():
+        np.testing.assert_allclose(distribution[EOS], 1 / 4, rtol=1e-5)  # a text goes on for mean_length tokens
     expected = brute_force(teacher, table(net), starts)
     found = scores(net, where)
     assert set(found) == {"kl", "reverse_kl", "tv", "acceptance"}
@@ -123,13 +123,13 @@ def test_metrics_are_those_of_every_text_enumerated(order):
 
 def test_truth_and_estimated_teacher_are_two():
     where, net = setting(1, teacher_texts=60, smoothing=0.1), student(1)
-    world = markov.chains(options_of(where, markov.Options), "test")
-    starts = start_laws(world, 1)
-    truth, teacher, q = table(world.truth), table(world.teacher), table(net)
+    chains = markov.chains(options_of(where, markov.Options), "test")
+    starts = start_distributions(chains, 1)
+    truth, teacher, q = table(chains.truth), table(chains.teacher), table(net)
     found = scores(net, where)
     np.testing.assert_allclose(found["truth_kl"], brute_force(truth, q, starts)["kl"], rtol=1e-5)
     np.testing.assert_allclose(found["kl"], brute_force(teacher, q, starts)["kl"], rtol=1e-5)
-    of_teacher = scores(world.teacher, where)
+    of_teacher = scores(chains.teacher, where)
     assert abs(of_teacher["kl"]) < 1e-9 and of_teacher["truth_kl"] > 1e-4
     np.testing.assert_allclose(of_teacher["truth_kl"], brute_force(truth, teacher, starts)["kl"], rtol=1e-5)
 
@@ -153,11 +153,11 @@ def test_the_teacher_scores_zero_and_a_smaller_window_is_judged_too():
 
 
 def test_sampled_texts_agree_with_the_sums():
-    """The mean log-ratio of the teacher's sampled responses is the KL; the teacher's responses are those of its law."""
+    """The mean log-ratio of the teacher's sampled responses is the KL; the teacher's responses are those of its distribution."""
     where, net = setting(mean_length=3, samples=60), student()
     p = problem("markov", where, SEEDS)
-    world = markov.chains(options_of(where, markov.Options), "test")
-    teacher, q = table(world.teacher), table(net)
+    chains = markov.chains(options_of(where, markov.Options), "test")
+    teacher, q = table(chains.teacher), table(net)
     texts = p.teacher.responses(p.prompts, samples=150, length=LENGTH)
     ratios, lengths = [], []
     for ids, real, mask in zip(texts.ids.tolist(), texts.attention, texts.response.tolist(), strict=True):
@@ -165,7 +165,7 @@ def test_sampled_texts_agree_with_the_sums():
         prompt = tuple(v for v, a, m in zip(ids, real.tolist(), mask, strict=True) if a and not m)
         ratios.append(log_probability(teacher, prompt, response) - log_probability(q, prompt, response))
         lengths.append(len(response))
-    of_pool = dict.fromkeys(start_laws(world, 2), 0.0)
+    of_pool = dict.fromkeys(start_distributions(chains, 2), 0.0)
     for prompt in p.prompts.ids.tolist():
         of_pool[tuple(prompt)] += 1 / len(p.prompts)
     expected = brute_force(teacher, q, of_pool)["kl"]
@@ -174,9 +174,9 @@ def test_sampled_texts_agree_with_the_sums():
     assert error < expected / 5
 
 
-def test_prompts_follow_their_law():
+def test_prompts_follow_their_distribution():
     where = setting(prompts=4000)
-    starts = start_laws(markov.chains(options_of(where, markov.Options), "test"), 2)
+    starts = start_distributions(markov.chains(options_of(where, markov.Options), "test"), 2)
     pool = [tuple(x) for x in problem("markov", where, SEEDS).prompts.ids.tolist()]
     for prompt, mass in starts.items():
         assert abs(pool.count(prompt) / 4000 - mass) < 4 * np.sqrt(mass * (1 - mass) / 4000)
@@ -184,11 +184,11 @@ def test_prompts_follow_their_law():
 
 def test_the_tune_split_is_another_chain_and_seeds_another_pool():
     where = setting()
-    worlds = {split: markov.chains(options_of(where, markov.Options), split) for split in ("test", "tune")}
-    assert not torch.equal(worlds["test"].teacher.log_law, worlds["tune"].teacher.log_law)
-    assert not torch.equal(worlds["test"].start, worlds["tune"].start)
-    assert scores(worlds["test"].teacher, where, "tune")["kl"] > 0.01
-    assert abs(scores(worlds["tune"].teacher, where, "tune")["kl"]) < 1e-9
+    chains = {split: markov.chains(options_of(where, markov.Options), split) for split in ("test", "tune")}
+    assert not torch.equal(chains["test"].teacher.log_law, chains["tune"].teacher.log_law)
+    assert not torch.equal(chains["test"].start, chains["tune"].start)
+    assert scores(chains["test"].teacher, where, "tune")["kl"] > 0.01
+    assert abs(scores(chains["tune"].teacher, where, "tune")["kl"]) < 1e-9
     one, same, other = (problem("markov", where, {**SEEDS, "data": s}) for s in (1, 1, 2))
     assert one.prompts.digest == same.prompts.digest != other.prompts.digest
     assert one.references.digest == same.references.digest != other.references.digest

@@ -27,7 +27,7 @@ SETTING = language_modeling.CARD.settings["markov-bytes"]
 SEEDS = seeds_by_role(0)
 LETTERS, SYMBOLS = markov_bytes.alphabets(16, 5, 8)
 OPTIONS = options_of(SETTING, markov_bytes.Options)
-WORLD = markov.chains(OPTIONS, "test")
+CHAINS = markov.chains(OPTIONS, "test")
 STUDENT = Architecture("window-lm", {"vocab": 9, "order": 5, "width": 6})
 
 
@@ -109,7 +109,7 @@ def test_token_level_methods_are_refused_in_one_line(problem):
     run = Run(seeds=SEEDS, budget=Budget(student_examples=320), training=SETTING.training)
     with pytest.raises(UserError, match="another tokenizer than the teacher's"):
         gkd.distill(problem, run, divergence="js", beta=0.5, on_policy=0.0, temperature=1.0, reduction="token")
-    for options in ({"model": problem.teacher.module}, {"model": problem.student, "share": 0.2}):
+    for options in ({"model": problem.teacher.module}, {"model": problem.student, "mixing": 0.2}):
         with pytest.raises(UserError, match="cannot sample"):
             problem.sampled(run, **options)
     with pytest.raises(UserError, match="prompts belong to another tokenizer"):
@@ -132,8 +132,8 @@ def test_white_space_needs_spellings():
 
 def test_a_student_over_symbols_gets_the_exact_kl_of_markov():
     net = build(Architecture("window-lm", {"vocab": 16, "order": 2, "width": 6}), 5).eval()
-    laws = [markov.laws(m, 16, 2) for m in (WORLD.teacher, net)]
-    assert score(net) == pytest.approx(markov.divergences(*laws, WORLD.start, WORLD.length)["kl"], rel=1e-12)
+    distributions = [markov.distributions(m, 16, 2) for m in (CHAINS.teacher, net)]
+    assert score(net) == pytest.approx(markov.divergences(*distributions, CHAINS.start, CHAINS.length)["kl"], rel=1e-12)
 
 
 def test_the_teacher_judged_through_its_own_tokens_is_perfect(problem):
@@ -163,16 +163,16 @@ def read(window):
     return symbols, begun
 
 
-def test_a_chain_over_letters_with_the_laws_of_the_teacher_is_perfect():
+def test_a_chain_over_letters_with_the_distributions_of_the_teacher_is_perfect():
     """The window of the setting's student holds all that the chain looks at, and the metric sees it."""
-    law = markov.laws(WORLD.teacher, 16, 2)
+    distribution = markov.distributions(CHAINS.teacher, 16, 2)
     table = torch.full((9**5, 9), 1 / 9, dtype=torch.float64)
-    for place, window in enumerate(itertools.product(range(9), repeat=5)):
+    for row, window in enumerate(itertools.product(range(9), repeat=5)):
         found = read(window)
         if found is None or len(found[0]) < 2:
             continue
         (*_, one, two), begun = found
-        after = law[one * 16 + two]
+        after = distribution[one * 16 + two]
         masses = torch.zeros(9, dtype=torch.float64)
         for symbol, spelling in enumerate(SYMBOLS.spellings):
             letters = LETTERS.encode(spelling) or [0]
@@ -180,23 +180,23 @@ def test_a_chain_over_letters_with_the_laws_of_the_teacher_is_perfect():
                 masses[letters[0]] += after[symbol]
             elif letters[0] == begun and len(letters) == 2:
                 masses[letters[1]] += after[symbol]
-        table[place] = masses / masses.sum()
+        table[row] = masses / masses.sum()
     spelled = [LETTERS.encode(s) or [0] for s in SYMBOLS.spellings]
-    assert markov_bytes.text_kl(law, table, WORLD.start, WORLD.length, spelled) == pytest.approx(0.0, abs=1e-12)
-    assert markov_bytes.text_kl(law, table.roll(1, 0), WORLD.start, WORLD.length, spelled) > 0.1
+    assert markov_bytes.text_kl(distribution, table, CHAINS.start, CHAINS.length, spelled) == pytest.approx(0.0, abs=1e-12)
+    assert markov_bytes.text_kl(distribution, table.roll(1, 0), CHAINS.start, CHAINS.length, spelled) > 0.1
 
 
 def test_the_exact_metric_is_the_mean_over_sampled_texts():
     net = build(STUDENT, 3).eval()
     with torch.no_grad():
         net.output.weight.mul_(3)  # not nearly uniform
-    prompts = markov.starts(WORLD, 2000, 11)
-    own = dataclasses.replace(markov.draw(WORLD, WORLD.teacher, prompts, 12), tokenizer=SYMBOLS.digest)
+    prompts = markov.starts(CHAINS, 2000, 11)
+    own = dataclasses.replace(markov.draw(CHAINS, CHAINS.teacher, prompts, 12), tokenizer=SYMBOLS.digest)
     letters = retokenise(
         own, SYMBOLS, LETTERS, retokenise_prompts(dataclasses.replace(prompts, tokenizer=SYMBOLS.digest), SYMBOLS, LETTERS)
     )
     sums = []
-    for model, texts, vocab in ((WORLD.teacher, own, 16), (net, letters, 9)):
+    for model, texts, vocab in ((CHAINS.teacher, own, 16), (net, letters, 9)):
         batch = texts.take(torch.arange(len(texts)))
         with torch.no_grad():
             said = chosen_log_probs(model, batch.predicted.take(model(batch.ids, batch.attention)), batch.predicted.labels, vocab=vocab)

@@ -24,13 +24,13 @@ def small(name, **options):
     return dataclasses.replace(setting, options={**setting.options, **SMALL, **options})
 
 
-def laws(world):
-    options = world.truth.vocab, world.truth.order
-    return markov.laws(world.truth, *options), markov.laws(world.teacher, *options)
+def distributions(chains):
+    options = chains.truth.vocab, chains.truth.order
+    return markov.distributions(chains.truth, *options), markov.distributions(chains.teacher, *options)
 
 
-def distance(p, q, world):
-    return markov.divergences(p, q, world.start, world.length)["kl"]
+def distance(p, q, chains):
+    return markov.divergences(p, q, chains.start, chains.length)["kl"]
 
 
 # --- a teacher of limited rank ----------------------------------------------------------------------------------------
@@ -39,20 +39,20 @@ def distance(p, q, world):
 @pytest.mark.parametrize("rank", [1, 2])
 def test_the_limited_teacher_is_the_best_of_its_rank(rank):
     """Beside scipy's search from many starts, over a parametrisation of its own."""
-    world = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test")
-    p, q = laws(world)
-    weight = markov.visits(p, world.start, world.length).numpy()
-    weight, law, (size, vocab) = weight / weight.sum(), p.numpy(), p.shape
+    chains = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test")
+    p, q = distributions(chains)
+    weight = markov.visits(p, chains.start, chains.length).numpy()
+    weight, distribution, (size, vocab) = weight / weight.sum(), p.numpy(), p.shape
 
     def kl(flat):
         a, b, bias = np.split(flat, [size * rank, (size + vocab) * rank])
         logits = a.reshape(size, rank) @ b.reshape(rank, vocab) + bias
         log_q = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        return float((weight[:, None] * law * (np.log(law) - log_q)).sum())
+        return float((weight[:, None] * distribution * (np.log(distribution) - log_q)).sum())
 
     rng = np.random.default_rng(0)
     found = min(minimize(kl, rng.normal(size=(size + vocab) * rank + vocab), method="L-BFGS-B").fun for _ in range(6))
-    ours = distance(p, q, world)
+    ours = distance(p, q, chains)
     assert ours == pytest.approx(found, abs=2e-4)
     logits = q.log()[weight > 0]
     assert np.linalg.matrix_rank((logits - logits[:1] - (logits - logits[:1]).mean(1, keepdim=True)).numpy(), tol=1e-4) <= rank
@@ -61,11 +61,11 @@ def test_the_limited_teacher_is_the_best_of_its_rank(rank):
 def test_more_rank_is_nearer_and_all_of_it_is_the_truth():
     distances = []
     for rank in (1, 2, 4):
-        world = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test")
-        p, q = laws(world)
-        distances.append(distance(p, q, world))
+        chains = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test")
+        p, q = distributions(chains)
+        distances.append(distance(p, q, chains))
         again = markov.chains(options_of(small("markov-limited", teacher_rank=rank), markov.Options), "test").teacher
-        assert torch.equal(again.log_law, world.teacher.log_law)
+        assert torch.equal(again.log_law, chains.teacher.log_law)
     assert distances[0] > distances[1] > distances[2] == pytest.approx(0, abs=1e-10)
     kept = markov.chains(options_of(small("markov-limited", teacher_rank=2), markov.Options), "test").teacher.log_law
     markov.chains.cache_clear()
@@ -75,12 +75,12 @@ def test_more_rank_is_nearer_and_all_of_it_is_the_truth():
 # --- teacher hacking, exactly (the sheet's third identity) -------------------------------------------------------------
 
 
-def empirical(world, texts, seed=0):
+def empirical(chains, texts, seed=0):
     """Counts (states, V) of fixed responses of the teacher to random prompts."""
     seed = derive_seed("teacher", seed)
-    drawn = markov.draw(world, world.teacher, markov.starts(world, texts, seed), seed)
+    drawn = markov.draw(chains, chains.teacher, markov.starts(chains, texts, seed), seed)
     batch = drawn.take(torch.arange(texts))
-    counts = np.zeros((world.truth.vocab, world.truth.vocab))
+    counts = np.zeros((chains.truth.vocab, chains.truth.vocab))
     ids, response = batch.ids.numpy(), batch.response.numpy()
     for row, counted in zip(ids, response, strict=True):
         for t in range(1, len(row)):
@@ -111,7 +111,7 @@ def test_the_minimiser_on_fixed_responses_is_their_empirical_chain(estimated):
 
 
 def test_the_empirical_chain_goes_to_the_teacher_and_no_nearer_to_the_truth_as_texts_grow(estimated):
-    p, teacher = laws(estimated)
+    p, teacher = distributions(estimated)
     floor = distance(p, teacher, estimated)
     proxies, goldens = [], []
     for texts in (30, 300, 10_000):
@@ -126,7 +126,7 @@ def test_the_empirical_chain_goes_to_the_teacher_and_no_nearer_to_the_truth_as_t
 
 def test_a_table_turns_on_fixed_responses_and_not_on_fresh_ones(estimated):
     """Gradient descent on exact losses: the likelihood of 30 fixed texts, and that of endless fresh ones."""
-    p, teacher = laws(estimated)
+    p, teacher = distributions(estimated)
     visited = markov.visits(teacher, estimated.start, estimated.length)
     endless = (visited[:, None] * teacher / visited.sum()).numpy()
     fixed = empirical(estimated, 30)[1]
@@ -149,7 +149,7 @@ def test_a_table_turns_on_fixed_responses_and_not_on_fresh_ones(estimated):
 
 def test_nothing_can_be_told_where_the_teacher_is_the_truth():
     """Identities 1 and 2: proxy and golden are one number, and a perfect copy of an estimated teacher has its distance."""
-    world = markov.chains(options_of(small("markov"), markov.Options), "test")
-    p, teacher = laws(world)
+    chains = markov.chains(options_of(small("markov"), markov.Options), "test")
+    p, teacher = distributions(chains)
     q = torch.full_like(p, 0.2)
-    assert distance(p, q, world) == distance(teacher, q, world) and math.isfinite(distance(p, q, world))
+    assert distance(p, q, chains) == distance(teacher, q, chains) and math.isfinite(distance(p, q, chains))

@@ -25,7 +25,7 @@ def test_equals_the_sum_over_pairs():
     assert mine == pytest.approx(oracle.mmd2(x, y, bandwidths=[0.3, 1.0]), rel=1e-10)
 
 
-def test_is_unbiased_over_fresh_samples_of_the_same_law():
+def test_is_unbiased_over_fresh_samples_of_the_same_distribution():
     values = [mmd2(mixture(200, 2 * s), mixture(200, 2 * s + 1), bandwidths=BANDWIDTHS) for s in range(60)]
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     assert abs(np.mean(values)) < 3 * error

@@ -10,26 +10,26 @@ from scipy.stats import chi2
 from distillbench.cards.options import options_of
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling import models as language_models
-from distillbench.problems.language_modeling.generation import draw, respond
+from distillbench.problems.language_modeling.sampling import draw, respond
 from distillbench.problems.language_modeling.texts import Prompts
-from distillbench.suites.language_modeling import markov as world
+from distillbench.suites.language_modeling import markov as chains
 from distillbench.suites.language_modeling.nets import build
 from distillbench.suites.speculative import CARD, decoding, markov
 from distillbench.suites.speculative.decoding import measured_speedup, speculate, verify
 from distillbench.training.nets import Architecture
 
-# laws of three tokens in quarters: four evenly spaced numbers are then as good as all numbers in [0, 1)
+# distributions of three tokens in quarters: four evenly spaced numbers are then as good as all numbers in [0, 1)
 P = torch.tensor([[2, 1, 1], [1, 3, 0], [0, 2, 2], [1, 1, 2]]).double() / 4
 Q = torch.tensor([[1, 2, 1], [2, 2, 0], [1, 1, 2]]).double() / 4
 GRID = [(i + 0.5) / 4 for i in range(4)]
 
 
 def first_tokens(rule, gamma):
-    """The law of the next ``gamma`` + 1 tokens by going through every proposal and every number that decides on it.
+    """The distribution of the next ``gamma`` + 1 tokens by going through every proposal and every number that decides on it.
 
-    The laws at place i are P[i] and Q[i] whatever came before; what a block leaves open is the target's.
+    The distributions at position i are P[i] and Q[i] whatever came before; what a block leaves open is the target's.
     """
-    law = {}
+    distribution = {}
     for proposals in itertools.product(range(3), repeat=gamma):
         chance = np.prod([float(Q[i, x]) for i, x in enumerate(proposals)])
         if not chance:
@@ -37,9 +37,9 @@ def first_tokens(rule, gamma):
         for uniforms in itertools.product(GRID, repeat=gamma + 1):
             accepted, behind = rule(P[: gamma + 1], Q[:gamma], torch.tensor(proposals), torch.tensor(uniforms).double())
             given = (*proposals[:accepted], behind)
-            law[given] = law.get(given, 0.0) + chance / 4 ** (gamma + 1)
+            distribution[given] = distribution.get(given, 0.0) + chance / 4 ** (gamma + 1)
     whole = np.zeros([3] * (gamma + 1))
-    for given, chance in law.items():
+    for given, chance in distribution.items():
         rest = np.array(chance)
         for i in range(len(given), gamma + 1):
             rest = np.multiply.outer(rest, P[i].numpy())
@@ -48,14 +48,14 @@ def first_tokens(rule, gamma):
 
 
 def expected(gamma):
-    law = np.array(1.0)
+    distribution = np.array(1.0)
     for i in range(gamma + 1):
-        law = np.multiply.outer(law, P[i].numpy())
-    return law
+        distribution = np.multiply.outer(distribution, P[i].numpy())
+    return distribution
 
 
 @pytest.mark.parametrize("gamma", [1, 2])
-def test_the_law_of_a_block_is_the_targets_exactly(gamma):
+def test_the_distribution_of_a_block_is_the_targets_exactly(gamma):
     assert np.abs(first_tokens(verify, gamma) - expected(gamma)).max() < 1e-12
 
 
@@ -82,7 +82,7 @@ def test_a_proposal_that_the_target_excludes_is_never_accepted():
     assert (accepted, behind) == (0, 1)
 
 
-def test_laws_equal_up_to_rounding_still_give_a_token_of_the_target():
+def test_distributions_equal_up_to_rounding_still_give_a_token_of_the_target():
     p = torch.tensor([[0.5, 0.0, 0.5 - 1e-17], [1, 0, 0]]).double()
     q = torch.tensor([[0.5 + 1e-15, 0.0, 0.5]]).double()
     assert verify(p, q, torch.tensor([0]), torch.tensor([1.0, 0.9]).double()) == (0, 2)
@@ -115,7 +115,7 @@ def statistic(count, gamma):
         generator=torch.Generator().manual_seed(7),
         vocab=3,
     )
-    law = world.laws(target, 3, 1)
+    distribution = chains.distributions(target, 3, 1)
     seen = {}
     for d in decoded:
         assert sum(d.emitted) == len(d.tokens)
@@ -125,13 +125,13 @@ def statistic(count, gamma):
     assert set(seen) <= set(texts)
     value = 0.0
     for text in texts:
-        chance = np.prod([float(law[c, v]) for c, v in zip((1, *text), text, strict=False)])
+        chance = np.prod([float(distribution[c, v]) for c, v in zip((1, *text), text, strict=False)])
         value += (seen.get(text, 0) - count * chance) ** 2 / (count * chance)
     return value, len(texts) - 1
 
 
 @pytest.mark.parametrize("gamma", [1, 3])
-def test_whole_texts_have_the_targets_law(gamma):
+def test_whole_texts_have_the_targets_distribution(gamma):
     value, freedom = statistic(600, gamma)
     assert chi2.sf(value, freedom) > 0.01
 
@@ -144,13 +144,15 @@ def test_whole_texts_of_another_rule_do_not(monkeypatch):
 
 def test_what_the_verifier_counts_is_the_closed_form():
     setting = CARD.settings["markov"]
-    found = world.chains(options_of(setting, world.Options), "test")
+    found = chains.chains(options_of(setting, chains.Options), "test")
     draft = build(Architecture("window-lm", setting.options["student"]["arguments"]), 3).eval()
-    prompts = world.starts(found, 120, 4)
+    prompts = chains.starts(found, 120, 4)
     decoded = speculate(
         found.truth, draft, prompts, gamma=4, length=found.length, eos=0, generator=torch.Generator().manual_seed(1), vocab=16
     )
-    per_call, accepted = markov.efficiency(world.laws(found.truth, 16, 2), world.laws(draft, 16, 2), found.start, found.length, 4)
+    per_call, accepted = markov.efficiency(
+        chains.distributions(found.truth, 16, 2), chains.distributions(draft, 16, 2), found.start, found.length, 4
+    )
     for counts, value in (([d.emitted for d in decoded], per_call), ([d.accepted for d in decoded], accepted)):
         sums, calls = (np.array([f(c) for c in counts], float) for f in (sum, len))
         error = np.std(sums - value * calls, ddof=1) / np.sqrt(len(sums)) / calls.mean()

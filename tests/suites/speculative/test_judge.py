@@ -6,7 +6,7 @@ import torch
 
 from distillbench.errors import UserError
 from distillbench.problems.language_modeling import models as language_models
-from distillbench.problems.language_modeling.generation import respond
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Prompts, Texts
 from distillbench.suites.speculative.judge import blocks, draft_cost, judge, pooled
 from distillbench.training.nets import Architecture
@@ -59,7 +59,7 @@ def test_acceptance_is_one_minus_tv_at_every_response_token():
 
 
 def test_one_block_by_hand():
-    # three tokens, one proposal a block: 1 call, then another unless the first was accepted (its bonus token is the second), ...
+    # three tokens, one proposal per block: 1 call, then another unless the first was accepted (its bonus token is the second), ...
     a = torch.tensor([[0.9, 0.5, 0.25]])
     calls, accepted = blocks(a, torch.ones(1, 3, dtype=torch.bool), 1)
     second = 1 - 0.9

@@ -8,12 +8,12 @@ import torch
 
 from distillbench.cards.options import options_of
 from distillbench.errors import UserError
-from distillbench.problems.language_modeling.generation import respond
+from distillbench.problems.language_modeling.sampling import respond
 from distillbench.problems.language_modeling.texts import Texts
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.suite import JudgeContext, TrainContext
 from distillbench.suites import speculative as suite
-from distillbench.suites.language_modeling import markov as world
+from distillbench.suites.language_modeling import markov as chains
 from distillbench.suites.language_modeling.nets import build
 from distillbench.suites.speculative import markov
 from distillbench.suites.speculative.judge import judge
@@ -25,7 +25,7 @@ SETTING = suite.CARD.settings["markov"]
 SEEDS = seeds_by_role(0)
 
 
-def laws(seed, vocab=3, end=0.2):
+def distributions(seed, vocab=3, end=0.2):
     """A target and a draft of order 1, and where texts begin; ``end`` is the target's chance of token 0."""
     random = np.random.default_rng(seed)
     p, q = random.dirichlet(np.ones(vocab), vocab), random.dirichlet(np.ones(vocab), vocab)
@@ -45,14 +45,14 @@ def exact(p, q, start, length, gamma):
 @pytest.mark.parametrize("gamma", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_closed_form_is_the_literal_algorithm(gamma, seed):
-    p, q, start = laws(seed)
+    p, q, start = distributions(seed)
     tokens, calls, accepted = oracle.decoded(p, q, start, gamma, 5, end=0)
     assert exact(p, q, start, 5, gamma) == pytest.approx((tokens / calls, accepted / calls), abs=1e-12)
 
 
 @pytest.mark.parametrize("gamma", [1, 4])
-def test_endless_texts_settle_at_the_law_of_block_starts(gamma):
-    p, q, start = laws(2, vocab=4, end=None)
+def test_endless_texts_settle_at_the_distribution_of_block_starts(gamma):
+    p, q, start = distributions(2, vocab=4, end=None)
     p[:, 0] = q[:, 0] = 0  # token 0 would end the text
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
     # token 0 is never visited, so its own row says nothing
@@ -72,7 +72,7 @@ def test_equal_acceptance_everywhere_gives_the_geometric_sum():
 
 
 def test_a_draft_that_is_the_target_fills_every_block():
-    p, _, start = laws(3, end=None)
+    p, _, start = distributions(3, end=None)
     p[:, 0] = 0
     p /= p.sum(1, keepdims=True)
     for gamma in (1, 2, 8):
@@ -86,10 +86,10 @@ def test_a_draft_that_shares_nothing_gives_one_token_a_call():
 
 
 def test_scores_are_bounded_and_best_at_the_target():
-    p, q, start = (torch.tensor(x) for x in laws(4, vocab=5))
+    p, q, start = (torch.tensor(x) for x in distributions(4, vocab=5))
     best = markov.scores(p, p, start, 7)
-    for share in (0.0, 0.5, 0.9):
-        found = markov.scores(p, share * p + (1 - share) * q, start, 7)
+    for mixing in (0.0, 0.5, 0.9):
+        found = markov.scores(p, mixing * p + (1 - mixing) * q, start, 7)
         for name, value in found.items():
             low, high = suite.CARD.metric(name).range
             assert low <= value <= high, name
@@ -100,16 +100,16 @@ def test_scores_are_bounded_and_best_at_the_target():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_judge_estimates_the_exact_values(temperature):
-    found = world.chains(options_of(SETTING, world.Options), "test")
+    found = chains.chains(options_of(SETTING, chains.Options), "test")
     draft = build(Architecture("window-lm", {"vocab": 16, "order": 2, "width": 6}), 3)
     with torch.no_grad():
         draft.output.weight.mul_(4)
-    prompts = world.starts(found, 3000, 1)
+    prompts = chains.starts(found, 3000, 1)
     ids, real = respond(
         found.truth, prompts, torch.rand(3000, 16, generator=torch.Generator().manual_seed(2)), eos=0, temperature=temperature
     )
     texts = Texts.join(prompts, torch.arange(3000), ids, real)
-    p, q = ((world.laws(m, 16, 2).log() / temperature).softmax(1) for m in (found.truth, draft))
+    p, q = ((chains.distributions(m, 16, 2).log() / temperature).softmax(1) for m in (found.truth, draft))
     expected = markov.scores(p, q, found.start, found.length)
     measured = {m.metric: m for m in judge(found.truth, draft, texts, vocab=16, temperature=temperature)}
     for name, value in expected.items():

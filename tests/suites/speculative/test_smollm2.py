@@ -67,18 +67,18 @@ def test_a_question_is_in_one_split_only(problem):
     assert all(len(p) <= 56 and len(r) <= 48 for part in parts.values() for p, r in part)
 
 
-def test_the_laws_of_its_own_text_come_from_the_cache(problem):
+def test_the_distributions_of_its_own_text_come_from_the_cache(problem):
     few = problem.prompts.take(torch.arange(3))
     few = dataclasses.replace(few, digest="three of them")
     texts = problem.teacher.responses(few, samples=1, length=4)
     batch = texts.take(torch.arange(3))
-    kept, exact = problem.teacher.law(batch), problem.teacher.law(batch, exact=True)
+    kept, exact = problem.teacher.distributions(batch), problem.teacher.distributions(batch, exact=True)
     assert isinstance(kept, TopK) and not isinstance(exact, TopK)
-    laws = torch.nn.functional.linear(exact.hidden, exact.weight).softmax(1)
-    top = laws.topk(50, dim=1)
+    distributions = torch.nn.functional.linear(exact.hidden, exact.weight).softmax(1)
+    top = distributions.topk(50, dim=1)
     assert torch.equal(kept.ids.sort(1).values, top.indices.sort(1).values)
     torch.testing.assert_close(kept.tail, 1 - top.values.sum(1), rtol=1e-3, atol=2e-5)
-    assert float((kept.log_probs.exp() - laws.gather(1, kept.ids)).abs().max()) < 0.02
+    assert float((kept.log_probs.exp() - distributions.gather(1, kept.ids)).abs().max()) < 0.02
 
 
 def test_another_file_in_the_targets_place_is_refused(tmp_path):

@@ -52,7 +52,7 @@ def test_a_critic_that_cannot_tell_is_at_two_ln_two_and_two():
     assert torch.allclose(hinge_critic_loss(level, level), torch.tensor(2.0, dtype=torch.float64))
 
 
-def test_where_real_and_fake_are_one_law_nothing_beats_two_ln_two():
+def test_where_real_and_fake_are_one_distribution_nothing_beats_two_ln_two():
     """softplus(-D) + softplus(D) >= 2 ln 2 for every D, with equality at 0 alone."""
     d = torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None]
     loss = logistic_critic_loss(d, d)

@@ -95,7 +95,7 @@ def test_the_power_family_holds_the_others():
 
 @pytest.mark.slow
 def test_the_discriminators_logit_is_the_log_density_ratio():
-    """A generator whose law is known: all at 0 once noise of level 1 is added, where the data's density is known too."""
+    """A generator whose distribution is known: all at 0 once noise of level 1 is added, where the data's density is known too."""
     setting = suite.CARD.settings["gaussians"]
     seeds = seeds_by_role(0)
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3, schedule="cosine")

@@ -139,7 +139,7 @@ def test_heun_solve_ends_with_euler_and_asks_2n_minus_1_times():
 # --- initialisation ---
 
 
-def world(name="gaussians"):
+def problem_and_run(name="gaussians"):
     setting = suite.CARD.settings[name]
     problem = suite.SUITE.problem(TrainContext(name, setting, seeds_by_role(0)))
     training = Training(batch_size=256, optimizer="adamw", learning_rate=3e-3)
@@ -148,7 +148,7 @@ def world(name="gaussians"):
 
 
 def test_a_teacher_of_the_students_architecture_is_copied_at_no_cost():
-    problem, run = world()
+    problem, run = problem_and_run()
     other = copy.deepcopy(problem.student)
     with torch.no_grad():
         for p in other.parameters():
@@ -160,7 +160,7 @@ def test_a_teacher_of_the_students_architecture_is_copied_at_no_cost():
 
 
 def test_another_teacher_is_imitated_for_its_share_of_the_budget():
-    problem, run = world()
+    problem, run = problem_and_run()
     noisy = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     level = torch.full((500,), 0.6)
 
@@ -177,7 +177,7 @@ def test_another_teacher_is_imitated_for_its_share_of_the_budget():
 
 
 def test_a_twin_shares_weights_at_birth_and_never_after():
-    problem, _ = world()
+    problem, _ = problem_and_run()
     other = twin(problem, problem.student, boundary=True)
     first, second = next(other.parameters()), next(problem.student.parameters())
     assert torch.equal(first, second)
@@ -192,7 +192,7 @@ def test_a_twin_shares_weights_at_birth_and_never_after():
 
 
 def test_pairs_are_the_ends_of_the_teachers_path_with_the_streams_labels():
-    problem, run = world("gaussians-guided")
+    problem, run = problem_and_run("gaussians-guided")
     noise, samples, labels = ode_pairs(problem, run, 300)
     stream = problem.batches.stream(0)
     assert torch.equal(labels, torch.cat([next(stream).labels for _ in range(2)])[:300])
@@ -208,14 +208,14 @@ def test_pairs_do_not_depend_on_how_many_are_solved_at_once(monkeypatch):
     made = []
     for size in (1024, 100):
         monkeypatch.setattr("distillbench.problems.image_generation.start.PAIRS", size)
-        problem, run = world()
+        problem, run = problem_and_run()
         made.append(ode_pairs(problem, run, 250))
     assert torch.equal(made[0][0], made[1][0])
     assert torch.allclose(made[0][1], made[1][1], atol=1e-5)
 
 
 def test_pairs_of_another_network_draw_anew_and_take_their_own_levels():
-    problem, run = world()
+    problem, run = problem_and_run()
     first = ode_pairs(problem, run, 64)
     second = ode_pairs(problem, run, 64, teacher=frozen(problem, problem.student), levels=4, role="second pairs")
     assert not torch.equal(first[0], second[0])

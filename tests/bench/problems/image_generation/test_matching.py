@@ -21,7 +21,7 @@ BATCH = 256
 START = 2.5
 
 
-def world(batches=12, micro_batches=1, steps=1):
+def problem_and_run(batches=12, micro_batches=1, steps=1):
     setting = suite.CARD.settings["gaussians"]
     setting = dataclasses.replace(setting, options={**setting.options, "steps": steps})
     problem = suite.SUITE.problem(TrainContext("gaussians", setting, seeds_by_role(0)))
@@ -32,7 +32,7 @@ def world(batches=12, micro_batches=1, steps=1):
 
 
 def game(steps=1, **options):
-    problem, run = world(steps=steps)
+    problem, run = problem_and_run(steps=steps)
     made = Matching(problem, run, steps=steps, start=START, initial_share=0.2, **options)
     return problem, run, made, next(stream(problem.batches))
 
@@ -141,7 +141,7 @@ def test_the_graph_is_that_of_the_last_evaluation_alone():
 
 
 def test_more_steps_than_allowed_cost_nothing():
-    problem, run = world()
+    problem, run = problem_and_run()
     with pytest.raises(ValueError, match="5 steps, where this setting allows 1"):
         Matching(problem, run, steps=5, initial_share=0.2)
     assert run.cost()["total"]["student_examples"] == 0
@@ -162,10 +162,10 @@ def test_compared_levels_keep_the_bounds_and_the_fake_score_learns_at_all():
     for position in range(20):
         made.fake_loss(keyed(batch, position), clean)
     learnt = torch.cat([s for _, s in asked.seen])
-    place = (learnt ** (1 / 7) - problem.sigma_min ** (1 / 7)) / (problem.sigma_max ** (1 / 7) - problem.sigma_min ** (1 / 7))
-    assert 0 <= float(place.min()) + 1e-5 < 0.01
-    assert 0.99 < float(place.max()) < 1 + 1e-5
-    assert float(place.mean()) == pytest.approx(0.5, abs=0.02)
+    position = (learnt ** (1 / 7) - problem.sigma_min ** (1 / 7)) / (problem.sigma_max ** (1 / 7) - problem.sigma_min ** (1 / 7))
+    assert 0 <= float(position.min()) + 1e-5 < 0.01
+    assert 0.99 < float(position.max()) < 1 + 1e-5
+    assert float(position.mean()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_the_noise_of_a_row_has_its_level():
@@ -268,7 +268,7 @@ def test_micro_batches_draw_what_the_whole_batch_draws(steps):
     """Three parts of a batch give the weights of the whole batch."""
     ends = []
     for parts in (1, 3):
-        problem, run = world(batches=6, micro_batches=parts, steps=steps)
+        problem, run = problem_and_run(batches=6, micro_batches=parts, steps=steps)
         made = Matching(problem, run, steps=steps, start=START, initial_share=0.2)
 
         def generator_loss(batch, made=made, run=run):

@@ -229,8 +229,8 @@ def test_draw_asks_the_teacher_once_and_leaves_the_graph_to_the_velocity_alone(s
     assert f.requires_grad
     assert not g.requires_grad
     assert f.shape == g.shape == batch.inputs.shape
-    place = (sigma / problem.sigma_data).log()
-    assert float(place.mean()) == pytest.approx(0, abs=0.25)
-    assert float(place.std()) == pytest.approx(1, abs=0.2)
+    position = (sigma / problem.sigma_data).log()
+    assert float(position.mean()) == pytest.approx(0, abs=0.25)
+    assert float(position.std()) == pytest.approx(1, abs=0.2)
     assert float(sigma.min()) >= problem.sigma_min
     assert float(sigma.max()) <= problem.sigma_max

@@ -16,8 +16,8 @@ from distillbench.problems.language_modeling.tokenizers import Alphabet
 from tests.keyed import reduced
 
 
-def cut(text, places):
-    edges = [0, *sorted(p for p in places if 0 < p < len(text)), len(text)]
+def cut(text, positions):
+    edges = [0, *sorted(p for p in positions if 0 < p < len(text)), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(edges)] if text else []
 
 
@@ -25,11 +25,11 @@ TEXTS = st.text("ab \n", max_size=25).map(str.encode)
 CUTS = st.sets(st.integers(1, 24))
 
 
-def joined(tokens, places):
+def joined(tokens, positions):
     """The text of every chunk, in order."""
     found = {}
-    for token, place in zip(tokens, places, strict=True):
-        found[place] = found.get(place, b"") + token
+    for token, position in zip(tokens, positions, strict=True):
+        found[position] = found.get(position, b"") + token
     return [found[i] for i in range(len(found))]
 
 

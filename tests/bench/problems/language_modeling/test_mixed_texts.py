@@ -29,7 +29,7 @@ def prompts_of(x):
     return [row[seen & ~mask].tolist() for row, seen, mask in zip(x.ids, x.attention, x.response, strict=True)]
 
 
-def test_rows_of_both_kinds_keep_their_texts_and_responses_begin_at_one_place():
+def test_rows_of_both_kinds_keep_their_texts_and_responses_begin_at_one_position():
     ours, others = batch(0, 5, 4), batch(1, 3, 9, prompts=((1, 2, 3, 4, 5, 6), (7,)))
     mixed = beside(ours, others)
     assert responses(mixed) == responses(ours) + responses(others)

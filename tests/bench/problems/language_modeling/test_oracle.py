@@ -1,4 +1,4 @@
-"""The teacher of language models: metering, cached laws, responses that survive a kill and that two processes share."""
+"""The teacher of language models: metering, cached distributions, responses that survive a kill and that two processes share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def references(count=100, seed=1):
     return prompts(count).with_responses([rng.integers(1, VOCAB, rng.integers(1, 9)).tolist() for _ in range(count)], pad=0)
 
 
-def exact_laws(net, batch):
+def exact_distributions(net, batch):
     """Next-token log-probabilities of the tokens that count, one text at a time, in numpy."""
     found = []
     weight, bias = (x.detach().double().numpy() for x in net.head)
@@ -58,15 +58,15 @@ def exact_laws(net, batch):
     return np.concatenate(found)
 
 
-# --- laws -------------------------------------------------------------------------------------------------------
+# --- distributions -------------------------------------------------------------------------------------------------------
 
 
-def test_exact_laws_and_what_they_cost():
+def test_exact_distributions_and_what_they_cost():
     teacher, batch = oracle(), references().take(torch.tensor([3, 50, 7]))
-    law = teacher.law(batch)
-    assert isinstance(law, Projection) and not law.hidden.requires_grad
-    expected = exact_laws(model(), batch)
-    np.testing.assert_allclose((law.hidden @ law.weight.T + law.bias).log_softmax(1), expected, atol=1e-5)
+    distribution = teacher.distributions(batch)
+    assert isinstance(distribution, Projection) and not distribution.hidden.requires_grad
+    expected = exact_distributions(model(), batch)
+    np.testing.assert_allclose((distribution.hidden @ distribution.weight.T + distribution.bias).log_softmax(1), expected, atol=1e-5)
     labels = batch.predicted.labels.numpy()
     np.testing.assert_allclose(teacher.log_probs(batch), expected[np.arange(len(labels)), labels], atol=1e-5)
     assert teacher.meter.counts["teacher_examples"] == teacher.meter.counts["teacher_forwards"] == 6
@@ -78,22 +78,22 @@ def test_known_texts_are_answered_from_the_cache(tmp_path, kept):
     teacher = oracle(tmp_path if kept else None, top_k=12)
     teacher.remember(texts)
     batch = texts.take(torch.tensor([3, 99, 64, 3]))
-    law = teacher.law(batch)
+    distribution = teacher.distributions(batch)
     counts = teacher.meter.counts
-    assert isinstance(law, TopK) and law.temperature == 1
+    assert isinstance(distribution, TopK) and distribution.temperature == 1
     assert counts["teacher_examples"] == 4 and counts["teacher_forwards"] == 100
-    expected = exact_laws(model(), batch)
-    p = np.exp(np.take_along_axis(expected, law.ids.numpy(), 1))
-    np.testing.assert_array_equal(law.ids, np.sort(np.argsort(-expected, axis=1)[:, :12], axis=1))
-    np.testing.assert_allclose(law.tail, 1 - p.sum(1), atol=1e-5)
-    assert (p * np.log(p / law.log_probs.exp().numpy())).sum(1).max() < 5e-3
-    part = teacher.law(batch.part(1, 3))
+    expected = exact_distributions(model(), batch)
+    p = np.exp(np.take_along_axis(expected, distribution.ids.numpy(), 1))
+    np.testing.assert_array_equal(distribution.ids, np.sort(np.argsort(-expected, axis=1)[:, :12], axis=1))
+    np.testing.assert_allclose(distribution.tail, 1 - p.sum(1), atol=1e-5)
+    assert (p * np.log(p / distribution.log_probs.exp().numpy())).sum(1).max() < 5e-3
+    part = teacher.distributions(batch.part(1, 3))
     n = int(batch.response[0].sum())
-    np.testing.assert_array_equal(part.log_probs, law.log_probs[n : n + part.log_probs.shape[0]])
+    np.testing.assert_array_equal(part.log_probs, distribution.log_probs[n : n + part.log_probs.shape[0]])
     assert counts["teacher_examples"] == 6 and counts["teacher_forwards"] == 100
     again = oracle(tmp_path if kept else None, top_k=12)
     again.remember(texts)
-    np.testing.assert_array_equal(again.law(batch).log_probs, law.log_probs)
+    np.testing.assert_array_equal(again.distributions(batch).log_probs, distribution.log_probs)
     assert again.meter.counts["teacher_examples"] == 4
     assert again.meter.counts["teacher_forwards"] == (0 if kept else 100)
 
@@ -102,36 +102,38 @@ def test_what_is_not_known_is_answered_exactly():
     texts = references()
     teacher = oracle(top_k=12)
     batch = texts.take(torch.tensor([1, 2]))
-    assert isinstance(teacher.law(batch), Projection)  # nobody remembers it
+    assert isinstance(teacher.distributions(batch), Projection)  # nobody remembers it
     teacher.remember(texts)
-    assert isinstance(teacher.law(batch, exact=True), Projection)
-    assert isinstance(teacher.law(dataclasses.replace(batch, rows=torch.tensor([1, -1]))), Projection)
-    assert isinstance(teacher.law(dataclasses.replace(batch, text="")), Projection)
+    assert isinstance(teacher.distributions(batch, exact=True), Projection)
+    assert isinstance(teacher.distributions(dataclasses.replace(batch, rows=torch.tensor([1, -1]))), Projection)
+    assert isinstance(teacher.distributions(dataclasses.replace(batch, text="")), Projection)
     altered = dataclasses.replace(batch, ids=batch.ids.where(~batch.response, 5))
-    law = teacher.law(altered)  # the rows say one thing, the bytes another
-    assert isinstance(law, Projection)
-    np.testing.assert_allclose((law.hidden @ law.weight.T + law.bias).log_softmax(1), exact_laws(model(), altered), atol=1e-5)
-    assert isinstance(teacher.law(batch), TopK)
+    distribution = teacher.distributions(altered)  # the rows say one thing, the bytes another
+    assert isinstance(distribution, Projection)
+    np.testing.assert_allclose(
+        (distribution.hidden @ distribution.weight.T + distribution.bias).log_softmax(1), exact_distributions(model(), altered), atol=1e-5
+    )
+    assert isinstance(teacher.distributions(batch), TopK)
 
 
 def test_a_vocabulary_that_is_no_larger_than_k_stays_exact():
     texts = references()
     teacher = oracle(top_k=VOCAB)
     teacher.remember(texts)
-    assert isinstance(teacher.law(texts.take(torch.tensor([1]))), Projection)
+    assert isinstance(teacher.distributions(texts.take(torch.tensor([1]))), Projection)
     with pytest.raises(UserError, match="top-k is -1"):
         oracle(top_k=-1)
 
 
 def test_values_do_not_depend_on_who_asks_first(tmp_path):
     texts = references()
-    laws = []
+    distributions = []
     for i, first in enumerate(([0], [99, 3], list(range(50)))):
         teacher = oracle(tmp_path / str(i), top_k=5)
         teacher.remember(texts)
-        teacher.law(texts.take(torch.tensor(first)))
-        laws.append(teacher.law(texts.take(torch.arange(100))).log_probs)
-    assert torch.equal(laws[0], laws[1]) and torch.equal(laws[0], laws[2])
+        teacher.distributions(texts.take(torch.tensor(first)))
+        distributions.append(teacher.distributions(texts.take(torch.arange(100))).log_probs)
+    assert torch.equal(distributions[0], distributions[1]) and torch.equal(distributions[0], distributions[2])
 
 
 def test_other_networks_with_the_same_weights_share_nothing(tmp_path):
@@ -141,13 +143,13 @@ def test_other_networks_with_the_same_weights_share_nothing(tmp_path):
     def ask(net):
         teacher = oracle(tmp_path, net, top_k=5)
         teacher.remember(texts)
-        return teacher, teacher.law(texts.take(torch.arange(9)))
+        return teacher, teacher.distributions(texts.take(torch.arange(9)))
 
     one, other = model(), model()
     other.mix[1] = torch.nn.ReLU()
     other.architecture = Architecture("window-lm", {"vocab": VOCAB, "order": 3, "width": 8, "relu": True})
-    (first, law), (second, changed) = ask(one), ask(other)
-    assert first.digest == second.digest and not torch.equal(law.log_probs, changed.log_probs)
+    (first, distribution), (second, changed) = ask(one), ask(other)
+    assert first.digest == second.digest and not torch.equal(distribution.log_probs, changed.log_probs)
     p = prompts(5)
     texts = [t.responses(p, samples=1, length=6).digest for t in (first, second)]
     assert texts[0] != texts[1]
@@ -158,7 +160,7 @@ def test_another_tokenizer_is_refused():
     batch = dataclasses.replace(texts.take(torch.tensor([1])), tokenizer="other")
     teacher = oracle(top_k=5)
     teacher.remember(texts)
-    for ask in (teacher.law, teacher.states, teacher.log_probs):
+    for ask in (teacher.distributions, teacher.states, teacher.log_probs):
         with pytest.raises(UserError, match="another tokenizer than the teacher's"):
             ask(batch)
     with pytest.raises(UserError, match="another tokenizer than the teacher's"):
@@ -219,7 +221,7 @@ def test_what_the_text_depends_on(tmp_path):
 def test_responses_are_known_texts(tmp_path):
     teacher = oracle(tmp_path, top_k=5)
     texts = teacher.responses(prompts(10), samples=1, length=4)
-    assert isinstance(teacher.law(texts.take(torch.tensor([2]))), TopK)
+    assert isinstance(teacher.distributions(texts.take(torch.tensor([2]))), TopK)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])

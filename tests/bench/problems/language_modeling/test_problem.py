@@ -162,7 +162,7 @@ def test_a_resumed_run_costs_and_learns_what_an_undisturbed_one_does(tmp_path, t
 def test_the_teacher_shares_in_the_sampling_unmetered_and_unchanged():
     p = make()
     before = p.teacher.digest
-    batch = next(stream(p.sampled(run(p), p.student, share=1.0), 0))
+    batch = next(stream(p.sampled(run(p), p.student, mixing=1.0), 0))
     as_teacher = next(stream(p.sampled(run(p), p.teacher.module), 0))
     assert same(batch, as_teacher)
     assert not same(batch, next(stream(p.sampled(run(p), p.student), 0)))
@@ -202,7 +202,7 @@ def dense(p, batch):
     return logs
 
 
-def test_losses_are_the_divergences_of_the_next_token_laws():
+def test_losses_are_the_divergences_of_the_next_token_distributions():
     p = make()
     batch = next(p.data.stream(0))
     t, s = dense(p, batch)
@@ -213,7 +213,7 @@ def test_losses_are_the_divergences_of_the_next_token_laws():
     np.testing.assert_allclose(p.divergence(batch, student=p.teacher.module).detach(), 0, atol=1e-6)
 
 
-def test_cached_laws_give_the_divergence_of_what_they_keep():
+def test_cached_distributions_give_the_divergence_of_what_they_keep():
     exact, cached = make(), make(top_k=8)
     batch = next(cached.data.stream(0))
     t, s = dense(cached, batch)
@@ -224,7 +224,7 @@ def test_cached_laws_give_the_divergence_of_what_they_keep():
     np.testing.assert_allclose(cached.divergence(batch).detach(), expected, atol=0.05)
     np.testing.assert_allclose(cached.divergence(batch).mean().item(), expected.mean(), rtol=0.03)
     assert abs(exact.divergence(batch).mean().item() - expected.mean()) > 1e-4  # there is something left out
-    # a tail has no other temperature: the whole law is asked
+    # a tail has no other temperature: the whole distribution is asked
     warm = cached.divergence(batch, temperature=2.0).detach()
     np.testing.assert_allclose(warm, exact.divergence(batch, temperature=2.0).detach(), rtol=1e-5)
     for b in (next(stream(cached.sampled(run(cached), cached.student))), dataclasses.replace(batch, text="")):

@@ -20,7 +20,7 @@ def texts(pad=0):
     return Prompts.of(PROMPTS, "tok", pad).with_responses(RESPONSES, pad=pad)
 
 
-def test_prompts_end_and_responses_begin_at_one_place():
+def test_prompts_end_and_responses_begin_at_one_position():
     t = texts(pad=99)
     np.testing.assert_array_equal(t.ids, [[1, 2, 3, 7, 99, 99, 99], [99, 99, 4, 8, 9, 10, 0], [99, 5, 6, 11, 0, 99, 99]])
     np.testing.assert_array_equal(t.attention, t.ids != 99)

@@ -37,13 +37,13 @@ def teacher(dtype=torch.float64, rows=V):
     return Projection(draw(N, D_TEACHER, seed=4, dtype=dtype), draw(rows, D_TEACHER, seed=5, dtype=dtype), draw(rows, seed=6, dtype=dtype))
 
 
-def laws(temperature=SETTINGS["temperature"]):
+def distributions(temperature=SETTINGS["temperature"]):
     t = teacher()
     return softmax((t.hidden @ t.weight.T + t.bias).numpy() / temperature, axis=1)
 
 
 def top_k(k, temperature=SETTINGS["temperature"]):
-    p = torch.from_numpy(laws(temperature))
+    p = torch.from_numpy(distributions(temperature))
     kept = p.topk(k, 1)
     return TopK(kept.indices, kept.values.log(), 1 - kept.values.sum(1), temperature)
 
@@ -78,13 +78,13 @@ def assert_equals_oracle(teacher, losses_of, mix, **settings):
 
 @pytest.mark.parametrize("mix", MIXES, ids=named)
 def test_equals_the_dense_oracle(mix):
-    assert_equals_oracle(teacher(), lambda z: oracle.token_losses(z, laws(), mix, **SETTINGS), mix, chunk=3)
+    assert_equals_oracle(teacher(), lambda z: oracle.token_losses(z, distributions(), mix, **SETTINGS), mix, chunk=3)
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=named)
-def test_a_top_k_teacher_equals_the_oracle_of_the_lumped_laws(mix):
+def test_a_top_k_teacher_equals_the_oracle_of_the_lumped_distributions(mix):
     kept = top_k(4)
-    expected = lambda z: oracle.top_k_losses(z, laws(), kept.ids.numpy(), mix, **SETTINGS)  # noqa: E731
+    expected = lambda z: oracle.top_k_losses(z, distributions(), kept.ids.numpy(), mix, **SETTINGS)  # noqa: E731
     assert_equals_oracle(kept, expected, mix, chunk=3)
 
 

@@ -1,4 +1,4 @@
-"""The packed top-k laws: what packing loses, how much room it takes, and files that are damaged, shared or killed."""
+"""The packed top-k distributions: what packing loses, how much room it takes, and files that are damaged, shared or killed."""
 
 from __future__ import annotations
 
@@ -41,26 +41,28 @@ def test_a_token_takes_114_bytes_at_50_of_49152():
 @pytest.mark.parametrize(("k", "vocab"), SIZES)
 def test_ids_tail_and_normaliser_survive_packing(k, vocab):
     logits = logits_of(9, vocab)
-    law, lse = packed(logits, k)
+    distribution, lse = packed(logits, k)
     kept = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :k], axis=1)
-    np.testing.assert_array_equal(law.ids, kept)
+    np.testing.assert_array_equal(distribution.ids, kept)
     logs = log_softmax(logits, axis=1)
     rest = np.exp(logs)
     np.put_along_axis(rest, kept, 0, axis=1)
-    np.testing.assert_allclose(law.tail, rest.sum(1), rtol=1e-4)
+    np.testing.assert_allclose(distribution.tail, rest.sum(1), rtol=1e-4)
     np.testing.assert_allclose(lse, logsumexp(logits, axis=1), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(law.log_probs.double().exp().sum(1), 1 - law.tail.double(), rtol=1e-5)
+    np.testing.assert_allclose(distribution.log_probs.double().exp().sum(1), 1 - distribution.tail.double(), rtol=1e-5)
     if k == 1 and vocab == 2:
-        np.testing.assert_allclose(law.log_probs[:, 0], logs.max(1), atol=1e-4)  # nothing is left to round
+        np.testing.assert_allclose(distribution.log_probs[:, 0], logs.max(1), atol=1e-4)  # nothing is left to round
 
 
 @pytest.mark.parametrize("kind", ["zipf", "normal"])
 def test_what_rounding_the_values_costs(kind):
     logits = logits_of(100, 20000, seed=1, kind=kind)
-    law, _ = packed(logits, 50)
-    logs = np.take_along_axis(log_softmax(logits, axis=1), law.ids.numpy(), 1)
+    distribution, _ = packed(logits, 50)
+    logs = np.take_along_axis(log_softmax(logits, axis=1), distribution.ids.numpy(), 1)
     p, tail = np.exp(logs), 1 - np.exp(logs).sum(1)
-    lost = (p * (logs - law.log_probs.numpy())).sum(1) + tail * np.log(np.maximum(tail, 1e-12) / np.maximum(law.tail.numpy(), 1e-12))
+    lost = (p * (logs - distribution.log_probs.numpy())).sum(1) + tail * np.log(
+        np.maximum(tail, 1e-12) / np.maximum(distribution.tail.numpy(), 1e-12)
+    )
     assert lost.mean() < 1e-3 and lost.max() < 4e-3
     assert lost.min() > -1e-6
     assert lost.mean() > 1e-6  # or this test measures nothing
@@ -69,33 +71,33 @@ def test_what_rounding_the_values_costs(kind):
 def test_the_ends_of_the_range():
     ids = torch.tensor([[0, 1, 2], [997, 998, 999], [0, 500, 999], [999, 3, 0]])
     even = torch.full((4, 3), 1 / 3).log()
-    law, _ = Layout(3, 1000).unpack(Layout(3, 1000).pack(TopK(ids, even, torch.tensor([0.0, 0.0, 1e-30, 0.0])), torch.zeros(4)))
-    np.testing.assert_array_equal(law.ids, ids.sort(1).values)
-    np.testing.assert_allclose(law.log_probs, even, atol=1e-6)
-    np.testing.assert_allclose(law.tail, [0, 0, 1e-30, 0], rtol=1e-4)
+    distribution, _ = Layout(3, 1000).unpack(Layout(3, 1000).pack(TopK(ids, even, torch.tensor([0.0, 0.0, 1e-30, 0.0])), torch.zeros(4)))
+    np.testing.assert_array_equal(distribution.ids, ids.sort(1).values)
+    np.testing.assert_allclose(distribution.log_probs, even, atol=1e-6)
+    np.testing.assert_allclose(distribution.tail, [0, 0, 1e-30, 0], rtol=1e-4)
 
 
 def test_fewer_possible_tokens_than_are_kept():
     logits = np.full((2, 100), -np.inf)
     logits[0, 7] = 3.0
     logits[1, [4, 90]] = np.log([0.25, 0.75])
-    law, _ = packed(logits, 10)
+    distribution, _ = packed(logits, 10)
     probability = np.zeros((2, 100))
-    np.put_along_axis(probability, law.ids.numpy(), law.log_probs.double().exp().numpy(), 1)
+    np.put_along_axis(probability, distribution.ids.numpy(), distribution.log_probs.double().exp().numpy(), 1)
     np.testing.assert_allclose(probability[0, 7], 1, atol=1e-6)
     np.testing.assert_allclose(probability[1, [4, 90]], [0.25, 0.75], atol=0.01)
-    assert (law.tail == 0).all() and bool(torch.isfinite(law.log_probs).all())
+    assert (distribution.tail == 0).all() and bool(torch.isfinite(distribution.log_probs).all())
 
 
-def test_a_flat_law_of_a_large_vocabulary_keeps_some_mass():
-    law, _ = packed(np.zeros((1, 151936)), 1)
-    assert bool(torch.isfinite(law.log_probs).all()) and 0 < float(law.log_probs.exp()) < 2e-5 + 2**-17
+def test_a_flat_distribution_of_a_large_vocabulary_keeps_some_mass():
+    distribution, _ = packed(np.zeros((1, 151936)), 1)
+    assert bool(torch.isfinite(distribution.log_probs).all()) and 0 < float(distribution.log_probs.exp()) < 2e-5 + 2**-17
 
 
 def test_the_order_of_the_entries_is_nothing():
-    law, lse = top_k(torch.from_numpy(logits_of(5, 60)), 6)
-    turned = TopK(law.ids.flip(1), law.log_probs.flip(1), law.tail)
-    np.testing.assert_array_equal(Layout(6, 60).pack(law, lse), Layout(6, 60).pack(turned, lse))
+    distribution, lse = top_k(torch.from_numpy(logits_of(5, 60)), 6)
+    turned = TopK(distribution.ids.flip(1), distribution.log_probs.flip(1), distribution.tail)
+    np.testing.assert_array_equal(Layout(6, 60).pack(distribution, lse), Layout(6, 60).pack(turned, lse))
 
 
 @pytest.mark.parametrize(("k", "vocab"), [(0, 10), (10, 10), (-1, 10), (11, 10)])
@@ -127,8 +129,8 @@ def some_texts(count=70, seed=0, vocab=40):
     return Prompts.of(lists[0], "abc", 0).with_responses(lists[1], pad=0)
 
 
-def laws_by_token(batch):
-    """Laws that depend on the last token only."""
+def distributions_by_token(batch):
+    """Distributions that depend on the last token only."""
     table = torch.from_numpy(logits_of(40, 40, seed=3))
     return top_k(table[batch.predicted.take(batch.ids)], 4)
 
@@ -142,23 +144,23 @@ class Counting:
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
         self.calls += 1
-        return laws_by_token(batch)
+        return distributions_by_token(batch)
 
 
-def table(texts, folder, laws=None, teacher="t", k=4):
-    return TopKTable(texts, Layout(k, 40), laws or Counting(), teacher=teacher, folder=folder)
+def table(texts, folder, ask=None, teacher="t", k=4):
+    return TopKTable(texts, Layout(k, 40), ask or Counting(), teacher=teacher, folder=folder)
 
 
 def assert_right(found, batch):
-    law, _ = laws_by_token(batch)
-    order = law.ids.sort(1)
+    distribution, _ = distributions_by_token(batch)
+    order = distribution.ids.sort(1)
     np.testing.assert_array_equal(found.ids, order.values)
-    np.testing.assert_allclose(found.log_probs, law.log_probs.gather(1, order.indices), atol=0.25)
-    np.testing.assert_allclose(found.tail, law.tail, rtol=1e-4)
+    np.testing.assert_allclose(found.log_probs, distribution.log_probs.gather(1, order.indices), atol=0.25)
+    np.testing.assert_allclose(found.tail, distribution.tail, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_every_token_finds_its_own_law(tmp_path, kept):
+def test_every_token_finds_its_own_distribution(tmp_path, kept):
     texts = some_texts()
     cache = table(texts, tmp_path if kept else None)
     for rows in ([0], [69, 3, 64, 3], list(range(70))):
@@ -175,9 +177,9 @@ def test_examples_are_known_by_their_bytes_not_by_row_or_padding(tmp_path):
     moved = texts.take(torch.tensor([9, 5]))
     object.__setattr__(moved, "rows", torch.tensor([5, 9]))
     assert_right(cache.find(moved), moved)
-    place = batch.response[0].nonzero()[0]
+    position = batch.response[0].nonzero()[0]
     other = batch.ids.clone()
-    other[0, place] = 1 + (other[0, place] + 1) % 39
+    other[0, position] = 1 + (other[0, position] + 1) % 39
     assert cache.find(dataclasses.replace(batch, ids=other)) is None
 
 
@@ -210,12 +212,12 @@ def test_parts_are_computed_once_and_survive_a_kill(tmp_path):
 
 
 def test_two_at_once_compute_no_part_twice(tmp_path):
-    texts, laws = some_texts(300), Counting(pause=0.02)
-    tables = [table(texts, tmp_path, laws) for _ in range(2)]
+    texts, ask = some_texts(300), Counting(pause=0.02)
+    tables = [table(texts, tmp_path, ask) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(t.fill) for t in tables]:
             done.result()
-    assert laws.calls == 5
+    assert ask.calls == 5
     batch = texts.take(torch.arange(100))
     assert torch.equal(*(t.find(batch).log_probs for t in tables))
 
@@ -242,7 +244,7 @@ def test_another_teacher_or_k_or_text_shares_nothing(tmp_path):
     table(texts, tmp_path).fill()
     for other in (table(texts, tmp_path, Counting(), teacher="u"), table(some_texts(20, seed=1), tmp_path, Counting())):
         other.fill()
-        assert other._laws.calls == 1
+        assert other._ask.calls == 1
     wide = TopKTable(texts, Layout(5, 40), lambda b: top_k(torch.zeros(b.predicted.count, 40), 5), teacher="t", folder=tmp_path)
     assert wide.find(texts.take(torch.arange(3))).ids.shape[1] == 5
     assert len(list(tmp_path.glob("*.topk"))) == 4

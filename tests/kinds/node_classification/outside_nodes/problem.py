@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distillbench.problems.classification.oracle import ClassifierOracle
 from distillbench.problems.classification.problem import Classification
 from distillbench.training.data import Batch
-from distillbench.training.nets import Outputs, trace
+from distillbench.training.nets import Outputs, outputs_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class NodeOracle(ClassifierOracle):
         self._asked(len(batch), computed=False)
         if self._seen is None:
             with torch.no_grad():
-                self._seen = trace(self._module, self._features.to(batch.inputs.device)).detach()
+                self._seen = outputs_of(self._module, self._features.to(batch.inputs.device)).detach()
             self.meter.add("teacher_forwards", len(self._features))
         seen, rows = self._seen, batch.index
         return Outputs(seen.logits[rows], seen.embedding[rows], tuple(stage[rows] for stage in seen.stages))

@@ -68,7 +68,7 @@ def test_streaming_leaves_its_input_alone():
     [
         ([], "no samples"),
         ([torch.zeros(3, 4), torch.zeros(3, 5)], "5 features where those before it have 4"),
-        ([torch.zeros(3)], "one row a sample"),
+        ([torch.zeros(3)], "one row per sample"),
         ([torch.tensor([[1.0, float("nan")]])], "1 of 1 features are not finite"),
     ],
 )
@@ -87,7 +87,7 @@ def test_equal_sets_are_at_distance_zero():
     assert frechet_from_samples(x[:5], x[:5], minimum=2) == pytest.approx(0, abs=1e-10)
 
 
-def test_a_shift_costs_its_squared_length_and_a_scale_its_share_of_the_trace():
+def test_a_shift_costs_its_squared_length_and_a_scale_its_part_of_the_trace():
     """N(mu, A) against N(mu + v, s^2 A): |v|^2 + (s - 1)^2 tr A."""
     x = features(400, 0)
     v = torch.linspace(-1, 2, 6, dtype=torch.float64)

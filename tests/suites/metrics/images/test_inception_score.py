@@ -73,7 +73,7 @@ def test_float32_is_summed_in_float64():
         (torch.full((20, 4), 0.5), "a softmax, not logits"),
         (torch.tensor([[1.5, -0.5]]).expand(20, 2), "a softmax, not logits"),
         (torch.full((20, 4), np.nan), "20 of 20 class probabilities are not finite"),
-        (torch.full((20,), 0.25), "one row a sample"),
+        (torch.full((20,), 0.25), "one row per sample"),
     ],
 )
 def test_what_are_no_probabilities_is_refused(p, message):

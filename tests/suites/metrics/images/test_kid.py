@@ -46,7 +46,7 @@ def test_equals_clean_fid_on_whole_sets():
     assert kid(x, y, subsets=1, subset_size=40) == pytest.approx(kernel_distance(x.numpy(), y.numpy(), num_subsets=1), rel=1e-9)
 
 
-def test_is_unbiased_over_fresh_samples_of_one_law():
+def test_is_unbiased_over_fresh_samples_of_one_distribution():
     values = [polynomial_mmd2(normal(100, 2 * s), normal(100, 2 * s + 1)) for s in range(80)]
     assert abs(np.mean(values)) < 3 * np.std(values, ddof=1) / math.sqrt(len(values))
     assert min(values) < 0 < max(values)

@@ -23,7 +23,7 @@ def test_a_copied_training_set_is_flagged():
     assert jittered.copied_fraction == 1 and jittered.closer_fraction > 0.999 and jittered.distance_ratio < 0.05
 
 
-def test_fresh_data_of_the_same_law_are_not():
+def test_fresh_data_of_the_same_distribution_are_not():
     fair = memorisation(FRESH, TRAIN, HELD_OUT)
     assert fair.copied_fraction == pytest.approx(0.01, abs=0.015)
     assert fair.closer_fraction == pytest.approx(0.5, abs=0.06)

@@ -20,7 +20,7 @@ def normal(count, seed, dimension=8):
 @pytest.mark.parametrize("k", [1, 3])
 def test_equals_the_loop_over_pairs(k, tile):
     x, y = normal(23, 0, 3), normal(31, 1, 3) * 1.5 + 0.5
-    want = oracle.share_inside(x.numpy(), y.numpy(), k), oracle.share_inside(y.numpy(), x.numpy(), k)
+    want = oracle.fraction_inside(x.numpy(), y.numpy(), k), oracle.fraction_inside(y.numpy(), x.numpy(), k)
     assert min(want) > 0 and max(want) < 1  # so that the test says something
     assert precision_recall(x, y, k=k, tile=tile) == pytest.approx(want, rel=1e-12)
 
@@ -33,7 +33,7 @@ def test_equals_torch_fidelity():
     assert precision_recall(x, y) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
 
 
-def test_self_is_perfect_and_so_are_two_draws_of_one_law_nearly():
+def test_self_is_perfect_and_so_are_two_draws_of_one_distribution_nearly():
     x = normal(500, 0, 3)
     assert precision_recall(x, x) == (1, 1)
     assert precision_recall(x, x[torch.randperm(500)].float()) == (1, 1)

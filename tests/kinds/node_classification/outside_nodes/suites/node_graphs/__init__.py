@@ -27,8 +27,8 @@ CARD = SuiteCard(
     accepts=["classification"],
     title="Node graphs",
     metrics=[
-        Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="share of unlabelled nodes classified right"),
-        Metric(name="agreement", unit="fraction", better="higher", range=(0, 1), meaning="share decided as the teacher decides"),
+        Metric(name="top1", unit="fraction", better="higher", range=(0, 1), meaning="fraction of unlabelled nodes classified right"),
+        Metric(name="agreement", unit="fraction", better="higher", range=(0, 1), meaning="fraction decided as the teacher decides"),
     ],
     primary="top1",
     controls=["scratch", "pseudo_label", "teacher", "shuffled_teacher"],
@@ -80,11 +80,11 @@ class GCN(MLP):
         return logits
 
 
-# --- the world ------------------------------------------------------------------------------------------------------
+# --- the graph ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class World:
+class LabelledGraph:
     """A graph with its truth.
 
     Attributes:
@@ -100,8 +100,8 @@ class World:
 
 
 @functools.cache
-def world(nodes: int, blocks: int, width: int, inside: float, outside: float, apart: float, labels: int, tune: int) -> World:
-    """The world of a setting's options; there is one for all seeds."""
+def graph_of(nodes: int, blocks: int, width: int, inside: float, outside: float, apart: float, labels: int, tune: int) -> LabelledGraph:
+    """The graph of a setting's options; there is one for all seeds."""
     draw = torch.Generator().manual_seed(0)
     block = torch.arange(nodes) % blocks
     features = apart * torch.randn(blocks, width, generator=draw)[block] + torch.randn(nodes, width, generator=draw)
@@ -113,13 +113,13 @@ def world(nodes: int, blocks: int, width: int, inside: float, outside: float, ap
     order = torch.randperm(nodes // blocks, generator=draw)[:, None] * blocks + torch.arange(blocks)  # a row has one node of each block
     labelled, others = order[:labels].flatten(), order[labels:].flatten()
     graph = Graph(features, torch.nonzero(joined).T)
-    return World(graph, block, labelled, others[:tune], others[tune:], scale[:, None] * loops * scale)
+    return LabelledGraph(graph, block, labelled, others[:tune], others[tune:], scale[:, None] * loops * scale)
 
 
 @functools.cache
 def _weights(seed: int, **options: float) -> dict[str, Tensor]:
     """The teacher's, after 60 steps on the labelled nodes."""
-    about = world(**options)  # type: ignore[arg-type]
+    about = graph_of(**options)  # type: ignore[arg-type]
     net = _build(Architecture("gcn"), seed, options)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02, weight_decay=5e-4)
     for _ in range(60):
@@ -137,7 +137,7 @@ def _teacher(setting: Setting, seed: int) -> nn.Module:
 
 def _build(architecture: Architecture, seed: int, options: Mapping[str, float]) -> nn.Module:
     groups = int(architecture.arguments.get("groups", 1))
-    about = world(**options)  # type: ignore[arg-type]
+    about = graph_of(**options)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = {"mlp": MLP, "gcn": GCN}[architecture.name](int(options["width"]), int(options["blocks"]) * groups)
@@ -162,7 +162,7 @@ class NodeGraphs(Suite):
     def problem(self, ctx: TrainContext) -> NodeClassification:
         """What a method gets: the graph, the labels of a few nodes, and the teacher's decisions in place of all others."""
         setting, seeds = ctx.setting, ctx.seeds
-        about, net, size = world(**setting.options), _teacher(setting, seeds["teacher"]), setting.training.batch_size
+        about, net, size = graph_of(**setting.options), _teacher(setting, seeds["teacher"]), setting.training.batch_size
         features, nodes = about.graph.features, torch.arange(len(about.blocks))
         labelled = torch.isin(nodes, about.labelled)
         with torch.no_grad():
@@ -186,7 +186,7 @@ class NodeGraphs(Suite):
 
     def evaluate(self, student: Student, ctx: JudgeContext) -> Judgement:
         """Judge plain weights on nodes whose labels no problem contains."""
-        about, networks = world(**ctx.setting.options), (self.rebuild(student, ctx), _teacher(ctx.setting, ctx.seeds["teacher"]))
+        about, networks = graph_of(**ctx.setting.options), (self.rebuild(student, ctx), _teacher(ctx.setting, ctx.seeds["teacher"]))
         rows = about.tune if ctx.split == "tune" else about.test
         with torch.no_grad():
             decided, theirs = (net(about.graph.features).argmax(1)[rows] for net in networks)

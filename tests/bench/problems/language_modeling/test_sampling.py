@@ -1,4 +1,4 @@
-"""Sampling by inversion: the law of what is drawn, the ends of the unit interval, and what a row may depend on."""
+"""Sampling by inversion: the distribution of what is drawn, the ends of the unit interval, and what a row may depend on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from distillbench.errors import UserError
-from distillbench.problems.language_modeling.generation import draw, pick, respond
+from distillbench.problems.language_modeling.sampling import draw, pick, respond
 from distillbench.problems.language_modeling.texts import Prompts
 from distillbench.suites.language_modeling.nets import build
 from distillbench.training.nets import Architecture
@@ -42,16 +42,16 @@ def tokens(value):
 
 
 def test_inversion_follows_the_distribution_function():
-    law = np.array([0.1, 0.0, 0.4, 0.3, 0.2])
-    edges = np.cumsum(law)
+    distribution = np.array([0.1, 0.0, 0.4, 0.3, 0.2])
+    edges = np.cumsum(distribution)
     u = np.random.default_rng(0).random(500)
     expected = [next(v for v in range(5) if x < edges[v]) for x in u]
-    found = draw(tokens(law).expand(500, 5), torch.from_numpy(u))
+    found = draw(tokens(distribution).expand(500, 5), torch.from_numpy(u))
     assert found.tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("law", "first", "last"),
+    ("distribution", "first", "last"),
     [
         ([0.0, 0.0, 0.5, 0.5, 0.0, 0.0], 2, 3),
         ([1.0, 0, 0], 0, 0),
@@ -61,12 +61,12 @@ def test_inversion_follows_the_distribution_function():
         ([3.0, 0.0, 5.0], 0, 2),  # weights need not add up to 1
     ],
 )
-def test_the_ends_of_the_interval_never_give_a_token_without_mass(law, first, last):
-    law = tokens([law])
-    assert draw(law, torch.tensor([0.0])).item() == first
+def test_the_ends_of_the_interval_never_give_a_token_without_mass(distribution, first, last):
+    distribution = tokens([distribution])
+    assert draw(distribution, torch.tensor([0.0])).item() == first
     for u in (LAST, 1.0):  # a float32 random number may be rounded up to 1
-        place = draw(law, tokens([u])).item()
-        assert law[0, place] > 0 and place == last
+        token = draw(distribution, tokens([u])).item()
+        assert distribution[0, token] > 0 and token == last
 
 
 def test_a_boundary_belongs_to_the_next_token_that_has_mass():
@@ -84,15 +84,15 @@ def test_temperature_zero_is_greedy_and_takes_the_first_of_several():
     ("top_p", "kept"), [(0.05, [2]), (0.399, [2]), (0.401, [2, 4]), (0.699, [2, 4]), (0.75, [0, 2, 4]), (0.999, [0, 1, 2, 3, 4])]
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
-    law = np.array([0.15, 0.1, 0.4, 0.05, 0.3])
+    distribution = np.array([0.15, 0.1, 0.4, 0.05, 0.3])
     u = np.linspace(0, 1, 2000, endpoint=False)
-    found = pick(tokens(np.log(law)).expand(2000, 5), torch.from_numpy(u), top_p=top_p).numpy()
+    found = pick(tokens(np.log(distribution)).expand(2000, 5), torch.from_numpy(u), top_p=top_p).numpy()
     assert sorted(set(found)) == kept
-    expected = law[kept] / law[kept].sum()
+    expected = distribution[kept] / distribution[kept].sum()
     np.testing.assert_allclose([(found == v).mean() for v in kept], expected, atol=1e-3)
 
 
-def test_temperature_bends_the_law():
+def test_temperature_bends_the_distribution():
     logits = np.array([0.3, -1.0, 2.0])
     u = np.linspace(0, 1, 5000, endpoint=False)
     found = pick(tokens(logits).expand(5000, 3), torch.from_numpy(u), temperature=2.5).numpy()
@@ -103,10 +103,10 @@ def test_temperature_bends_the_law():
 # --- responses --------------------------------------------------------------------------------------------------
 
 
-def probability(law, start, response):
+def probability(distribution, start, response):
     p = 1.0
     for token in response:
-        p, start = p * law[start, token], token
+        p, start = p * distribution[start, token], token
     return p
 
 
@@ -124,9 +124,9 @@ def drawn(ids, real):
     return [tuple(row[keep].tolist()) for row, keep in zip(ids, real, strict=True)]
 
 
-def assert_follows(found, law, start, length):
+def assert_follows(found, distribution, start, length):
     outcomes = every_response(length)
-    expected = np.array([probability(law, start, r) for r in outcomes])
+    expected = np.array([probability(distribution, start, r) for r in outcomes])
     np.testing.assert_allclose(expected.sum(), 1, rtol=1e-6)
     counts = np.array([found.count(r) for r in outcomes])
     assert counts.sum() == len(found), "a response that cannot be"
@@ -136,23 +136,23 @@ def assert_follows(found, law, start, length):
     assert stats.chisquare(observed[keep], wanted[keep] * observed[keep].sum() / wanted[keep].sum()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"share": 0.3}, {"share": 1.0}, {"share": 0.3, "temperature": 1.8}])
-def test_responses_follow_the_law_of_the_chain(options):
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"mixing": 0.3}, {"mixing": 1.0}, {"mixing": 0.3, "temperature": 1.8}])
+def test_responses_follow_the_distribution_of_the_chain(options):
     one, other, n = chain(1), chain(2), 6000
-    ids, real = respond(one, prompts([[2]] * n), uniforms(n, 3, seed=5), eos=EOS, other=other if "share" in options else None, **options)
-    t, share = options.get("temperature", 1), options.get("share", 0)
+    ids, real = respond(one, prompts([[2]] * n), uniforms(n, 3, seed=5), eos=EOS, other=other if "mixing" in options else None, **options)
+    t, mixing = options.get("temperature", 1), options.get("mixing", 0)
     p, q = (np.exp(x.log_law.double().numpy() / t) for x in (one, other))
-    law = share * q / q.sum(1, keepdims=True) + (1 - share) * p / p.sum(1, keepdims=True)
-    assert_follows(drawn(ids, real), law, 2, 3)
+    distribution = mixing * q / q.sum(1, keepdims=True) + (1 - mixing) * p / p.sum(1, keepdims=True)
+    assert_follows(drawn(ids, real), distribution, 2, 3)
 
 
 def test_greedy_and_nucleus_work_in_a_mixture():
     one, other = chain(1), chain(2)
-    law = 0.5 * one.log_law.double().exp() + 0.5 * other.log_law.double().exp()
+    distribution = 0.5 * one.log_law.double().exp() + 0.5 * other.log_law.double().exp()
     rows = 400
-    ids, _ = respond(one, prompts([[3]] * rows), uniforms(rows, 1), eos=EOS, other=other, share=0.5, top_p=1e-6)
-    assert ids.unique().tolist() == [int(law[3].argmax())]
-    ids, _ = respond(one, prompts([[3]] * rows), uniforms(rows, 1), eos=EOS, other=other, share=0.5, temperature=0)
+    ids, _ = respond(one, prompts([[3]] * rows), uniforms(rows, 1), eos=EOS, other=other, mixing=0.5, top_p=1e-6)
+    assert ids.unique().tolist() == [int(distribution[3].argmax())]
+    ids, _ = respond(one, prompts([[3]] * rows), uniforms(rows, 1), eos=EOS, other=other, mixing=0.5, temperature=0)
     greedy = {int(one.log_law[3].argmax()), int(other.log_law[3].argmax())}
     assert set(ids.flatten().tolist()) == greedy and len(greedy) == 2
 
@@ -199,7 +199,7 @@ def test_the_model_is_left_as_it_was():
         ({"temperature": math.nan}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
-        ({"share": 1.5}, "share"),
+        ({"mixing": 1.5}, "mixing"),
         ({"width": 0}, "length"),
     ],
 )

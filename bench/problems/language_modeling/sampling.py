@@ -30,22 +30,22 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return (logits.double() / temperature).softmax(-1)
 
 
-def nucleus(law: Tensor, top_p: float) -> Tensor:
-    """``law`` (B, V) without all but the smallest set of most probable tokens whose mass reaches ``top_p``; not normalised."""
+def nucleus(distribution: Tensor, top_p: float) -> Tensor:
+    """``distribution`` (B, V) without all but the smallest set of most probable tokens whose mass reaches ``top_p``; not normalised."""
     if top_p >= 1:
-        return law
-    ordered, places = law.sort(stable=True, dim=-1, descending=True)
+        return distribution
+    ordered, order = distribution.sort(stable=True, dim=-1, descending=True)
     ordered = ordered.where(ordered.cumsum(-1) - ordered < top_p, 0.0)
-    return torch.zeros_like(law).scatter_(-1, places, ordered)
+    return torch.zeros_like(distribution).scatter_(-1, order, ordered)
 
 
-def draw(law: Tensor, uniform: Tensor) -> Tensor:
+def draw(distribution: Tensor, uniform: Tensor) -> Tensor:
     """Tokens (B,) from non-negative weights (B, V), by inversion at ``uniform`` (B,) in [0, 1)."""
-    total = law.double().cumsum(-1)
-    place = torch.searchsorted(total, uniform.double()[:, None] * total[:, -1:], right=True).squeeze(-1)
+    total = distribution.double().cumsum(-1)
+    token = torch.searchsorted(total, uniform.double()[:, None] * total[:, -1:], right=True).squeeze(-1)
     # rounding may point past the last token that has any mass
-    last = law.shape[-1] - 1 - (law > 0).flip(-1).long().argmax(-1)
-    return torch.minimum(place, last)
+    last = distribution.shape[-1] - 1 - (distribution > 0).flip(-1).long().argmax(-1)
+    return torch.minimum(token, last)
 
 
 @torch.no_grad()
@@ -59,23 +59,23 @@ def respond(
     top_p: float = 1.0,
     vocab: int | None = None,
     other: LanguageModel | None = None,
-    share: float = 0.0,
+    mixing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Responses to ``prompts`` (B of them), and which of their tokens are real: (B, R) int64 and bool, R at most ``uniforms``' width.
 
     Args:
         uniforms: (B, R) in [0, 1): the random number of every token.
         vocab: entries that are no padding of the vocabulary.
-        other, share: tokens come from ``share`` p_other + (1 - share) p_model, both at the temperature (MiniLLM's teacher-mixed
+        other, mixing: tokens come from ``mixing`` p_other + (1 - mixing) p_model, both at the temperature (MiniLLM's teacher-mixed
             sampling); ``top_p`` is of the mixture.
 
     Raises:
-        UserError: a temperature below 0, top_p outside (0, 1], share outside [0, 1], or no room for a token.
+        UserError: a temperature below 0, top_p outside (0, 1], mixing outside [0, 1], or no room for a token.
     """
     for name, value, fits, what in (
         ("temperature", temperature, 0 <= temperature < math.inf, "at least 0"),
         ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
-        ("share", share, 0 <= share <= 1, "in [0, 1]"),
+        ("mixing", mixing, 0 <= mixing <= 1, "in [0, 1]"),
         ("the length of responses", uniforms.shape[1], uniforms.shape[1] >= 1, "at least 1"),
     ):
         if not fits:
@@ -91,12 +91,12 @@ def respond(
     for i in range(uniforms.shape[1]):
         state, caches[0] = model.decode(newest, attention, caches[0])
         logits = model.project(state[:, -1])[:, :vocab]
-        if other is None or share == 0:
+        if other is None or mixing == 0:
             token = pick(logits, uniforms[:, i], temperature=temperature, top_p=top_p)
         else:
             state, caches[1] = other.decode(newest, attention, caches[1])
             theirs = other.project(state[:, -1])[:, :vocab]
-            mixed = share * tempered(theirs, temperature) + (1 - share) * tempered(logits, temperature)
+            mixed = mixing * tempered(theirs, temperature) + (1 - mixing) * tempered(logits, temperature)
             token = draw(nucleus(mixed, top_p), uniforms[:, i])
         token = torch.where(alive, token, eos)
         tokens.append(token)
