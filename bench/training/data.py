@@ -1,7 +1,7 @@
 """Batches as a pure function of (seed, position): nothing to save, so a killed run resumes on the very next batch.
 
 A stream says which rows make the batch of a position; a loop splits them over micro-batches and processes, and the stream loads each
-part. So nobody decodes or samples another's share, and what a loss is divided by is known before the first loss is computed.
+part. So nobody decodes or samples another's rows, and what a loss is divided by is known before the first loss is computed.
 """
 
 from __future__ import annotations

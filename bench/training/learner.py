@@ -1,4 +1,4 @@
-"""One player of a loop: a network, its loss, its optimizer, and the learning rate as a function of the step."""
+"""A trainable network with its loss and its optimizer, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Backward = Callable[[dict[str, Tensor], list[nn.Parameter]], None]
 
 
 class Learner:
-    """A network with its loss and its optimizer: one player of a loop.
+    """A trainable network with its loss, optimizer and learning-rate schedule.
+
+    A loop may train several in turn (generator and critic).
 
     Args:
         module: what is trained.
@@ -90,8 +92,8 @@ class Learner:
         """Move the averages towards the weights after an update, counted from 0 in its loop; buffers are copied."""
         with torch.no_grad():
             for follower, decay in self._followers:
-                share = 1 - averages.at(decay, update)
-                torch._foreach_lerp_(list(follower.parameters()), list(self.module.parameters()), share)
+                step = 1 - averages.at(decay, update)
+                torch._foreach_lerp_(list(follower.parameters()), list(self.module.parameters()), step)
                 for mean, now in zip(follower.buffers(), self.module.buffers(), strict=True):
                     mean.copy_(now)
 

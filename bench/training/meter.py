@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from distillbench.cards.card import Budget
 
-# How what the processes of one run count becomes the run's number: each counts its share (``sum``), all count the whole (``same``), or
+# How what the processes of one run count becomes the run's number: each counts its own (``sum``), all count the whole (``same``), or
 # the slowest decides (``max``).
 METERS: dict[str, Literal["sum", "same", "max"]] = {
     "student_examples": "same",  # that the student is updated on
@@ -51,11 +51,11 @@ class Meter:
             self._agreed[name] += self.counts[name] - was
 
     def agree(self, total: Callable[[Sequence[float]], Sequence[float]] | None = None) -> None:
-        """All processes count alike from here on: shares are added by ``total``, which sums a list over processes; None for one process."""
+        """All processes count alike from here on: what each counted is added by ``total``, which sums a list over processes; None for one process."""
         names = [name for name, how in METERS.items() if how == "sum"] if total is not None else []
-        shares = [self.counts[name] - self._agreed[name] for name in names]
-        for name, share in zip(names, total(shares) if total is not None else shares, strict=True):
-            self.counts[name] = self._agreed[name] + share
+        own = [self.counts[name] - self._agreed[name] for name in names]
+        for name, more in zip(names, total(own) if total is not None else own, strict=True):
+            self.counts[name] = self._agreed[name] + more
         self._agreed = dict(self.counts)
 
     def restore(self, counts: dict[str, float]) -> None:

@@ -98,7 +98,7 @@ def staged(module: nn.Module, *inputs: Tensor | None) -> tuple[Tensor, tuple[Ten
 
 
 class Marginalized(nn.Module):
-    """A classifier whose body has ``groups`` logits a class; the class logit is their logsumexp.
+    """A classifier whose body has ``groups`` logits per class; the class logit is their logsumexp.
 
     ``body(x)``: (B, C * groups), class-major. ``forward(x)``: (B, C), so that softmax(forward) sums the groups' mass.
     """

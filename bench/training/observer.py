@@ -14,7 +14,7 @@ class Observer:
     """Told what happens in a run. This one does nothing; others override what they want to see."""
 
     def progress(self, phase: str, step: int, steps: int | None) -> None:
-        """``step`` of ``steps`` of a loop is done (None: nobody knows how many there are); at most ten times a second."""
+        """``step`` of ``steps`` of a loop is done (None: nobody knows how many there are); at most ten times per second."""
 
     def began(self, learners: Sequence[Learner]) -> None:
         """A loop is about to begin; nothing is prepared or restored yet."""

@@ -37,7 +37,7 @@ CARD = Card(
         "beta1": Real(0.9, ge=0, lt=1),
         "fake_updates": Integer(1, ge=1, note="fake-score steps per generator step; DMD2 takes 5"),
         "start_sigma": Real(2.5, gt=0, note="noise level the generator is evaluated at"),
-        "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a place on the Karras schedule"),
+        "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a position on the Karras schedule"),
         "high": Real(0.98, gt=0, le=1),
         "average": Real(0.99, ge=0, lt=1, note="decay of the generator's average, which is exported; 0 exports the last weights"),
         "initial_share": Real(0.15, gt=0, lt=1, note="part of the budget for the initialisation, where weights cannot be copied"),

@@ -44,7 +44,7 @@ CARD = Card(
         "beta1": Real(0.0, ge=0, lt=1, note="the authors' is 0.9"),
         "steps": Integer(0, ge=0, note="evaluations per sample; 0 is as many as the track allows"),
         "start_sigma": Real(2.5, gt=0, note="noise level of the generator's first evaluation; the authors' is the largest"),
-        "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a place on the Karras schedule; the authors'"),
+        "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a position on the Karras schedule; the authors'"),
         "high": Real(0.98, gt=0, le=1, note="the largest; the authors'"),
         "average": Real(
             0.99, ge=0, lt=1, note="decay of the generator's average, which is exported; the authors export the last weights: 0"

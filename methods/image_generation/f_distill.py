@@ -65,7 +65,7 @@ CARD = Card(
         "beta1": Real(0.0, ge=0, lt=1),
         "fake_updates": Integer(2, ge=1, note="steps of fake score and discriminator per generator step; authors: 4 (SD1.5: 9)"),
         "start_sigma": Real(2.5, gt=0, note="noise level the generator is evaluated at"),
-        "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a place on the Karras schedule"),
+        "low": Real(0.02, ge=0, lt=1, note="smallest noise level matched, as a position on the Karras schedule"),
         "high": Real(0.98, gt=0, le=1),
         "average": Real(0.99, ge=0, lt=1, note="decay of the generator's average, which is exported; 0 exports the last weights"),
         "initial_share": Real(0.15, gt=0, lt=1, note="part of the budget for the initialisation, where weights cannot be copied"),
@@ -93,7 +93,7 @@ CARD = Card(
     notes="Tune split of digits, one seed, fd_digits_cnn: 0.78 as it stands, 0.96 at fake_rate 0.333 and beta1 0.9.",
 )
 
-RHO = 7.0  # of the Karras schedule, in whose places the levels are drawn
+RHO = 7.0  # of the Karras schedule, in whose positions the levels are drawn
 
 
 def density_ratio(logits: Tensor, *, low: float, high: float) -> Tensor:
@@ -106,16 +106,16 @@ def density_ratio(logits: Tensor, *, low: float, high: float) -> Tensor:
     return logit.clamp(math.log(low), math.log(high)).exp()
 
 
-def level_means(ratio: Tensor, place: Tensor, means: Tensor, *, bin_decay: float) -> tuple[Tensor, Tensor]:
+def level_means(ratio: Tensor, position: Tensor, means: Tensor, *, bin_decay: float) -> tuple[Tensor, Tensor]:
     """The first normalisation: the mean ratio of each bin of noise levels, and the bin of each row.   Returns (bins,) and (B,) int64.
 
     E_student r = 1 at every level; the discriminator's ratio is divided by its own mean there. A bin without a row keeps its mean.
     With ``bin_decay`` 0 a row that is alone in its bin gets ratio 1: the weight needs several rows a bin.
 
     Args:
-        ratio: (B,).  place: (B,), of the noise levels on the Karras schedule, in [0, 1].  means: (bins,), those before.
+        ratio: (B,).  position: (B,), of the noise levels on the Karras schedule, in [0, 1].  means: (bins,), those before.
     """
-    index = (place * len(means)).long().clamp(0, len(means) - 1)
+    index = (position * len(means)).long().clamp(0, len(means) - 1)
     count = torch.bincount(index, minlength=len(means)).to(ratio.dtype)
     mean = torch.zeros_like(means).index_add(0, index, ratio) / count.clamp(min=1)
     return torch.where(count > 0, bin_decay * means + (1 - bin_decay) * mean, means), index
@@ -178,16 +178,16 @@ def distill(
         fake, logits = discriminator.judge(game, noisy, sigma, batch.condition)
         ratio = density_ratio(logits, low=ratio_low, high=ratio_high)
         first, last = problem.sigma_min ** (1 / RHO), problem.sigma_max ** (1 / RHO)
-        place = (sigma ** (1 / RHO) - first) / (last - first)
+        position = (sigma ** (1 / RHO) - first) / (last - first)
         return run.loss(
             batch,
-            matching=coupled(matching, generated, real, fake.detach(), ratio, place),
+            matching=coupled(matching, generated, real, fake.detach(), ratio, position),
             gan=gan_weight * logistic_generator_loss(logits),
         )
 
-    def matching(generated: Tensor, real: Tensor, fake: Tensor, ratio: Tensor, place: Tensor) -> Tensor:
+    def matching(generated: Tensor, real: Tensor, fake: Tensor, ratio: Tensor, position: Tensor) -> Tensor:
         """Both normalisations look at the whole batch."""
-        now, index = level_means(ratio, place, means, bin_decay=bin_decay)
+        now, index = level_means(ratio, position, means, bin_decay=bin_decay)
         run.state["means"] = now
         weight = ratio_weight(ratio / now[index], divergence=divergence, power=power)
         return f_distill_loss(generated, real, fake, weight).mean()

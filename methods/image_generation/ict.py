@@ -116,8 +116,8 @@ def distill(
         count = intervals(round(run.progress * total), total, s0=s0, s1=s1)
         grid = karras_grid(count + 1, sigma_min=problem.sigma_min, sigma_max=problem.sigma_max)
         edges = level_probabilities(grid, mean=mean, std=std).cumsum(0)
-        place = batch.uniform((len(batch),), "levels").cpu()
-        index = torch.searchsorted(edges, place.double()).clamp(max=count - 1)  # decreasing grid: index + 1 is cleaner
+        position = batch.uniform((len(batch),), "levels").cpu()
+        index = torch.searchsorted(edges, position.double()).clamp(max=count - 1)  # decreasing grid: index + 1 is cleaner
         sigma, cleaner = (level.to(batch.inputs) for level in (grid[index], grid[index + 1]))
         noise = batch.noise(batch.inputs.shape, "noise")
         output = student(batch.inputs + per_row(sigma, noise) * noise, sigma, batch.condition)

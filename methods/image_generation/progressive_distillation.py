@@ -101,8 +101,8 @@ def halve(
     grid = levels(problem, 2 * count).to(torch.get_default_dtype())
 
     def loss(batch: Batch) -> Losses:
-        place = 2 * batch.integers(count, (len(batch),), "levels").cpu()
-        sigma, middle, after = (grid[place + i].to(batch.inputs.device) for i in range(3))
+        position = 2 * batch.integers(count, (len(batch),), "levels").cpu()
+        sigma, middle, after = (grid[position + i].to(batch.inputs.device) for i in range(3))
         noisy = batch.inputs + per_row(sigma, batch.inputs) * batch.noise(batch.inputs.shape, "noise")
         target = two_step_target(lambda x, s: teacher.denoise(x, s, batch.condition), noisy, sigma, middle, after)
         return run.loss(batch, progressive=progressive_loss(problem.student(noisy, sigma, batch.condition), target, sigma, weight=weight))
@@ -120,6 +120,6 @@ def distill(problem: ImageGeneration, run: Run, *, steps: int, rounds: int, weig
     updates = run.steps(problem.batches.batch_size)
     for count, part in zip(counts, parts, strict=True):
         teacher = problem.teacher if count == counts[0] else frozen(problem, problem.student)
-        share = None if count == counts[-1] else max(1, updates * part // sum(parts))
-        halve(problem, run, teacher, count, updates=share, weight=weight, rate=rate)
+        own = None if count == counts[-1] else max(1, updates * part // sum(parts))
+        halve(problem, run, teacher, count, updates=own, weight=weight, rate=rate)
     return run.export(problem.student, recipe={"rule": "euler", "sigmas": final})

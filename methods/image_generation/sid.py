@@ -36,7 +36,7 @@ CARD = Card(
         "beta1": Real(0.0, ge=0, lt=1, note="of both optimizers, as in the paper"),
         "fake_updates": Integer(2, ge=1, note="fake-score steps per generator step; the paper takes 1"),
         "start_sigma": Real(2.5, gt=0, note="noise level the generator is evaluated at, the paper's"),
-        "high": Real(0.8, gt=0, le=1, note="largest noise level compared, as a place on the Karras schedule: t_max = 800 of 1000"),
+        "high": Real(0.8, gt=0, le=1, note="largest noise level compared, as a position on the Karras schedule: t_max = 800 of 1000"),
         "average": Real(0.99, ge=0, lt=1, note="decay of the generator's average, which is exported; 0 exports the last weights"),
         "initial_share": Real(0.15, gt=0, lt=1, note="part of the budget for the initialisation, where weights cannot be copied"),
     },

@@ -35,7 +35,7 @@ CARD = Card(
         "beta1": Real(0.0, ge=0, lt=1, note="of both optimizers, as in the paper"),
         "fake_updates": Integer(2, ge=1, note="fake-score steps per generator step"),
         "start_sigma": Real(2.5, gt=0, note="noise level the generator is evaluated at, the paper's"),
-        "high": Real(0.8, gt=0, le=1, note="largest noise level compared, as a place on the Karras schedule"),
+        "high": Real(0.8, gt=0, le=1, note="largest noise level compared, as a position on the Karras schedule"),
         "average": Real(0.99, ge=0, lt=1, note="decay of the generator's average, which is exported; 0 exports the last weights"),
         "initial_share": Real(0.15, gt=0, lt=1, note="part of the budget for the initialisation, where weights cannot be copied"),
     },
@@ -47,7 +47,7 @@ CARD = Card(
     deviations=[
         "The authors published inference code only: the loss is from the paper's equations, without a comparison with their code.",
         "The distance is taken between denoisers, y = f_phi - f_psi, not between scores (a factor sigma^2): c has the data's unit, and "
-        "the weight of noise levels is that of places uniform on the Karras schedule. The paper's value of c is not known to us.",
+        "the weight of noise levels is that of positions uniform on the Karras schedule. The paper's value of c is not known to us.",
         "The exact teacher has no weights to copy: generator and fake score start from a regression onto its answers.",
         "The fake score takes two steps for each of the generator's, with a larger learning rate, because training is so short.",
         "The fake score learns at levels uniform on the Karras schedule, where the code base that the paper builds on draws ln sigma from "

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distillbench.cards.card import Beats, Card, Choice, Integer, Paper, Real, Reported
 from distillbench.problems.image_generation.adversarial import logistic_generator_loss
-from distillbench.problems.image_generation.density_ratio import Discriminator, curvature, law_curvature
+from distillbench.problems.image_generation.density_ratio import Discriminator, curvature, density_curvature
 from distillbench.problems.image_generation.edm import per_row, row_mean
 from distillbench.problems.image_generation.matching import Matching
 from distillbench.problems.image_generation.problem import ImageGeneration
@@ -70,7 +70,7 @@ CARD = Card(
         "beta1": Real(0.0, ge=0, lt=1, note="authors 0"),
         "fake_updates": Integer(2, ge=1, note="fake-score steps per generator step; authors 1"),
         "start_sigma": Real(2.5, gt=0, note="noise level the generator is evaluated at; authors' value"),
-        "low": Real(0.0, ge=0, lt=1, note="smallest noise level matched, as a place on the Karras schedule"),
+        "low": Real(0.0, ge=0, lt=1, note="smallest noise level matched, as a position on the Karras schedule"),
         "high": Real(0.8, gt=0, le=1, note="the largest one; authors' value"),
         "average": Real(0.99, ge=0, lt=1, note="decay of the generator's average, which is exported; 0 exports the last weights"),
         "initial_share": Real(0.15, gt=0, lt=1, note="part of the budget for the initialisation, where weights cannot be copied"),
@@ -120,7 +120,7 @@ def uni_instruct_loss(
     graph where its slope is to count.   Returns (B,).
     """
     difference = fake_answer - real_answer
-    own = law_curvature(ratio, divergence=divergence, power=power) * row_mean(difference**2)
+    own = density_curvature(ratio, divergence=divergence, power=power) * row_mean(difference**2)
     return law / 2 * own + curvature(ratio, divergence=divergence, power=power) * row_mean(difference * (generated - fake_answer))
 
 

@@ -54,14 +54,14 @@ CARD = SuiteCard(
             unit="fraction",
             better="lower",
             range=(0, 1),
-            meaning="share of samples farther than 3 standard deviations from every mode (0.011 for true samples)",
+            meaning="fraction of samples farther than 3 standard deviations from every mode (0.011 for true samples)",
         ),
         Metric(
             name="coverage",
             unit="fraction",
             better="higher",
             range=(0, 1),
-            meaning="share of modes that get at least a fifth of their fair share of samples",
+            meaning="fraction of modes that get at least a fifth of their fair number of samples",
         ),
         Metric(
             name="fd_digits_cnn",
@@ -77,8 +77,8 @@ CARD = SuiteCard(
             better="lower",
             meaning="unbiased kernel distance (cubic kernel) in the same features: may be negative",
         ),
-        Metric(name="precision", unit="fraction", better="higher", range=(0, 1), meaning="share of samples among the real ones (k = 3)"),
-        Metric(name="recall", unit="fraction", better="higher", range=(0, 1), meaning="share of real images among the samples (k = 3)"),
+        Metric(name="precision", unit="fraction", better="higher", range=(0, 1), meaning="fraction of samples among the real ones (k = 3)"),
+        Metric(name="recall", unit="fraction", better="higher", range=(0, 1), meaning="fraction of real images among the samples (k = 3)"),
         Metric(
             name="diversity_error",
             unit="nats",
@@ -91,7 +91,7 @@ CARD = SuiteCard(
             unit="fraction",
             better="lower",
             range=(0, 1),
-            meaning="share of samples as close to a training image as the closest real image in a hundred is",
+            meaning="fraction of samples as close to a training image as the closest real image in a hundred is",
         ),
         Metric(
             name="fid",
@@ -142,7 +142,7 @@ CARD = SuiteCard(
             unit="fraction",
             better=None,
             range=(0, 1),
-            meaning="share of samples that the shipped digit classifier puts into their class: a blurred mean of a class always is",
+            meaning="fraction of samples that the shipped digit classifier puts into their class: a blurred mean of a class always is",
         ),
         Metric(
             name="closer_to_training",

@@ -75,7 +75,7 @@ def denoiser(options: Options) -> nn.Module:
 def reference(options: Options, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """What a perfect student would give: fresh exact samples (N, 2), or where the teacher is guided those of its exact flow.
 
-    Guided flows sample another law than the data's, without a closed form; theirs is solved from the exact guided denoiser
+    Guided flows sample another distribution than the data's, without a closed form; theirs is solved from the exact guided denoiser
     with so many steps that more change nothing that a metric could see.
     """
     samples, labels = draw(options, count, seed)
@@ -101,7 +101,7 @@ def measure(draws: Draws, ctx: JudgeContext) -> list[Measurement]:
             ),
             "sliced_wasserstein": sliced_wasserstein(samples, real),
         }
-        if options.guidance == 1.0:  # the modes of a guided law are narrower, and elsewhere
+        if options.guidance == 1.0:  # the modes of a guided distribution are narrower, and elsewhere
             ratio = spread_ratio(samples, modes, std)
             scores |= {
                 "spread_error": spread_error(ratio),

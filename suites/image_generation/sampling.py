@@ -27,7 +27,7 @@ ROWS, VALUES = 4096, 2**22  # samples and values at once: more would only take m
 
 
 def evaluations(recipe: dict[str, Any], *, sigma_max: float) -> int:
-    """Network evaluations a sample (NFE) that a recipe ``{"rule": ..., "sigmas": [...]}`` needs; twice as many where it is guided.
+    """Network evaluations per sample (NFE) that a recipe ``{"rule": ..., "sigmas": [...]}`` needs; twice as many where it is guided.
 
     A rule of an SDE also names it, ``"sde": "ve" | "vp" | "subvp"``, and ``predictor_corrector`` its signal-to-noise ratio ``"snr"``.
 
@@ -105,7 +105,7 @@ class Counted:
 def sample(
     net: nn.Module, recipe: dict[str, Any], noise: Tensor, labels: Tensor | None, generator: torch.Generator, *, sigma_min: float
 ) -> tuple[Tensor, float]:
-    """Samples (B, ...) from standard normal ``noise`` (B, ...) for ``labels`` (B,), and the evaluations a sample they took.
+    """Samples (B, ...) from standard normal ``noise`` (B, ...) for ``labels`` (B,), and the evaluations per sample they took.
 
     ``denoise``: x = f(s_1 z, s_1); then for each further level s: x = f(x + sqrt(s^2 - sigma_min^2) z', s) with fresh z'
     (Song et al. 2023, algorithm 1).   ``heun``, ``euler``: the probability-flow ODE from s_1 z along the levels, then to 0.
@@ -184,7 +184,7 @@ def drawn(
     """
     used = evaluations(student.recipe, sigma_max=options.sigma_max)
     if used > options.steps and tensor_digest(student.weights) != tensor_digest(dict(teacher().state_dict())):
-        raise UserError(f"the recipe takes {used} evaluations a sample, this setting allows {options.steps}")
+        raise UserError(f"the recipe takes {used} evaluations per sample, this setting allows {options.steps}")
     if ctx.setting.tier == "paper":
         net.to(ctx.device)
     shape: tuple[int, ...] = net.shape  # type: ignore[assignment]

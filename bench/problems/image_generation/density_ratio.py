@@ -34,7 +34,7 @@ DIVERGENCES: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor
 
 
 def curvature(ratio: Tensor, *, divergence: str, power: float) -> Tensor:
-    """C(r) = r^2 f''(r): the weight of a place where the teacher is ``ratio`` times as dense as the student.   (B,) > 0 -> (B,).
+    """C(r) = r^2 f''(r): the weight of a position where the teacher is ``ratio`` times as dense as the student.   (B,) > 0 -> (B,).
 
     It grows with r for divergences that seek all modes and falls for those that seek one; it is 1 for reverse KL.
 
@@ -44,7 +44,7 @@ def curvature(ratio: Tensor, *, divergence: str, power: float) -> Tensor:
     return DIVERGENCES[divergence][0](ratio, power)
 
 
-def law_curvature(ratio: Tensor, *, divergence: str, power: float) -> Tensor:
+def density_curvature(ratio: Tensor, *, divergence: str, power: float) -> Tensor:
     """C(r) - r C'(r): how E_student C(r) |..|^2 answers to a change of the student's density alone.   (B,) > 0 -> (B,).
 
     It is the derivative of p C(q / p) by p; 0 for forward KL, where p C(q / p) is the teacher's density q. Arguments as in

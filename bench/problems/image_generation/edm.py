@@ -87,14 +87,14 @@ def pseudo_huber(difference: Tensor, *, c: float) -> Tensor:
 # --- noise levels -----------------------------------------------------------------------------------------------
 
 
-def karras_level(place: Tensor, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """EDM equation 5 at ``place`` in [0, 1]: 0 is sigma_max, 1 is sigma_min.   Any shape; returns the same shape.
+def karras_level(position: Tensor, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """EDM equation 5 at ``position`` in [0, 1]: 0 is sigma_max, 1 is sigma_min.   Any shape; returns the same shape.
 
     s(u) = (s_max^(1/rho) + u (s_min^(1/rho) - s_max^(1/rho)))^rho; the two ends are exact.
     """
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    level = (high + place * (low - high)) ** rho
-    return torch.where(place == 0, sigma_max, torch.where(place == 1, sigma_min, level))
+    level = (high + position * (low - high)) ** rho
+    return torch.where(position == 0, sigma_max, torch.where(position == 1, sigma_min, level))
 
 
 def karras_grid(count: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
@@ -114,7 +114,7 @@ def euler_step(denoise: Denoise, noisy: Tensor, sigma: Tensor, after: Tensor) ->
 
 
 def heun_step(denoise: Denoise, noisy: Tensor, sigma: Tensor, after: Tensor) -> Tensor:
-    """One Heun step (EDM algorithm 1, without churn) from ``sigma`` (B,) to ``after`` (B,), both > 0. Two evaluations a row."""
+    """One Heun step (EDM algorithm 1, without churn) from ``sigma`` (B,) to ``after`` (B,), both > 0. Two evaluations per row."""
     slope = (noisy - denoise(noisy, sigma)) / per_row(sigma, noisy)
     step = per_row(after - sigma, noisy)
     guess = noisy + step * slope
@@ -124,7 +124,7 @@ def heun_step(denoise: Denoise, noisy: Tensor, sigma: Tensor, after: Tensor) -> 
 def heun_solve(denoise: Denoise, noisy: Tensor, sigmas: Sequence[float]) -> Tensor:
     """EDM algorithm 1 without churn: Heun steps along ``sigmas`` (decreasing, > 0), then an Euler step to 0.
 
-    noisy: (B, ...) at noise level ``sigmas[0]``; returns (B, ...) at level 0. 2N - 1 evaluations a row for N levels.
+    noisy: (B, ...) at noise level ``sigmas[0]``; returns (B, ...) at level 0. 2N - 1 evaluations per row for N levels.
     """
     levels = [noisy.new_full((noisy.shape[0],), s) for s in sigmas]
     for sigma, after in pairwise(levels):
@@ -136,7 +136,7 @@ def euler_solve(denoise: Denoise, noisy: Tensor, sigmas: Sequence[float]) -> Ten
     """Euler steps along ``sigmas`` (decreasing, > 0), the last one to 0: DDIM's steps.   (B, ...) at ``sigmas[0]`` -> (B, ...).
 
     The step is the same in every parameterisation that predicts x_0 on a line between data and noise: a rectified flow with
-    x_t = (1 - t) x_0 + t z takes it too, with sigma = t / (1 - t). N evaluations a row for N levels.
+    x_t = (1 - t) x_0 + t z takes it too, with sigma = t / (1 - t). N evaluations per row for N levels.
     """
     for sigma, after in pairwise([*sigmas, 0.0]):
         noisy = euler_step(denoise, noisy, noisy.new_full((noisy.shape[0],), sigma), noisy.new_full((noisy.shape[0],), after))

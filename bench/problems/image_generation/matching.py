@@ -1,6 +1,6 @@
 """A generator of few steps and the fake score that follows it: the loop that score-matching distillation methods share.
 
-The generator's law is smoothed by noise and compared with the teacher's at every noise level. The teacher's score is known; the
+The generator's distribution is smoothed by noise and compared with the teacher's at every noise level. The teacher's score is known; the
 generator's is learnt by a second denoiser, the fake score, trained on generated samples in turn with the generator.
 """
 
@@ -44,8 +44,8 @@ class Matching:
     """The two networks, and what is drawn for them.
 
     Args:
-        steps: evaluations a sample; 0 is as many as the setting allows.  start: the noise level of the first one.
-        low, high: bounds of the noise levels that are compared, as places on the Karras schedule from sigma_min (0) to
+        steps: evaluations per sample; 0 is as many as the setting allows.  start: the noise level of the first one.
+        low, high: bounds of the noise levels that are compared, as positions on the Karras schedule from sigma_min (0) to
             sigma_max (1); the fake score learns at all of them.
         initial_share: part of the budget for the initialisation where weights cannot be copied.
 
@@ -96,7 +96,7 @@ class Matching:
     def perturb(
         self, batch: Rows, clean: Tensor, *, low: float | None = None, high: float | None = None, role: str = "noise"
     ) -> tuple[Tensor, Tensor]:
-        """``clean`` (B, ...) with noise, and its levels (B,): uniform places on the Karras schedule between ``low`` and ``high``."""
+        """``clean`` (B, ...) with noise, and its levels (B,): uniform positions on the Karras schedule between ``low`` and ``high``."""
         low, high = self.low if low is None else low, self.high if high is None else high
         sigma = self.problem.levels(batch, f"{role} levels", low=low, high=high)
         return clean + per_row(sigma, clean) * batch.noise(clean.shape, role), sigma

@@ -29,7 +29,7 @@ class ImageGeneration(Problem):
     Attributes:
         teacher: the denoiser, guided where the setting says so; every call is metered, a row an evaluation.
         batches: real samples; labels are 0 where the data has no classes.
-        steps: network evaluations a sample that a student of this setting may use.
+        steps: network evaluations per sample that a student of this setting may use.
         teacher_steps: Heun steps at which the teacher is taken to be converged.
         train: the real samples in memory, or None where they are streamed from disk.
     """
@@ -49,12 +49,12 @@ class ImageGeneration(Problem):
         return EXAMPLES
 
     def levels(self, batch: Rows, role: str = "levels", *, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """A noise level for every row of ``batch``: uniform in its place on the Karras schedule, rho 7.   Returns (B,).
+        """A noise level for every row of ``batch``: uniform in its position on the Karras schedule, rho 7.   Returns (B,).
 
-        ``low`` and ``high`` bound the place, counted from sigma_min (0) to sigma_max (1); ``role`` names the draw.
+        ``low`` and ``high`` bound the position, counted from sigma_min (0) to sigma_max (1); ``role`` names the draw.
         """
-        place = 1 - (low + (high - low) * batch.uniform((len(batch),), role))
-        return karras_level(place, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        position = 1 - (low + (high - low) * batch.uniform((len(batch),), role))
+        return karras_level(position, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
     def lognormal_levels(self, batch: Rows, role: str = "levels", *, mean: float, std: float) -> Tensor:
         """A noise level for every row of ``batch``: ln s ~ N(mean, std^2), kept within the schedule.   Returns (B,).
@@ -66,7 +66,7 @@ class ImageGeneration(Problem):
     def few_steps(self, steps: int = 0, start: float | None = None) -> list[float]:
         """Noise levels of a generator of ``steps`` evaluations (0: as many as the setting allows), evenly placed on the schedule.
 
-        The first is ``start``, sigma_max by default and at most; level i is Karras' schedule from there at place i / steps, which
+        The first is ``start``, sigma_max by default and at most; level i is Karras' schedule from there at position i / steps, which
         for one step is ``start`` alone.
 
         Raises:
@@ -74,7 +74,7 @@ class ImageGeneration(Problem):
         """
         count, first = steps or self.steps, min(start or self.sigma_max, self.sigma_max)
         if count > self.steps:
-            raise ValueError(f"{count} steps, where this setting allows {self.steps} evaluations a sample")
+            raise ValueError(f"{count} steps, where this setting allows {self.steps} evaluations per sample")
         return karras_grid(count + 1, sigma_min=self.sigma_min, sigma_max=first)[:-1].tolist()
 
     def recipe(self, steps: int = 0, start: float | None = None) -> dict[str, object]:

@@ -184,7 +184,7 @@ def _norm(values: Tensor) -> Tensor:
 
 
 def flow_step(denoise: Denoise, noisy: Tensor, t: Tensor, after: Tensor, sde: SDE) -> Tensor:
-    """One Heun step, in t, of the probability-flow ODE dx/dt = -beta x / 2 - g^2 s / 2 (equation 13). Two evaluations a row."""
+    """One Heun step, in t, of the probability-flow ODE dx/dt = -beta x / 2 - g^2 s / 2 (equation 13). Two evaluations per row."""
 
     def slope(x: Tensor, t: Tensor) -> Tensor:
         return -(sde.shrinkage(t) * x + sde.variance_rate(t) * score(denoise, x, t, sde)) / 2
@@ -206,8 +206,8 @@ def time_grid(sde: SDE, count: int, *, sigma_min: float, sigma_max: float) -> li
     if count < 2:
         raise ValueError(f"a grid needs two levels, not {count}")
     high, low = (sde.time(torch.tensor(s, dtype=torch.float64)) for s in (sigma_max, sigma_min))
-    place = torch.arange(count, dtype=torch.float64) / (count - 1)
-    return [sigma_max, *sde.level(high + place * (low - high))[1:-1].tolist(), sigma_min]
+    position = torch.arange(count, dtype=torch.float64) / (count - 1)
+    return [sigma_max, *sde.level(high + position * (low - high))[1:-1].tolist(), sigma_min]
 
 
 def sde_solve(
@@ -216,7 +216,7 @@ def sde_solve(
     """Samples (B, ...) from unit ``noise`` (B, ...) along the noise levels ``sigmas`` (decreasing, > 0), read as times of ``sde``.
 
     Starts at a sigma_1 noise and ends with E[x_0 | x] at the last level, the paper's last step without noise. For N levels:
-    ``reverse_diffusion`` and ``ancestral`` take N evaluations a row, ``predictor_corrector`` (at each level a Langevin step, then
+    ``reverse_diffusion`` and ``ancestral`` take N evaluations per row, ``predictor_corrector`` (at each level a Langevin step, then
     reverse diffusion to the next) 2 N, ``probability_flow`` 2 N - 1. ``draw`` gives fresh unit noise (B, ...).
     """
     times = [sde.time(torch.tensor(s, dtype=torch.float64)) for s in sigmas]

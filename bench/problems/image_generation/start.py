@@ -23,7 +23,7 @@ def initialise(problem: ImageGeneration, run: Run, *, share: float) -> None:
 
     Where teacher and student are the same network, the weights are copied and no budget is used. Elsewhere (an exact teacher
     has none) the student regresses onto the teacher's answers with the teacher's own loss, for ``share`` of the budget:
-    lambda(s) |D_student(x_t; s) - D_teacher(x_t; s)|^2, s uniform in its place on the Karras schedule.
+    lambda(s) |D_student(x_t; s) - D_teacher(x_t; s)|^2, s uniform in its position on the Karras schedule.
     """
     teacher, student = problem.teacher.trainable_copy().state_dict(), problem.student
     with run.phase("initialise"):
@@ -66,7 +66,7 @@ def ode_pairs(
     The conditions are those of real samples, in the order of the stream. (count, ...), (count, ...), and of count rows.
 
     Args:
-        teacher: whose ODE, by default the problem's teacher; asked 2 N - 1 times a pair (a guided one twice as often).
+        teacher: whose ODE, by default the problem's teacher; asked 2 N - 1 times per pair (a guided one twice as often).
         levels: N of the grid, by default as many as the setting solves its teacher with.
         role: the stream the noise is drawn from, and the phase of the record; pairs that are made anew take another one.
     """

@@ -86,7 +86,7 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One draw of the consistency objective: F of the student with its graph (B, ...), its normalised tangent, and sigma (B,).
 
-    The samples of ``batch`` get noise at ln tan t ~ N(mean, std^2), kept within the schedule. The teacher is asked once a sample.
+    The samples of ``batch`` get noise at ln tan t ~ N(mean, std^2), kept within the schedule. The teacher is asked once per sample.
 
     Args:
         warmup: r of :func:`tangent`.  c: of :func:`normalised`.

@@ -1,4 +1,4 @@
-"""What a method keeps beside weights: ``after`` sees the whole batch once an update, and ``run.state`` survives a kill."""
+"""What a method keeps beside weights: ``after`` sees the whole batch once per update, and ``run.state`` survives a kill."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_student_may_not_take_more_steps_and_only_the_teachers_very_weights_ma
     teacher = problem.teacher.trainable_copy()
     with torch.no_grad():
         teacher.leave.bias += 1e-3
-    with pytest.raises(UserError, match="takes 35 evaluations a sample, this setting allows 1"):
+    with pytest.raises(UserError, match="takes 35 evaluations per sample, this setting allows 1"):
         judge(Student.of(teacher, problem.heun()), small())
 
 

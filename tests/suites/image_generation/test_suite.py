@@ -207,7 +207,7 @@ def test_the_evaluations_that_a_recipe_is_charged_for_are_those_that_it_takes(ru
         ({"rule": "denoise", "sigmas": [11.0]}, "must lie within"),
         ({"rule": "denoise", "sigmas": [float("nan")]}, "must lie within"),
         ({"rule": "denoise", "sigmas": [1.0, 2.0]}, "must decrease"),
-        ({"rule": "denoise", "sigmas": [2.0, 1.0]}, "takes 2 evaluations a sample, this setting allows 1"),
+        ({"rule": "denoise", "sigmas": [2.0, 1.0]}, "takes 2 evaluations per sample, this setting allows 1"),
         ({"rule": "heun", "sigmas": [2.0, 1.0]}, "takes 3 evaluations"),
     ],
 )

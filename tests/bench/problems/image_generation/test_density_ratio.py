@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distillbench.cards.card import Budget, Training
-from distillbench.problems.image_generation.density_ratio import DIVERGENCES, Discriminator, curvature, law_curvature
+from distillbench.problems.image_generation.density_ratio import DIVERGENCES, Discriminator, curvature, density_curvature
 from distillbench.problems.image_generation.matching import Matching
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.suite import TrainContext
@@ -25,11 +25,11 @@ def test_curvature_is_r_squared_f_second(name):
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_law_curvature_is_c_less_r_times_its_slope(name):
+def test_density_curvature_is_c_less_r_times_its_slope(name):
     r = R.clone().requires_grad_()
     c = curvature(r, divergence=name, power=K)
     slope = torch.autograd.grad(c.sum(), r)[0] if c.requires_grad else torch.zeros_like(r)
-    assert torch.allclose(law_curvature(R, divergence=name, power=K), (c - r * slope).detach(), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(density_curvature(R, divergence=name, power=K), (c - r * slope).detach(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
