@@ -368,10 +368,10 @@ def _gradient(inputs: Tensor) -> Tensor:
     return (torch.zeros_like(inputs) if inputs.grad is None else inputs.grad).flatten(1)
 
 
-class _Altered(Batches):
+class _Altered(Batches[Batch]):
     """Batches whose inputs collect their gradient and stand in ``seen``, with another label for example ``row``."""
 
-    def __init__(self, batches: Batches, classes: int, row: int, seen: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, batches: Batches[Batch], classes: int, row: int, seen: list[tuple[Tensor, Tensor]]) -> None:
         self.batches, self.classes, self.row, self.seen = batches, classes, row, seen
         self.batch_size = batches.batch_size
 

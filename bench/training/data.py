@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -112,7 +112,10 @@ class Batch(Examples):
         return Batch(*moved, key=self.key, totals=self.totals)
 
 
-class Batches(ABC):
+B = TypeVar("B", bound=Examples, covariant=True)
+
+
+class Batches(ABC, Generic[B]):
     """An endless stream of batches that can be entered at any position.
 
     Attributes:
@@ -131,14 +134,14 @@ class Batches(ABC):
         """Which rows make the batch of a position, (B,) int64: a pure function."""
 
     @abstractmethod
-    def take(self, request: Request) -> Any:
+    def take(self, request: Request) -> B:
         """The rows of a request as a batch; what is random in it is a function of position and row."""
 
-    def load(self, requests: Iterator[Request]) -> Iterator[Any]:
+    def load(self, requests: Iterator[Request]) -> Iterator[B]:
         """The batch of each request, in order. Streams that read ahead do so here."""
         return map(self.take, requests)
 
-    def stream(self, start: int) -> Iterator[Any]:
+    def stream(self, start: int) -> Iterator[B]:
         """Whole batches from position ``start`` on, outside of a loop, and so without a key to draw noise with."""
         return self.load(Request(self.rows(p), p) for p in itertools.count(start))
 
@@ -177,7 +180,7 @@ def epoch_rows(count: int, batch_size: int, seed: int, position: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Shuffled(Batches):
+class Shuffled(Batches[Batch]):
     """Epochs over rows of :class:`Arrays`: each epoch is a permutation drawn from (seed, epoch); short tails are dropped.
 
     Attributes:

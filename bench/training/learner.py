@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distillbench.cards.card import Training
 from distillbench.training import averages
 from distillbench.training.averages import Decay
-from distillbench.training.data import Batches
+from distillbench.training.data import Batches, Examples
 
 Losses = Mapping[str, Tensor]
 Backward = Callable[[dict[str, Tensor], list[nn.Parameter]], None]
@@ -46,7 +46,7 @@ class Learner:
         loss: Callable[[Any], Losses],
         *,
         extra: Sequence[nn.Module] = (),
-        batches: Batches | None = None,
+        batches: Batches[Examples] | None = None,
         updates: int = 1,
         every: int = 1,
         ema: Decay | None = None,

@@ -51,7 +51,11 @@ class Meter:
             self._agreed[name] += self.counts[name] - was
 
     def agree(self, total: Callable[[Sequence[float]], Sequence[float]] | None = None) -> None:
-        """All processes count alike from here on: what each counted is added by ``total``, which sums a list over processes; None for one process."""
+        """All processes count alike from here on.
+
+        Args:
+            total: sums a list over processes; None where there is one.
+        """
         names = [name for name, how in METERS.items() if how == "sum"] if total is not None else []
         own = [self.counts[name] - self._agreed[name] for name in names]
         for name, more in zip(names, total(own) if total is not None else own, strict=True):

@@ -12,7 +12,7 @@ from distillbench.training.meter import Meter
 from distillbench.training.noise import Key
 
 
-def bounds(batches: Batches, micro: int, processes: int, rank: int) -> list[tuple[int, int]]:
+def bounds(batches: Batches[Examples], micro: int, processes: int, rank: int) -> list[tuple[int, int]]:
     """Where the micro-batches of one process begin and end in every batch. Every process has as many of them.
 
     Raises:
@@ -30,7 +30,9 @@ def bounds(batches: Batches, micro: int, processes: int, rank: int) -> list[tupl
     return list(itertools.pairwise(low + p * (high - low) // count for p in range(count + 1)))
 
 
-def parts(batches: Batches, start: int, key: Callable[[int], Key], places: list[tuple[int, int]], meter: Meter) -> Iterator[list[Examples]]:
+def parts(
+    batches: Batches[Examples], start: int, key: Callable[[int], Key], places: list[tuple[int, int]], meter: Meter
+) -> Iterator[list[Examples]]:
     """The parts at ``places`` (of :func:`bounds`) of every batch from position ``start`` on, without end.
 
     Args:

@@ -40,6 +40,7 @@ __all__ = ["Learner", "Losses", "Run", "coupled", "has_bfloat16"]
 TRACED = 40  # points of each loss term that a record keeps
 
 Made = TypeVar("Made")
+B = TypeVar("B", bound=Examples)
 
 
 class Run:
@@ -208,8 +209,8 @@ class Run:
     def fit(
         self,
         student: nn.Module,
-        loss: Callable[[Any], Losses],
-        batches: Batches,
+        loss: Callable[[B], Losses],
+        batches: Batches[B],
         *,
         extra: Sequence[nn.Module] = (),
         steps: int | None = None,
@@ -283,7 +284,9 @@ class Run:
         self._observer.exported({name: (networks.get(name), before.get(name, networks.get(name))) for name in made})
         return Student(made, dict(recipe or {}))
 
-    def loop(self, learners: Sequence[Learner], batches: Batches | None = None, *, steps: int | None = None, share: float = 1.0) -> None:
+    def loop(
+        self, learners: Sequence[Learner], batches: Batches[Examples] | None = None, *, steps: int | None = None, share: float = 1.0
+    ) -> None:
         """Iterate: each learner in turn makes its updates, every update on the next batch of its stream.
 
         A learner's networks are frozen while another one learns, so a generator's gradient can pass through its critic.
@@ -394,10 +397,12 @@ class Run:
 
     # --- the engine -------------------------------------------------------------------------------------------
 
-    def _streams(self, learners: Sequence[Learner], batches: Batches | None, step: int) -> dict[Learner, Iterator[list[Examples]]]:
+    def _streams(
+        self, learners: Sequence[Learner], batches: Batches[Examples] | None, step: int
+    ) -> dict[Learner, Iterator[list[Examples]]]:
         """Each learner's iterator over the parts of its batches, as it is at ``step``; learners without their own stream share one."""
 
-        def begin(stream: Batches, made: int, place: int) -> Iterator[list[Examples]]:
+        def begin(stream: Batches[Examples], made: int, place: int) -> Iterator[list[Examples]]:
             seed, loop = self.seeds["noise"], self._unit
             places = bounds(stream, self._micro, self._processes.count, self._processes.rank)
             return parts(stream, made, lambda position: Key(seed, loop, place, position), places, self.meter)
@@ -485,7 +490,7 @@ class Run:
         return {k: state[k] for k in ("step", "flops", "begun")}
 
 
-def _stream_of(learner: Learner, batches: Batches | None) -> Batches:
+def _stream_of(learner: Learner, batches: Batches[Examples] | None) -> Batches[Examples]:
     found = batches if learner.batches is None else learner.batches
     if found is None:
         raise UserError("a learner without batches of its own needs those of the loop: run.loop(learners, batches)")

@@ -88,7 +88,7 @@ class SelectedBatch(TokenBatch):
 
 
 @dataclass(frozen=True)
-class Selected(Batches):
+class Selected(Batches[SelectedBatch]):
     """Batches of ``texts`` with the tokens that are to be learnt.
 
     The selection looks at the student as it is when a batch is asked for: once per update, at the whole batch.

@@ -88,7 +88,7 @@ def raised(phi: float, before: float, loss: float, *, epsilon: float, compared: 
 
 
 @dataclass(frozen=True)
-class Adaptive(Batches):
+class Adaptive(Batches[MixedBatch]):
     """Batches that are given, sampled now, or drawn from a buffer of responses sampled before. All that changes is in ``run.state``."""
 
     problem: LanguageModeling

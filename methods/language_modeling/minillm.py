@@ -185,7 +185,7 @@ class Rollout(MixedBatch):
 
 
 @dataclass(frozen=True)
-class Rollouts(Batches):
+class Rollouts(Batches[Rollout]):
     """Collections of rollouts in ``run.state``, each gone through ``epochs`` times, its rows in a new order every time."""
 
     problem: LanguageModeling

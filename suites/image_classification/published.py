@@ -40,7 +40,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Streamed(Batches):
+class Streamed(Batches[Batch]):
     """Epochs over an augmented view of the rows ``chosen``: pixels are a function of (seed, epoch, row)."""
 
     view: folders.AugmentedView

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distillbench.problems.image_generation.problem import ImageGeneration
     from distillbench.runs.record import Measurement
     from distillbench.suites.image_generation.sampling import Draws, Sampling
-    from distillbench.training.data import Arrays, Batches
+    from distillbench.training.data import Arrays, Batch, Batches
     from distillbench.training.student import Student
 
 SHEET = 2000  # samples drawn for a picture, at most
@@ -177,7 +177,7 @@ class World(Protocol):
         """The options of its settings."""
         ...
 
-    def batches(self, ctx: TrainContext) -> tuple[Batches, Arrays | None]:
+    def batches(self, ctx: TrainContext) -> tuple[Batches[Batch], Arrays | None]:
         """Real samples that may be looked at, and all of them where they are in memory."""
         ...
 

@@ -22,7 +22,7 @@ from distillbench.suites.metrics.images.frechet import frechet_from_samples
 from distillbench.suites.metrics.images.kid import polynomial_mmd2
 from distillbench.suites.metrics.images.memorisation import memorisation
 from distillbench.suites.metrics.images.precision_recall import precision_recall
-from distillbench.training.data import Arrays, Batches, Shuffled
+from distillbench.training.data import Arrays, Batch, Batches, Shuffled
 from distillbench.training.nets import outputs_of
 from distillbench.training.student import Student, tensor_digest
 
@@ -38,7 +38,7 @@ def split(name: str, sha: str | None = None) -> tuple[Tensor, Tensor]:
     return pixels[rows], labels[rows]
 
 
-def batches(ctx: TrainContext) -> tuple[Batches, Arrays | None]:
+def batches(ctx: TrainContext) -> tuple[Batches[Batch], Arrays | None]:
     """All training images with their labels: the same for every seed, in the order of the run's."""
     inputs, labels = split("train", asset.sha256 if (asset := ctx.setting.assets.get("data")) else None)
     train = Arrays(inputs, labels, torch.ones(len(inputs), dtype=torch.bool), tensor_digest({"inputs": inputs, "labels": labels}))

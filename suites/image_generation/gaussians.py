@@ -17,7 +17,7 @@ from distillbench.suites.image_generation.sampling import Draws, Sampling
 from distillbench.suites.metrics.mmd import mmd2
 from distillbench.suites.metrics.modes import between_modes, coverage, spread_error, spread_ratio
 from distillbench.suites.metrics.sliced_wasserstein import sliced_wasserstein
-from distillbench.training.data import Arrays, Batches, Shuffled
+from distillbench.training.data import Arrays, Batch, Batches, Shuffled
 from distillbench.training.nets import Architecture
 from distillbench.training.student import tensor_digest
 
@@ -53,7 +53,7 @@ def draw(options: Options, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return (modes[chosen] + options.std * noise).float(), chosen % max(1, options.classes)
 
 
-def batches(ctx: TrainContext) -> tuple[Batches, Arrays | None]:
+def batches(ctx: TrainContext) -> tuple[Batches[Batch], Arrays | None]:
     """The real samples a run may look at, drawn with its data seed."""
     options = ctx.options(Options)
     inputs, labels = draw(options, options.train, ctx.seeds["data"])

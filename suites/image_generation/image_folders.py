@@ -189,7 +189,7 @@ def _collate(examples: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True)
-class FolderBatches(Batches):
+class FolderBatches(Batches[Batch]):
     """Epochs over :class:`EDMImages`. Batches depend on (seed, position) alone, not on ``workers``.
 
     Each epoch is a permutation drawn from (seed, epoch); short tails are dropped. Inputs are float32 (B, C, S, S) in [-1, 1]:

@@ -27,7 +27,7 @@ from distillbench.suites.metrics.images.frechet import Moments, frechet_distance
 from distillbench.suites.metrics.images.inception_score import inception_score
 from distillbench.suites.metrics.images.kid import kid
 from distillbench.suites.metrics.images.precision_recall import precision_recall
-from distillbench.training.data import Arrays, Batches
+from distillbench.training.data import Arrays, Batch, Batches
 from distillbench.training.student import Student
 
 
@@ -50,7 +50,7 @@ class Options(Sampling):
     resize: str = "tensorflow"
 
 
-def batches(ctx: TrainContext) -> tuple[Batches, Arrays | None]:
+def batches(ctx: TrainContext) -> tuple[Batches[Batch], Arrays | None]:
     """Real images, streamed from disk. What the judge will need is looked for now, and not after days of training."""
     options = ctx.options(Options)
     extractor(ctx, "cpu")

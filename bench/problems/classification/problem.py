@@ -34,8 +34,8 @@ class Classification(Problem):
 
     classes: int
     teacher: ClassifierOracle
-    batches: Batches
-    labelled: Batches
+    batches: Batches[Batch]
+    labelled: Batches[Batch]
     tune: Arrays | None = None
     train: Arrays | None = None
     once: Callable[[int], Iterator[Batch]] | None = None

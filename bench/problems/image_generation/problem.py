@@ -10,7 +10,7 @@ from torch import Tensor
 from distillbench.problems.image_generation.edm import karras_grid, karras_level
 from distillbench.problems.image_generation.examples import EXAMPLES
 from distillbench.problems.image_generation.oracle import DenoiserOracle
-from distillbench.training.data import Arrays, Batches
+from distillbench.training.data import Arrays, Batch, Batches
 from distillbench.training.examples import Input
 from distillbench.training.noise import Rows
 from distillbench.training.problem import Problem
@@ -35,7 +35,7 @@ class ImageGeneration(Problem):
     """
 
     teacher: DenoiserOracle
-    batches: Batches
+    batches: Batches[Batch]
     sigma_min: float
     sigma_max: float
     sigma_data: float

@@ -175,7 +175,7 @@ class LanguageModeling(Problem):
 
 
 @dataclass(frozen=True)
-class AlignedBatches(Batches):
+class AlignedBatches(Batches[AlignedBatch]):
     """Batches with both tokenizations and their chunks: see :meth:`LanguageModeling.aligned`."""
 
     problem: LanguageModeling
@@ -215,7 +215,7 @@ def _letters(ids: list[int]) -> list[bytes]:
 
 
 @dataclass(frozen=True)
-class Sampled(Batches):
+class Sampled(Batches[TokenBatch]):
     """Batches of fresh responses, a pure function of (seed, position, weights): see :meth:`LanguageModeling.sampled`."""
 
     problem: LanguageModeling

@@ -220,7 +220,7 @@ def _written(ids: list[int], source: Tokenizer, target: Tokenizer) -> list[int]:
 
 
 @dataclass(frozen=True)
-class TextBatches(Batches):
+class TextBatches(Batches[TokenBatch]):
     """Epochs over :class:`Texts`, each a permutation drawn from (seed, epoch); short tails are dropped.
 
     Raises:

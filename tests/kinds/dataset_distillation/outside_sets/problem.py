@@ -34,7 +34,7 @@ class SyntheticSet(nn.Module):
 
 
 @dataclass(frozen=True)
-class PerClass(Batches):
+class PerClass(Batches[Batch]):
     """Batches of ``each`` real examples of every class, class by class: a function of (seed, position).
 
     A batch is one thing, since losses compare means of classes.
