@@ -71,8 +71,7 @@ def test_a_table_is_the_setting_that_a_card_would_write(suite):
             summary="base",
             budget=Budget(student_examples=64000),
             training=Training(batch_size=10, optimizer="sgd", learning_rate=0.1, milestones=(0.5,)),
-            data=Asset(name="d", source="s", licence="l"),
-            others={"reference": Asset(name="r", source="s", licence="l")},
+            assets={name: Asset(name=name[0], source="s", licence="l") for name in ("data", "reference")},
             options={"width": 3, "net": {"name": "a", "deep": (1, 2)}},
         )
     }
@@ -102,10 +101,10 @@ assets = { noise = { name = "n", source = "s", licence = "l" } }
 """
     card = read_card(suite(BASE + more))
     base, wide, wider = card.settings.values()
-    assert wide.summary == "other" and wide.budget == base.budget and wide.data == base.data
+    assert wide.summary == "other" and wide.budget == base.budget and wide.assets == base.assets
     assert wide.options == {"width": 3, "net": {"name": "b"}} and base.options["net"]["name"] == "a"
     assert (wide.training.learning_rate, wide.training.batch_size, base.training.learning_rate) == (0.2, 10, 0.1)
-    assert wider.options == {"width": 9, "net": {"name": "b"}} and list(wider.others) == ["reference", "noise"]
+    assert wider.options == {"width": 9, "net": {"name": "b"}} and list(wider.assets) == ["data", "reference", "noise"]
     assert (wider.metrics, wide.metrics, card.at("wider").primary) == (("nll",), (), "nll")
 
 

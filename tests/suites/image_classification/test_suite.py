@@ -146,7 +146,7 @@ def rows(inputs: Tensor) -> set[bytes]:
 
 def test_digits_are_the_pinned_bytes() -> None:
     blob = files("sklearn.datasets.data").joinpath("digits.csv.gz").read_bytes()
-    assert SETTINGS["digits"].data is not None and SETTINGS["digits"].data.sha256 == sha256(blob)
+    assert SETTINGS["digits"].assets["data"].sha256 == sha256(blob)
     table = np.loadtxt(gzip.decompress(blob).decode().splitlines(), delimiter=",")
     images, labels = digits.load(sha256(blob))
     assert np.array_equal(images.flatten(1).numpy(), table[:, :-1] / 8 - 1) and np.array_equal(labels.numpy(), table[:, -1])
