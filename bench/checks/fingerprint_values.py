@@ -30,7 +30,7 @@ from distillbench.problems.image_generation.problem import ImageGeneration
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
-from distillbench.training import run as engine
+from distillbench.training import pace as engine
 from distillbench.training.learner import Learner
 from distillbench.training.observer import Observer
 from distillbench.training.run import Run

@@ -84,6 +84,15 @@ class Learner:
         self.training = dataclasses.replace(training, **self.options)
         self.optimizer = make_optimizer(self.parameters, self.training)
 
+    def take_turn(self, learners: Sequence[Learner], rate: float) -> None:
+        """Be the one of ``learners`` that learns, at ``rate`` times its learning rate; the networks of the others are frozen meanwhile."""
+        if len(learners) > 1:
+            for other in sorted(learners, key=lambda x: x is self):  # itself last: learners may share a network
+                for p in other.parameters:
+                    p.requires_grad_(other is self)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.learning_rate * rate
+
     def made_before(self, step: int) -> int:
         """How many updates it has made in its loop before iteration ``step``."""
         return self.updates * -(-step // self.every)

@@ -25,9 +25,6 @@ METERS: dict[str, Literal["sum", "same", "max"]] = {
     "wall_seconds": "max",
 }
 
-IRREGULAR = 16  # steps of a loop whose operations are counted, where no two steps are alike
-PACED = 1000  # steps that a loop is taken to have where nobody knows how many it will
-
 
 class Meter:
     """Counts by name, those of :data:`METERS`."""
@@ -108,18 +105,3 @@ class Bill:
             if cap is not None and self.meter.counts[name] > cap + (self.excess if name == self.budget.pace else 0):
                 return f"{name} {self.meter.counts[name]:.6g} of {cap:.6g}"
         return None
-
-
-def counted_steps(steps: int | None, period: int, *, irregular: bool) -> Callable[[int], bool]:
-    """Which steps' operations are counted; each stands for those up to the next one of its place in the period in which all learners act.
-    The first period may fill tables once, so the second stands for the first as well."""
-    cycles = -(-(steps or PACED) // period)
-    if steps is None or irregular:
-        stride = max(2, cycles // IRREGULAR)
-        return lambda step: step // period % stride == 1 or alone(step, steps, period)
-    return lambda step: step // period in (1, cycles // 2) or alone(step, steps, period)
-
-
-def alone(step: int, steps: int | None, period: int) -> bool:
-    """Whether a step is of the first period and has none of its place behind it."""
-    return steps is not None and step < period and step + period >= steps

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distillbench.cards.card import Budget, Training
 from distillbench.errors import Diverged, OverBudget, UserError
@@ -25,10 +24,11 @@ from distillbench.training.averages import Decay
 from distillbench.training.checkpoint import Checkpoints, rng_state, set_rng_state
 from distillbench.training.data import Batches, Examples, Request
 from distillbench.training.learner import Backward, Learner, Losses, rate
-from distillbench.training.meter import PACED, Bill, Meter, alone, counted_steps
+from distillbench.training.meter import Bill, Meter
 from distillbench.training.noise import Key
 from distillbench.training.observer import Observer
 from distillbench.training.oracle import Oracle
+from distillbench.training.pace import LONG, Operations, Pace
 from distillbench.training.parts import bounds, parts
 from distillbench.training.processes import Processes
 from distillbench.training.reduction import Reduction, Term, coupled
@@ -316,42 +316,22 @@ class Run:
         self._bill.tick()
         self.meter.agree()  # outside of loops every process does the same
         state = self._resume(learners)
-        period = math.lcm(*(x.every for x in learners))
-        step, flops = state["step"], state["flops"] or [0.0] * period
-        allowed = self._allowance(state["begun"], share) if steps is None else 0.0
+        step, pace = state["step"], Pace(self._bill, steps, state["begun"], share)
+        irregular = any(not _stream_of(x, batches).regular for x in learners)
+        operations = Operations(steps, math.lcm(*(x.every for x in learners)), irregular=irregular, counted=state["flops"])
         streams = self._streams(learners, batches, step)
-        every = max(1, (steps or PACED) // TRACED)
-        counted = counted_steps(steps, period, irregular=any(not _stream_of(x, batches).regular for x in learners))
+        every = max(1, (steps or LONG) // TRACED)
         saved = time.perf_counter()
         shown = 0.0
         for learner in learners:
             for module in (learner.module, *learner.extra):
                 module.train()
-        while True:
-            if steps is None:  # the step that uses up the pace may go past its cap
-                self._bill.excess = max(0.0, self.meter.counts[self.budget.pace] - getattr(self.budget, self.budget.pace))
-            over = self._bill.over(hard=True)
-            if self.budget.hard and self._processes.total([over is not None])[0]:  # all stop together: their clocks differ
-                raise OverBudget(over or "another process is past a hard cap")
-            done = step / steps if steps is not None else (self.meter.counts[self.budget.pace] - state["begun"]) / allowed
-            if done >= 1:
-                break
-            if steps is None and step >= PACED and not done:
-                raise UserError(
-                    f"after {step} steps of phase {self._bill.phase!r} nothing is counted as {self.budget.pace}, the budget's pace"
-                )
+        while (done := pace.done(step)) < 1:
+            self._stop_past_hard_caps()
             self._progress_made = done
-            counter = FlopCounterMode(display=False) if counted(step) else None
-            with counter or contextlib.nullcontext():
+            with operations.of(step):
                 for learner in (x for x in learners if step % x.every == 0):
-                    if len(learners) > 1:
-                        for other in sorted(learners, key=lambda x: x is learner):  # itself last: learners may share a network
-                            for p in other.parameters:
-                                p.requires_grad_(other is learner)
-                    whole = steps if steps is not None else step / done if done else math.inf
-                    lr = learner.training.learning_rate * rate(learner.training, step, whole)
-                    for group in learner.optimizer.param_groups:
-                        group["lr"] = lr
+                    learner.take_turn(learners, rate(learner.training, step, pace.whole(step, done)))
                     # Asking a GPU at every step would make it wait; what the trace shows has been looked at.
                     watched = self.device.type == "cpu" or step % 16 == 0 or step % every == 0
                     for again in range(learner.updates):
@@ -360,10 +340,7 @@ class Run:
                     if step % every == 0:
                         for name, value in terms.items():
                             self.trace.setdefault(f"{self._bill.phase}/{name}", []).append(float(f"{float(value):.5g}"))
-            if counter is not None:
-                flops[step % period] = float(counter.get_total_flops())
-            if step >= period or alone(step, steps, period):
-                self.meter.add("training_flops", flops[step % period] * (2 if step < 2 * period and step >= period else 1))
+            self.meter.add("training_flops", operations.spent(step))
             self.meter.agree(self._processes.total if self._processes.count > 1 else None)
             step += 1
             now = time.perf_counter()
@@ -371,15 +348,16 @@ class Run:
                 self._observer.progress(self._bill.phase, step, steps)
                 shown = now
             if now - saved >= self._every - self._loose and step != steps:
-                self._save(learners, step, steps, {**state, "flops": flops})
+                self._save(learners, step, steps, {**state, "flops": operations.counted})
                 saved = time.perf_counter()
+        self._stop_past_hard_caps()
         for learner in learners:
             for p in learner.parameters:
                 p.requires_grad_(True)
         self._observer.progress(self._bill.phase, step, step)
         unsaved = time.perf_counter() - saved
         if self._loose + unsaved >= self._every / 2:
-            self._save(learners, step, step, {**state, "flops": flops})
+            self._save(learners, step, step, {**state, "flops": operations.counted})
         else:
             self._loose += unsaved
         # Networks that are made between two loops are the same on every process, whatever rows it had.
@@ -428,18 +406,12 @@ class Run:
             self.meter.add("student_steps", 1)
         return terms
 
-    def _allowance(self, begun: float, share: float) -> float:
-        """How much of the budget's pace a loop may use that began at ``begun``.
-
-        Raises:
-            UserError: nothing is left.
-        """
-        pace = self.budget.pace
-        cap = float(getattr(self.budget, pace))
-        allowed = min(cap - begun, share * cap)
-        if allowed <= 0:
-            raise UserError(f"the budget of {cap:g} {pace} is used up before phase {self._bill.phase!r}")
-        return allowed
+    def _stop_past_hard_caps(self) -> None:
+        """All processes stop together: their clocks differ."""
+        if self.budget.hard:
+            over = self._bill.over(hard=True)
+            if self._processes.total([over is not None])[0]:
+                raise OverBudget(over or "another process is past a hard cap")
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 
