@@ -8,25 +8,28 @@ truncated file is noticed. A file ``*.record`` is the record's JSON, compressed;
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from distillbench.cards.card import Card, Setting, SuiteCard
+from distillbench.cards.card import Card, Metric, Setting, SuiteCard
 from distillbench.cards.reading import from_data
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
-from distillbench.runs.identities import fits
+from distillbench.runs.identities import fits, seeds_by_role
 from distillbench.runs.packing import MAGIC, is_binary, open_up, pack, sound, squeeze, unpack
 
 SCHEMA = 2
 SUFFIX = ".record"
 PNG = b"\x89PNG\r\n\x1a\n"
 DIGEST = re.compile("[0-9a-f]{64}")
+
+AHEAD = datetime.timedelta(days=1)  # clocks and time zones differ
 
 Status = Literal["ok", "failed", "skipped", "over_budget"]
 
@@ -219,7 +222,9 @@ class Record:
             if not all(set(a) == {"sha256", "kind"} and DIGEST.fullmatch(a["sha256"]) for a in record.artifacts.values()):
                 raise ValueError("artifacts")  # a digest names a file
             same = same and record.id == stated
-            whole = same and fits(record.identity, record.method, record.suite, record.setting_name)
+            suite = record.suite
+            whole = same and fits(record.identity, record.method, suite, record.setting_name)
+            odd = next(_faults(record, suite), None) if whole else None
             _ = (record.track, record.slug, record.seed)  # an identity without its parts is damage too, met here and not in a table
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{where}: not a whole record (missing or odd {error}); delete it and run again") from error
@@ -229,6 +234,8 @@ class Record:
             raise UserError(f"{where}: its content does not match its digest: it was edited or damaged; restore it or run again")
         if not whole:
             raise UserError(f"{where}: its cards are not those of its identity: it was put together from two records; run it again")
+        if odd is not None:
+            raise UserError(f"{where}: {odd}: no run can have left that; delete it and run again")
         return record
 
     @staticmethod
@@ -238,6 +245,70 @@ class Record:
             return Record.from_bytes(path.read_bytes(), str(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _faults(record: Record, suite: SuiteCard) -> Iterator[str]:
+    """What a whole record says that no run can have left, each as the end of a sentence that begins with where it lies.
+
+    Met where it is read, so that a bad file costs its own row and nothing else. ``suite``: its card, at the setting that was run.
+    """
+    identity = record.identity
+    if dict(identity["seeds"]) != seeds_by_role(identity["seed"]):
+        yield f"its seeds by role are not those of seed {identity['seed']}"
+    if record.status not in get_args(Status):
+        yield f"its status is {record.status!r}, which is none of {', '.join(get_args(Status))}"
+    if not (record.reason is None or isinstance(record.reason, str)):
+        yield "its reason is no text"
+    yield from _date(record.created)
+    yield from _measured(record, suite)
+    for name, count in record.cost["total"].items():
+        if count is not None and not (_number(count) and count >= 0):
+            yield f"its cost {name} is {count!r}"
+    if record.student is not None and not DIGEST.fullmatch(str(record.student.get("sha256", ""))):
+        yield "its student has no SHA-256"
+    for term, values in record.trace.items():
+        if not (isinstance(values, list | tuple) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)):
+            yield f"its loss curve {term} is no list of numbers"
+
+
+def _measured(record: Record, suite: SuiteCard) -> Iterator[str]:
+    known: dict[str, Metric] = {m.name: m for m in (*suite.metrics, *suite.shown)}
+    names = [m.metric for m in record.measurements]
+    yield from (f"it measures {name} twice" for name in sorted({n for n in names if names.count(n) > 1}))
+    for m in record.measurements:
+        yield from _value(m, known.get(m.metric))  # a suite may show more than its card says
+    if record.status == "ok":
+        wanted: Iterable[str] = [suite.primary] if record.split == "tune" else [m.name for m in suite.metrics]
+        yield from (f"it is ok, and {name} was not measured" for name in wanted if name not in names)
+
+
+def _value(m: Measurement, metric: Metric | None) -> Iterator[str]:
+    if not _number(m.value):
+        yield f"{m.metric} is {m.value!r}, no finite number"
+        return
+    low, high = (metric and metric.range) or (None, None)
+    if (low is not None and m.value < low) or (high is not None and m.value > high):
+        yield f"{m.metric} = {m.value} is outside its range, {low} to {high}"
+    if type(m.n) is not int or m.n < 1:
+        yield f"{m.metric} stands for {m.n!r} examples"
+    elif m.examples is not None and int(m.examples.partition(":")[0][1:]) != m.n:
+        yield f"{m.metric} stands for {m.n} examples and carries {m.examples.partition(':')[0][1:]}"
+
+
+def _date(text: Any) -> Iterator[str]:
+    try:
+        made = datetime.datetime.fromisoformat(text)
+        if made.tzinfo is None:
+            raise ValueError("no time zone")
+    except (TypeError, ValueError) as error:
+        yield f"it was made at {text!r}, which is no date ({error})"
+        return
+    if made > datetime.datetime.now(datetime.UTC) + AHEAD:
+        yield f"it was made at {text}, which is not yet"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _plain(m: Measurement) -> dict[str, Any]:

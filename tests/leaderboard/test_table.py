@@ -240,12 +240,12 @@ def test_a_record_that_fits_no_board_is_a_line_and_the_rest_stands(make):
 
 
 def test_a_record_with_a_true_digest_and_an_empty_spec_is_a_line(make, tmp_path):
-    make.write(tmp_path, make.runs(make.card("kd"), make.suite(), [0.8, 0.9]))
+    make.write(tmp_path, make.runs(make.card("kd"), make.suite(), [{"top1": 0.8, "nll": 0.5}, {"top1": 0.9, "nll": 0.4}]))
     body = json.loads(open_up((tmp_path / "00000.record").read_bytes())) | {"identity": {}}
     del body["id"], body["digest"]
     (tmp_path / "empty.json").write_text(json.dumps({"id": sha256(canonical({})), "digest": sha256(canonical(body)), **body}))
     records, bad = read_records(tmp_path)
-    assert len(records) == 2
+    assert len(records) == 2, bad
     assert len(bad) == 1
     assert "empty.json" in bad[0]
 

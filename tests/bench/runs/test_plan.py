@@ -197,7 +197,7 @@ def finished(spec):
         code=spec.code.kept(),
         status="ok",
         reason=None,
-        measurements=(Measurement.mean("top1", [1.0, 0.0]),),
+        measurements=tuple(Measurement.mean(m.name, [1.0, 0.0]) for m in spec.suite_card.metrics),
         cost={"total": {}, "phases": {}},
         student=None,
         environment={},

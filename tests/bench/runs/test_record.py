@@ -100,7 +100,7 @@ def test_the_identity_does_not_depend_on_order_or_on_how_a_number_is_written():
 def test_the_identity_does_not_depend_on_what_was_found_or_is_said():
     told = dataclasses.replace(METHOD, title="Another title", notes="It gains nothing.", claims=())
     cards = {"method": to_data(told), "suite": to_data(SUITE)}
-    changed = record(status="failed", reason="x", measurements=(), created="later", cards=cards)
+    changed = record(status="failed", reason="x", measurements=(), created="2026-03-03T00:00:00+00:00", cards=cards)
     assert changed.id == GOLDEN
     assert Record.from_bytes(changed.to_bytes()).method.title == "Another title"
 
@@ -252,7 +252,7 @@ def test_records_are_read_from_folders_once_each(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same.record").write_bytes(record().to_bytes())
     (tmp_path / "b" / "same.json").write_text(record().to_json())
-    (tmp_path / "a" / "other.json").write_text(dataclasses.replace(record(), created="2026-02-02").to_json())
+    (tmp_path / "a" / "other.json").write_text(dataclasses.replace(record(), created="2026-02-02T00:00:00+00:00").to_json())
     (tmp_path / "a" / "store.json").write_text('{"schema": 1}')
     (tmp_path / "a" / ".tmp-half.record").write_text("{")
     (tmp_path / "b" / "bad.json").write_text("{")

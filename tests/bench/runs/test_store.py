@@ -34,7 +34,7 @@ def record(spec, created="2026-01-01T00:00:00+00:00", status="ok"):
         code=spec.code.kept(),
         status=status,
         reason=None,
-        measurements=(Measurement.mean("top1", [1.0]),) if status == "ok" else (),
+        measurements=tuple(Measurement.mean(m.name, [1.0]) for m in spec.suite_card.metrics) if status == "ok" else (),
         cost={"total": {}, "phases": {}},
         student=None,
         environment={},
@@ -111,7 +111,7 @@ def test_a_full_disk_loses_no_record(tmp_path, monkeypatch, spec):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for save in (lambda: store.save(record(spec, created="2026-02-02")), lambda: store.save_student(b"weights")):
+    for save in (lambda: store.save(record(spec, created="2026-02-02T00:00:00+00:00")), lambda: store.save_student(b"weights")):
         with pytest.raises(SaveError, match="disk is full"):
             save()
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
