@@ -18,7 +18,6 @@ from distillbench.cards.card import Budget
 from distillbench.checks.core import Failed, Skipped, Subject, check
 from distillbench.identity import sha256
 from distillbench.problems.classification.problem import Classification
-from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
@@ -27,7 +26,7 @@ from distillbench.training.learner import Learner
 from distillbench.training.observer import Observer
 from distillbench.training.oracle import ModuleOracle
 from distillbench.training.run import Run
-from distillbench.training.student import Part, Student, tensor_digest
+from distillbench.training.student import Student, tensor_digest
 
 SHORT = 12  # batches of a short training: the fewest in which every phase of every method has its turn
 FEW = 6  # batches of a training whose every step counts alike
@@ -212,7 +211,8 @@ def _digest(trial: Trial) -> str:
     return sha256(trial.student.to_bytes())
 
 
-def _trains(trial: Trial) -> bool:
+def updated(trial: Trial) -> bool:
+    """Whether a loop updated the student."""
     return trial.run.meter.counts["student_steps"] > 0
 
 
@@ -239,7 +239,7 @@ def teacher_intact(subject: Subject) -> None:
 @check
 def seeds(subject: Subject) -> str:
     """The same seeds give the same student bit for bit; another init or data order gives another one."""
-    trains = _trains(first_training(subject))
+    trains = updated(first_training(subject))
     first, again = plain_training(subject), train(subject, batches=FEW, **PLAIN)
     if _digest(first) != _digest(again):
         raise Failed("two trainings with the same seeds differ: draw randomness from run.generator(...) or torch's global generator only")
@@ -256,7 +256,7 @@ def seeds(subject: Subject) -> str:
 def resume(subject: Subject) -> str:
     """A training that is killed and resumed, several times over, gives the same student bit for bit."""
     whole = first_training(subject)
-    if not _trains(whole):
+    if not updated(whole):
         raise Skipped("nothing is trained")
     died = 0
     with tempfile.TemporaryDirectory() as name:
@@ -281,7 +281,7 @@ def micro_batches(subject: Subject) -> str:
     By plain gradient descent: Adam divides by the size of the gradient, and would hide a loss that is three times too large.
     """
     whole = plain_training(subject)
-    if not _trains(whole):
+    if not updated(whole):
         raise Skipped("nothing is trained")
     apart, moved = _apart(whole, train(subject, batches=FEW, micro_batches=3, **PLAIN))
     if not apart <= 1e-3 * moved:
@@ -316,7 +316,7 @@ def token_padding(subject: Subject) -> str:
         return dataclasses.replace(batch, **wide)
 
     whole = plain_training(subject)
-    if not _trains(whole):
+    if not updated(whole):
         raise Skipped("nothing is trained")
     apart, moved = _apart(whole, train(subject, batches=FEW, change=padded, **PLAIN))
     if not apart <= 1e-3 * moved:
@@ -412,97 +412,3 @@ def _altered(problem: Any, seen: list[tuple[Tensor, Tensor]], what: str = "", ro
         teacher.outputs = other_outputs
     altered = functools.partial(_Altered, classes=problem.classes, row=row if what == "label" else -1, seen=seen)
     return dataclasses.replace(problem, batches=altered(problem.batches), labelled=altered(problem.labelled))
-
-
-@check
-def export(subject: Subject) -> None:
-    """What is exported was trained, or says what else it is, and rebuilt without the method's code it answers as it did.
-
-    Of what was converted after the training (quantised, merged, masked) the network before that must be the trained one; what is
-    said to be untrained or inherited must be the same after a training on the same examples in another order.
-    """
-    trial = first_training(subject)
-    if set(trial.exported) != set(trial.student.parts):
-        raise Failed("nothing was exported through run.fit or run.export")
-    rebuilt = trial.rebuild(Student.from_bytes(trial.student.to_bytes()))
-    networks = rebuilt if isinstance(rebuilt, Mapping) else dict.fromkeys(trial.student.parts, rebuilt)
-    for name, part in trial.student.parts.items():
-        made, trained = trial.exported[name]
-        if _trains(trial) and part.kind == "converted":
-            assert trained is not None
-            if not any(average is trained for average, _ in trial.run._averages):
-                _as_trained(trial, trained)
-        elif _trains(trial) and part.kind == "trained":
-            if trained is None:
-                _of_trained(trial, part)
-            else:
-                _as_trained(trial, trained)
-        if made is not None:
-            _answers_alike(networks.get(name), made, trial.problem, name)
-    if _trains(trial):
-        _untouched(subject, {name: part for name, part in trial.student.parts.items() if part.kind in ("untrained", "inherited")})
-
-
-def _untouched(subject: Subject, parts: Mapping[str, Part]) -> None:
-    if not parts:
-        return
-    base = subject.spec.seeds
-    others = train(subject, rows=ROWS, seeds={**base, "order": base["order"] + 1}).student.parts
-    for name, part in parts.items():
-        again = others.get(name)
-        same = again is not None and again.text == part.text and again.weights.keys() == part.weights.keys()
-        if again is None or not same or any(not torch.equal(t, again.weights[k]) for k, t in part.weights.items()):
-            raise Failed(f"part {name!r} is declared as {part.kind}, and it changes with the order of the examples: it was trained")
-
-
-def _answers_alike(rebuilt: nn.Module | None, made: nn.Module, problem: Any, name: str) -> None:
-    if rebuilt is None:
-        raise Failed(f"the suite does not rebuild the exported network {name!r}")
-    made.eval()
-    with torch.no_grad():
-        ours, theirs = (_answer(net, problem) for net in (rebuilt, made))
-    if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6):
-        raise Failed(
-            f"the rebuilt student answers differently (by {float((ours - theirs).abs().max()):.2g}) from the network that was exported"
-        )
-
-
-def _of_trained(trial: Trial, part: Part) -> None:
-    """Fail unless each of the part's real tensors is a parameter of a network that a loop has trained, as it was after that loop."""
-    ends = [p for end in trial.ends.values() for p in end.values()]
-    for name, tensor in part.weights.items():
-        if tensor.is_floating_point() and not any(torch.equal(tensor, end) for end in ends):
-            raise Failed(f"the exported tensor {name} is declared as trained, and no loop left a parameter so; is it untrained?")
-
-
-def _as_trained(trial: Trial, module: nn.Module) -> None:
-    """Fail unless ``module`` is, or is part of, a network that a loop has trained, with the weights it had after that loop."""
-    for trained, end in reversed(trial.ends.items()):
-        prefix = next((f"{name}." if name else "" for name, part in trained.named_modules() if part is module), None)
-        if prefix is None:
-            continue
-        if any(not torch.equal(p.detach().cpu(), end[prefix + name]) for name, p in module.named_parameters()):
-            raise Failed(
-                "the exported weights were changed after the training; an average is declared with run.export(..., averaged=True), "
-                'what was converted with run.export(copy, converted="int8", of=network)'
-            )
-        return
-    raise Failed(
-        "the exported network, or what it is said to be converted from, is not one that was trained, and is not declared as an average "
-        "(run.export(..., averaged=True))"
-    )
-
-
-def _answer(module: nn.Module, problem: Any) -> Tensor:
-    """What a network says to a batch; where it is no function (a data set), what it holds."""
-    if isinstance(module, LanguageModel):
-        logits: Tensor = module.logits(problem.prompts.ids, problem.prompts.attention)
-        return logits
-    inputs = next(problem.batches.stream(0)).inputs
-    try:
-        answer: Tensor = module(inputs)
-    except NotImplementedError:
-        answer = torch.cat([t.flatten() for t in module.state_dict().values()])
-    except TypeError:  # a denoiser also wants a noise level
-        answer = module(inputs, torch.ones(len(inputs)), None)
-    return answer
