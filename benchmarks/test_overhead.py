@@ -18,7 +18,7 @@ from distillbench.problems.classification.losses import cross_entropy, kl_diverg
 from distillbench.runs.identities import seeds_by_role
 from distillbench.runs.suite import TrainContext
 from distillbench.suites import image_classification as suite
-from distillbench.training.data import Batch, Batches
+from distillbench.training.data import Batch, Batches, Request
 from distillbench.training.run import Run
 
 SETTING = suite.CARD.settings["digits"]
@@ -59,14 +59,20 @@ class Baton:
             self.take(me)
 
 
-class InTurns:
+class InTurns(Batches[Batch]):
     """Batches that hand the baton on after every few."""
 
-    def __init__(self, batches: Batches, baton: Baton, me: int) -> None:
+    def __init__(self, batches: Batches[Batch], baton: Baton, me: int) -> None:
         self.batches, self.baton, self.me, self.batch_size = batches, baton, me, batches.batch_size
 
-    def stream(self, start: int) -> Iterator[Batch]:
-        for i, batch in enumerate(self.batches.stream(start), 1):
+    def rows(self, position: int) -> Tensor:
+        return self.batches.rows(position)
+
+    def take(self, request: Request) -> Batch:
+        return self.batches.take(request)
+
+    def load(self, requests: Iterator[Request]) -> Iterator[Batch]:
+        for i, batch in enumerate(self.batches.load(requests), 1):
             yield batch
             if i % TURN == 0:
                 self.baton.give(self.me)

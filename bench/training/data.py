@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distillbench.identity import derive_seed
-from distillbench.training.noise import Rows
+from distillbench.training.noise import Key, Rows
 from distillbench.training.trees import Tree
 
 
@@ -51,6 +51,12 @@ class Examples(Rows):
     """
 
     totals: Mapping[str, int] | None = None
+
+    def stamped(self, key: Key, totals: Mapping[str, int]) -> Self:
+        """The same rows as a loop hands them out."""
+        stamped = object.__new__(type(self))  # dataclasses.replace checks every field anew, at every update
+        stamped.__dict__.update(self.__dict__, key=key, totals=totals)
+        return stamped
 
     def units(self) -> dict[str, int]:
         """Unit -> how many there are in these rows."""

@@ -99,6 +99,8 @@ class Learner:
 
     def follow(self, update: int) -> None:
         """Move the averages towards the weights after an update, counted from 0 in its loop; buffers are copied."""
+        if not self._followers:
+            return
         with torch.no_grad():
             for follower, decay in self._followers:
                 step = 1 - averages.at(decay, update)

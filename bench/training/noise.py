@@ -21,7 +21,7 @@ from distillbench.errors import UserError
 BLOCK = 8  # numbers of 32 bits that a counter gives
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # one is made for every part of every batch, so it is a light one
 class Key:
     """Where in a run something is drawn.
 
@@ -36,7 +36,7 @@ class Key:
     learner: int
     position: int
     row: int = 0
-    asked: set[str] = field(default_factory=set, compare=False)
+    asked: set[str] = field(default_factory=set)
 
     def at(self, row: int) -> Key:
         """The key of a part that begins ``row`` rows further on."""

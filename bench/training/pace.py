@@ -12,6 +12,7 @@ from distillbench.errors import UserError
 from distillbench.training.meter import Bill
 
 IRREGULAR = 16  # steps of a loop whose operations are counted, where no two steps are alike
+NOTHING = contextlib.nullcontext()
 LONG = 1000  # steps that a loop is taken to have where nobody knows how many it will
 
 
@@ -71,12 +72,14 @@ class Operations:
         self._cycles = range(1, 10**9, stride) if steps is None or irregular else (1, cycles // 2)
         self.counted = counted or [0.0] * period
 
-    @contextlib.contextmanager
-    def of(self, step: int) -> Iterator[None]:
+    def of(self, step: int) -> contextlib.AbstractContextManager[object]:
         """Counts the operations of what is done inside, where it is the turn of ``step``."""
         if step // self._period not in self._cycles and not self._alone(step):
-            yield
-            return
+            return NOTHING
+        return self._counting(step)
+
+    @contextlib.contextmanager
+    def _counting(self, step: int) -> Iterator[None]:
         counter = FlopCounterMode(display=False)
         with counter:
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -10,6 +9,8 @@ from distillbench.errors import UserError
 from distillbench.training.data import Batches, Examples, Request
 from distillbench.training.meter import Meter
 from distillbench.training.noise import Key
+
+Keyed = tuple[Key, Examples]  # what the rows of a part are, and what their noise is drawn by
 
 
 def bounds(batches: Batches[Examples], micro: int, processes: int, rank: int) -> list[tuple[int, int]]:
@@ -32,7 +33,7 @@ def bounds(batches: Batches[Examples], micro: int, processes: int, rank: int) ->
 
 def parts(
     batches: Batches[Examples], start: int, key: Callable[[int], Key], places: list[tuple[int, int]], meter: Meter
-) -> Iterator[list[Examples]]:
+) -> Iterator[list[Keyed]]:
     """The parts at ``places`` (of :func:`bounds`) of every batch from position ``start`` on, without end.
 
     Args:
@@ -40,16 +41,22 @@ def parts(
         meter: told of loading that every process does alike.
     """
 
+    alone = places == [(0, batches.batch_size)]
+
     def requests() -> Iterator[Request]:
         for position in itertools.count(start):
             whole = Request(batches.rows(position), position, key=key(position))
-            yield from [whole] if batches.together else (whole.part(*place) for place in places)
+            if alone or batches.together:
+                yield whole
+            else:
+                yield from (whole.part(*place) for place in places)
 
     loaded = batches.load(requests())
     for position in itertools.count(start):
         if batches.together:
             with meter.together():
-                whole = dataclasses.replace(next(loaded), key=key(position))
-            yield [whole] if len(places) == 1 and places[0] == (0, len(whole)) else [whole.part(*place) for place in places]
+                whole = next(loaded)
+            rows = [whole] if alone else [whole.part(*place) for place in places]
         else:
-            yield [dataclasses.replace(next(loaded), key=key(position).at(begin)) for begin, _ in places]
+            rows = [next(loaded) for _ in places]
+        yield [(key(position).at(begin), part) for (begin, _), part in zip(places, rows, strict=True)]

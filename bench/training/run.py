@@ -29,7 +29,7 @@ from distillbench.training.noise import Key
 from distillbench.training.observer import Observer
 from distillbench.training.oracle import Oracle
 from distillbench.training.pace import LONG, Operations, Pace
-from distillbench.training.parts import bounds, parts
+from distillbench.training.parts import Keyed, bounds, parts
 from distillbench.training.processes import Processes
 from distillbench.training.reduction import Reduction, Term, coupled
 from distillbench.training.student import AVERAGE, ONLY, Kind, Part, Student
@@ -341,7 +341,8 @@ class Run:
                         for name, value in terms.items():
                             self.trace.setdefault(f"{self._bill.phase}/{name}", []).append(float(f"{float(value):.5g}"))
             self.meter.add("training_flops", operations.spent(step))
-            self.meter.agree(self._processes.total if self._processes.count > 1 else None)
+            if self._processes.count > 1:
+                self.meter.agree(self._processes.total)
             step += 1
             now = time.perf_counter()
             if now - shown > 0.1:
@@ -375,12 +376,10 @@ class Run:
 
     # --- the engine -------------------------------------------------------------------------------------------
 
-    def _streams(
-        self, learners: Sequence[Learner], batches: Batches[Examples] | None, step: int
-    ) -> dict[Learner, Iterator[list[Examples]]]:
+    def _streams(self, learners: Sequence[Learner], batches: Batches[Examples] | None, step: int) -> dict[Learner, Iterator[list[Keyed]]]:
         """Each learner's iterator over the parts of its batches, as it is at ``step``; learners without their own stream share one."""
 
-        def begin(stream: Batches[Examples], made: int, place: int) -> Iterator[list[Examples]]:
+        def begin(stream: Batches[Examples], made: int, place: int) -> Iterator[list[Keyed]]:
             seed, loop = self.seeds["noise"], self._unit
             places = bounds(stream, self._micro, self._processes.count, self._processes.rank)
             return parts(stream, made, lambda position: Key(seed, loop, place, position), places, self.meter)
@@ -392,14 +391,13 @@ class Run:
             found |= dict.fromkeys(sharing, shared)
         return found
 
-    def _update(self, learner: Learner, batch: list[Examples], step: int, again: int, watched: bool, repeated: bool) -> dict[str, Tensor]:
+    def _update(self, learner: Learner, batch: list[Keyed], step: int, again: int, watched: bool, repeated: bool) -> dict[str, Tensor]:
         """One update of a learner, its ``again``-th of this step, on the parts that this process has of a batch."""
         terms, totals = self._updates.gradients(learner, batch, repeated=repeated)
         if watched and not math.isfinite(sum(float(v) for v in terms.values())):
             shown = ", ".join(f"{n}={float(v):.4g}" for n, v in terms.items())
             raise Diverged(step, self._bill.phase, shown)
-        assert batch[0].key is not None
-        self._updates.step(learner, terms, batch[0].key, made=learner.made_before(step) + again, repeated=repeated)
+        self._updates.step(learner, terms, batch[0][0], made=learner.made_before(step) + again, repeated=repeated)
         if learner.counts is not None:
             self.meter.add(learner.counts, totals["rows"])
         if learner.counts == "student_examples":

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from distillbench.cards.card import Training
-from distillbench.training.data import Examples
 from distillbench.training.learner import Learner, Losses
 from distillbench.training.meter import Meter
 from distillbench.training.noise import Key
 from distillbench.training.observer import Observer
+from distillbench.training.parts import Keyed
 from distillbench.training.processes import Processes
 from distillbench.training.reduction import NeedsOutputs, Reduction
 
@@ -35,14 +35,14 @@ class Updates:
         self.following: Key | None = None
         self._coupled: set[Learner] = set()  # whose terms couple the parts of a batch
 
-    def gradients(self, learner: Learner, parts: list[Examples], *, repeated: bool) -> tuple[dict[str, Tensor], Mapping[str, int]]:
+    def gradients(self, learner: Learner, parts: list[Keyed], *, repeated: bool) -> tuple[dict[str, Tensor], Mapping[str, int]]:
         """The gradient of the whole batch's loss in ``.grad``, its terms, and how many of each unit the batch has.
 
         Args:
             repeated: every process has the whole batch, and computes the same.
         """
         shared = self._processes.count > 1 and not repeated
-        totals = parts[0].totals or self._totals([p.units() for p in parts], shared)
+        totals = parts[0][1].totals or self._totals([rows.units() for _, rows in parts], shared)
         for p in learner.parameters:  # what optimizer.zero_grad does, without its profiling
             p.grad = None
         self.reduction = Reduction(len(parts), self._processes.count if shared else 1, self._processes.gather if shared else None)
@@ -72,21 +72,16 @@ class Updates:
             self.following = None
         self._observer.updated(learner, terms)
 
-    def _passes(self, reduction: Reduction, learner: Learner, parts: list[Examples], totals: Mapping[str, int]) -> dict[str, Tensor]:
+    def _passes(self, reduction: Reduction, learner: Learner, parts: list[Keyed], totals: Mapping[str, int]) -> dict[str, Tensor]:
         """The gradients of every part, summed into ``.grad``; the terms of all of them together.
 
         Where a term couples the parts, a first pass without a graph gives each the others' outputs (Gao et al. 2021, arXiv 2101.06983).
         """
         total: dict[str, Tensor] = {}
-
-        def learn() -> None:
-            for reduction.part, part in enumerate(parts):
-                self._backward(learner, self._terms(learner, part, totals), total)
-
         asked = self._meter.counts["teacher_examples"]
         if learner not in self._coupled:
             try:
-                learn()
+                self._learn(reduction, learner, parts, totals, total)
                 return total
             except NeedsOutputs:
                 self._coupled.add(learner)
@@ -97,13 +92,19 @@ class Updates:
                 self._terms(learner, part, totals)
         self._meter.counts["teacher_examples"] = asked  # a batch that is looked at twice is asked about once
         reduction.learn()
-        learn()
+        self._learn(reduction, learner, parts, totals, total)
         return total
 
-    def _terms(self, learner: Learner, part: Examples, totals: Mapping[str, int]) -> Losses:
-        assert part.key is not None
-        self._processes.seed(part.key.seed_of("global"))  # dropout
-        batch = dataclasses.replace(part, key=part.key.at(0), totals=totals).to(self._processes.device)
+    def _learn(
+        self, reduction: Reduction, learner: Learner, parts: list[Keyed], totals: Mapping[str, int], total: dict[str, Tensor]
+    ) -> None:
+        for reduction.part, part in enumerate(parts):
+            self._backward(learner, self._terms(learner, part, totals), total)
+
+    def _terms(self, learner: Learner, part: Keyed, totals: Mapping[str, int]) -> Losses:
+        key, rows = part
+        self._processes.seed(key.seed_of("global"))  # dropout
+        batch = rows.stamped(key.at(0), totals).to(self._processes.device)
         with _autocast(learner.training, self._processes.device):
             return learner.loss(self._observer.batch(learner, batch))
 
