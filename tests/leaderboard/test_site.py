@@ -219,11 +219,13 @@ def test_time_grows_with_the_records_and_no_faster(make, tmp_path):
             r
             for s in judge.settings
             for i, name in enumerate(names)
-            for r in make.runs(make.card(name), judge, make.spread(0.5 + i / 50), setting=s, n=50)
+            for scores in [[{"top1": v, "nll": 1 - v} for v in make.spread(0.5 + i / 50)]]
+            for r in make.runs(make.card(name), judge, scores, setting=s, n=50)
         ]
         folder = make.write(tmp_path / str(settings), records)
         start = time.perf_counter()
-        read, _ = read_records(folder)
+        read, bad = read_records(folder)
+        assert not bad
         build(boards(read)[0], tmp_path / f"site-{settings}")
         return time.perf_counter() - start
 
