@@ -272,9 +272,15 @@ class Budget:
     hard: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
+        caps = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("pace", "hard")}
+        for name, cap in caps.items():
+            if cap is not None and not (isinstance(cap, int | float) and not isinstance(cap, bool) and cap >= 0):
+                raise ValueError(f"budget: the cap {name} is a number from 0 on, or none, not {cap!r}")
+        if not isinstance(self.hard, tuple | list):
+            raise ValueError(f"budget: hard is a list of meters, not {self.hard!r}")
         for name in (self.pace, *self.hard):
-            if not isinstance(getattr(self, name, None), int | float):
-                raise ValueError(f"budget: {name} has no cap, so it can be neither the pace nor hard")
+            if not isinstance(name, str) or caps.get(name) is None:
+                raise ValueError(f"budget: {name!r} has no cap, so it can be neither the pace nor hard")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,12 +194,15 @@ def _changed(name: str, setting: Setting, budget: Mapping[str, Any], training: M
         for field_name in changes:
             if field_name not in parts[part]:
                 raise unknown(f"{part} of {name}", field_name, parts[part])
-    return dataclasses.replace(
-        setting,
-        budget=dataclasses.replace(setting.budget, **budget),
-        training=dataclasses.replace(setting.training, **training),
-        options={**setting.options, **options},
-    )
+    try:
+        return dataclasses.replace(
+            setting,
+            budget=dataclasses.replace(setting.budget, **budget),
+            training=dataclasses.replace(setting.training, **training),
+            options={**setting.options, **options},
+        )
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _expand(name: str, kinds: Sequence[str]) -> list[str]:

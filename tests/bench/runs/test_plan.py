@@ -234,3 +234,28 @@ def test_the_arena_of_a_track_is_what_its_runs_share():
     arenas = {json.dumps(arena_of(s.identity)) for s in plan(TRACK, ["kd"], [0, 1])}
     assert len(arenas) == 1
     assert set(json.loads(arenas.pop())) == {"engine", "kind", "suite", "setting", "split"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ({"pace": "renders"}, "'renders' has no cap, so it can be neither the pace nor hard"),
+        ({"pace": 3}, "3 has no cap"),
+        ({"hard": ["wall_seconds"]}, "'wall_seconds' has no cap"),
+        ({"hard": [[]]}, r"\[\] has no cap"),
+        ({"hard": "student_examples"}, "hard is a list of meters, not 'student_examples'"),
+        ({"student_tokens": "many"}, "the cap student_tokens is a number from 0 on, or none, not 'many'"),
+        ({"teacher_examples": -1}, "the cap teacher_examples is a number from 0 on"),
+        ({"teacher_examples": True}, "the cap teacher_examples is a number from 0 on"),
+    ],
+)
+def test_a_budget_that_is_none_is_one_line(budget, says):
+    with pytest.raises(UserError, match=f"image-classification/blobs: budget: {says}") as caught:
+        one(["kd"], [0], budget=budget)
+    assert "\n" not in str(caught.value)
+
+
+def test_hard_caps_and_another_pace_are_another_board():
+    plain = one(["kd"], [0]).id
+    assert one(["kd"], [0], budget={"pace": "student_examples"}).id == plain  # as it is anyway
+    assert len({plain, *(one(["kd"], [0], budget=b).id for b in ({"student_tokens": 9}, {"hard": ["student_examples"]}))}) == 3
