@@ -52,6 +52,9 @@ def parts(
                 yield from (whole.part(*place) for place in places)
 
     loaded = batches.load(requests())
+    if alone and not batches.together:  # the usual case, at every update of it
+        for position, only in enumerate(loaded, start):
+            yield [(key(position), only)]
     for position in itertools.count(start):
         if batches.together:
             with meter.together():

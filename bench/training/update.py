@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from distillbench.cards.card import Training
 from distillbench.training.learner import Learner, Losses
 from distillbench.training.meter import Meter
 from distillbench.training.noise import Key
@@ -64,7 +61,7 @@ class Updates:
                     b.copy_(self._processes.mean(b) if b.is_floating_point() else b)
         if learner.training.clip is not None:
             self._processes.clip(learner.parameters, learner.training.clip)
-        learner.optimizer.step()
+        learner.step()
         learner.follow(made)
         if learner.after is not None:
             self.following = dataclasses.replace(key, row=0, asked=set())
@@ -104,9 +101,11 @@ class Updates:
     def _terms(self, learner: Learner, part: Keyed, totals: Mapping[str, int]) -> Losses:
         key, rows = part
         self._processes.seed(key.seed_of("global"))  # dropout
-        batch = rows.stamped(key.at(0), totals).to(self._processes.device)
-        with _autocast(learner.training, self._processes.device):
-            return learner.loss(self._observer.batch(learner, batch))
+        batch = self._observer.batch(learner, rows.stamped(key.at(0), totals).to(self._processes.device))
+        if learner.training.precision == "bfloat16" and has_bfloat16(self._processes.device):
+            with torch.autocast(self._processes.device.type, dtype=torch.bfloat16):
+                return learner.loss(batch)
+        return learner.loss(batch)
 
     @staticmethod
     def _backward(learner: Learner, terms: Losses, total: dict[str, Tensor]) -> None:
@@ -120,12 +119,6 @@ class Updates:
     def _totals(self, units: Sequence[Mapping[str, int]], shared: bool) -> dict[str, int]:
         mine = {unit: sum(p[unit] for p in units) for unit in units[0]}
         return dict(zip(mine, map(round, self._processes.total(list(mine.values()))), strict=True)) if shared else mine
-
-
-def _autocast(training: Training, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if training.precision == "bfloat16" and has_bfloat16(device):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -75,7 +75,7 @@ class ClassifierOracle(ModuleOracle):
 
     def _table(self, fields: tuple[str, ...]) -> dict[str, Tensor]:
         """Answers for every row of the data set; computed in fixed chunks so that they do not depend on the batches."""
-        if all(f in self._tables for f in fields):
+        if self._tables.keys() >= set(fields):
             return self._tables
         assert self._data is not None
         device = next(iter(self._module.state_dict().values())).device
