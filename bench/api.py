@@ -97,8 +97,7 @@ def run(
 
     Args:
         out: the store, a folder.
-        workers: runs at once. With 1 they are done in this process; a script that wants more starts under
-            ``if __name__ == "__main__":``, because each worker imports it.
+        workers: runs at once, each in processes of its own.
         checkpoint_seconds: the most work that a kill can lose.
         progress: say on stderr what is running and how long is left.
 
@@ -174,7 +173,7 @@ def judge(student: Name, track: str, *, seed: int = 0, split: str = "test", data
     entry, _, setting, name = planning.track(track)
     seeds, place = seeds_by_role(seed), None if folder is None else Path(folder)
     with _nothing_left_behind() as device:
-        from distillbench.runs.runner import require
+        from distillbench.runs.worker import require
         from distillbench.training.student import Student
 
         require(track, setting, device)
@@ -200,8 +199,7 @@ def _records(specs: Sequence[RunSpec], out: Name, workers: int, checkpoint_secon
     """The public functions' common part; called by them directly, so that a warning points at the line of their caller."""
     store = Store(os.fspath(out))
     title = ", ".join(dict.fromkeys(f"{s.suite}/{s.setting}" for s in specs))
-    with _nothing_left_behind():
-        results = complete(specs, store, title, workers=workers, checkpoint_seconds=checkpoint_seconds, progress=progress, vouch=vouch)
+    results = complete(specs, store, title, workers=workers, checkpoint_seconds=checkpoint_seconds, progress=progress, vouch=vouch)
     outcomes = [results[s.id] for s in specs]
     errors = {str(o): o for o in outcomes if isinstance(o, UserError)}
     if errors:

@@ -63,3 +63,15 @@ def pytest_terminal_summary(terminalreporter, config):
     count = config.stash[LEFT_OUT]
     if count:
         terminalreporter.write_line(f"{count} slow tests left out: nothing they rest on has changed since they passed")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _lanes_of_this_process(tmp_path_factory):
+    """Runs are made in forks of the test's own process, so they are there at once and see what a test has replaced in it; their methods may
+    write to the tests' folder. What users get is tested where it is asked for (tests/attacks, and every test that starts the command)."""
+    from distillbench.runs import lanes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "START", "fork")
+        patch.setenv("DISTILLBENCH_WRITABLE", str(tmp_path_factory.getbasetemp().parent))
+        yield

@@ -4,9 +4,10 @@
 <store>/records/<suite>/<setting>/<method>/<id>-<digest>.record
 <store>/students/<sha256>.safetensors               exported weights
 <store>/artifacts/<sha256>                          pictures, texts and curves that judging gave
-<store>/runs/<id>/                                  lock and checkpoints of a run in progress
+<store>/runs/<id>/                                  checkpoints of a run in progress; beside it its lock, and <id>.scratch for its method
 <store>/passed/<code>-<fingerprint>                 code that has passed the fingerprints of a cell
 <store>/cache/                                      teacher outputs, keyed by bytes
+<store>/judging/                                    what the judge keeps for itself
 """
 
 from __future__ import annotations
@@ -88,6 +89,13 @@ class Store:
 
     def made(self, spec: RunSpec) -> list[Record]:
         """The finished records with the id of ``spec``, whatever code made them. A damaged file is moved aside, and counts for nothing."""
+        return [r for r in self._all(spec) if r.finished]
+
+    def newest(self, spec: RunSpec) -> Record | None:
+        """The newest record with the id of ``spec``, whatever became of it."""
+        return max(self._all(spec), key=lambda r: r.created, default=None)
+
+    def _all(self, spec: RunSpec) -> list[Record]:
         found = []
         for path in self._records_of(spec).glob(f"{spec.id[:16]}-*{SUFFIX}"):
             try:
@@ -96,7 +104,7 @@ class Store:
                 with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
                 continue
-            if record.finished and record.id == spec.id:
+            if record.id == spec.id:
                 found.append(record)
         return found
 
@@ -143,5 +151,10 @@ class Store:
             lock.release()
 
     def clear(self, spec: RunSpec) -> None:
-        """Drop the checkpoints of a run that has its record."""
-        shutil.rmtree(self.folder(spec), ignore_errors=True)
+        """Drop the checkpoints of a run that has its record, and what its method wrote besides."""
+        for folder in (self.folder(spec), self.scratch(spec)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def scratch(self, spec: RunSpec) -> Path:
+        """The folder in which the method of a run in progress may write what it likes."""
+        return self.folder(spec).with_suffix(".scratch")

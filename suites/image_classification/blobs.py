@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +52,16 @@ def draw(options: Options, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return means[labels] + spreads[labels, None] * noise, labels
 
 
-def splits(options: Options, seed: int) -> dict[str, Arrays]:
-    """``train`` follows the seed of the run's data; ``tune`` and ``test`` are the same for every run."""
+def splits(options: Options, seed: int, names: Collection[str] = ("train", "tune", "test")) -> dict[str, Arrays]:
+    """Those called ``names``. ``train`` follows the seed of the run's data; ``tune`` and ``test`` are the same for every run."""
     made = {}
     for name, count, s in (
         ("train", options.train, seed),
         ("tune", options.tune, derive_seed("blobs tune", 0)),
         ("test", options.test, derive_seed("blobs test", 0)),
     ):
+        if name not in names:
+            continue
         inputs, labels = draw(options, count, s)
         labelled = torch.ones(count, dtype=torch.bool)
         if name == "train":
@@ -77,10 +79,10 @@ def teacher(ctx: Context) -> nn.Module:
 def problem(ctx: TrainContext) -> Classification:
     """What a method gets."""
     options = ctx.options(Options)
-    made = splits(options, ctx.seeds["data"])
-    return memory.problem(ctx, options.student, teacher(ctx), made["train"], made["tune"])
+    made = splits(options, ctx.seeds["data"], memory.TUNING if ctx.tuning else memory.TRAINING)
+    return memory.problem(ctx, options.student, teacher(ctx), made["train"], made.get("tune"))
 
 
 def evaluation_batches(ctx: JudgeContext) -> Iterator[tuple[Tensor, Tensor]]:
     """The examples of the split."""
-    return memory.batches(splits(ctx.options(Options), ctx.seeds["data"])[ctx.split])
+    return memory.batches(splits(ctx.options(Options), ctx.seeds["data"], [ctx.split])[ctx.split])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import gzip
+import io
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,27 +38,23 @@ class Options:
     student: Architecture
 
 
-@cache
 def load(sha: str | None = None) -> tuple[Tensor, Tensor]:
-    """All digits: images (1797, 1, 8, 8) in [-1, 1] and labels (1797,).
+    """All digits: images (1797, 1, 8, 8) in [-1, 1] and labels (1797,). Not kept: who trains holds its own rows of them and no others.
 
     Raises:
         UserError: scikit-learn is missing, or carries other bytes than the card pins.
     """
+    package = find_spec("sklearn")  # its file alone: importing it takes longer than a training
     try:
-        blob = files("sklearn.datasets.data").joinpath("digits.csv.gz").read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError) as error:
+        blob = Path(*package.submodule_search_locations, "datasets", "data", "digits.csv.gz").read_bytes()  # type: ignore
+    except (AttributeError, FileNotFoundError) as error:
         raise UserError("the digits come with scikit-learn: pip install 'distillbench[train]'") from error
     if sha is not None and sha256(blob) != sha:
         raise UserError("scikit-learn carries other digits than this setting pins; install another release of scikit-learn")
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
-    return images, torch.tensor(labels, dtype=torch.int64)
+    rows = torch.from_numpy(np.loadtxt(io.BytesIO(gzip.decompress(blob)), delimiter=",", dtype=np.float32))
+    return rows[:, :-1].reshape(-1, 1, 8, 8) / 8 - 1, rows[:, -1].long()
 
 
-@cache
 def partition() -> dict[str, Tensor]:
     """Rows of ``train`` (1197), ``tune`` (200) and ``test`` (400): one fixed split, alike in every class, for all runs."""
     labels = load()[1].numpy()
@@ -71,15 +69,15 @@ def partition() -> dict[str, Tensor]:
     return {"test": dealt[:TEST], "tune": dealt[TEST : TEST + TUNE], "train": dealt[TEST + TUNE :]}
 
 
-def splits(options: Options, seed: int, sha: str | None) -> dict[str, Arrays]:
-    """The setting's splits. The labelled and the transfer images are drawn from ``train`` with the run's data seed.
+def splits(options: Options, seed: int, sha: str | None, names: Collection[str] = ("train", "tune", "test")) -> dict[str, Arrays]:
+    """The setting's splits called ``names``. The labelled and the transfer images are drawn from ``train`` with the run's data seed.
 
     ``labelled`` images have their label; ``transfer`` images in all (the labelled ones among them) may be looked at.
     """
     images, labels = load(sha)
-    made = {}
-    for name, rows in partition().items():
-        chosen = rows
+    parts, made = partition(), {}
+    for name in names:
+        chosen = rows = parts[name].clone()
         labelled = torch.ones(len(rows), dtype=torch.bool)
         if name == "train":
             generator = torch.Generator().manual_seed(seed)
@@ -120,13 +118,13 @@ def teacher(ctx: Context) -> nn.Module:
 def problem(ctx: TrainContext) -> Classification:
     """What a method gets."""
     options = ctx.options(Options)
-    made = splits(options, ctx.seeds["data"], _pinned(ctx, "data"))
-    return memory.problem(ctx, options.student, teacher(ctx), made["train"], made["tune"])
+    made = splits(options, ctx.seeds["data"], _pinned(ctx, "data"), memory.TUNING if ctx.tuning else memory.TRAINING)
+    return memory.problem(ctx, options.student, teacher(ctx), made["train"], made.get("tune"))
 
 
 def evaluation_batches(ctx: JudgeContext) -> Iterator[tuple[Tensor, Tensor]]:
     """The images of the split."""
-    return memory.batches(splits(ctx.options(Options), ctx.seeds["data"], _pinned(ctx, "data"))[ctx.split])
+    return memory.batches(splits(ctx.options(Options), ctx.seeds["data"], _pinned(ctx, "data"), [ctx.split])[ctx.split])
 
 
 def _balanced(labels: Tensor, count: int) -> Tensor:

@@ -15,8 +15,11 @@ from distillbench.suites.image_classification.nets import build
 from distillbench.training.data import Arrays, Shuffled
 from distillbench.training.nets import Architecture
 
+TRAINING = ("train", "tune")  # the splits that a method may see
+TUNING = ("train",)  # and those where its student is judged on the one for tuning
 
-def problem(ctx: TrainContext, architecture: Architecture, net: nn.Module, raw: Arrays, tune: Arrays) -> Classification:
+
+def problem(ctx: TrainContext, architecture: Architecture, net: nn.Module, raw: Arrays, tune: Arrays | None) -> Classification:
     """The problem of a student of ``architecture`` under the teacher ``net``, which labels what of ``raw`` has no label."""
     with torch.no_grad():
         decisions = torch.cat([net(rows).argmax(1) for rows in raw.inputs.split(CHUNK)])

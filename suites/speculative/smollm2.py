@@ -121,7 +121,7 @@ def problem(ctx: TrainContext) -> LanguageModeling:
     digest = tokenizer_digest(tokenizer)
     target = language_models.load(str(model_folder(ctx)))
     eos, vocab = int(tokenizer.eos_token_id), len(tokenizer)
-    texts = {k: _texts(v, digest, eos) for k, v in parts.items()}
+    texts = {k: _texts(parts[k], digest, eos) for k in ("train", "validation")}  # nothing that is judged stays
 
     def build(architecture: Architecture, /, *, seed: int = seeds["init"]) -> TransformersLM:
         return _inherit(language_models.build(architecture, seed), target, options.layers)

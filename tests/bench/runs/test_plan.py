@@ -217,8 +217,10 @@ def test_a_finished_record_has_the_planned_identity_and_is_found(tmp_path):
 def test_a_hundred_cached_runs_are_planned_again_in_a_second_without_torch(tmp_path, python):
     store = Store(tmp_path / "store")
     for spec in plan(TRACK, ["kd"], range(20)):
-        measured = Measurement.mean("top1", [float(i % 2) for i in range(4000)])
-        store.save(dataclasses.replace(finished(spec), measurements=(measured,) * 3))
+        values = [float(i % 2) for i in range(4000)]
+        store.save(
+            dataclasses.replace(finished(spec), measurements=tuple(Measurement.mean(m.name, values) for m in spec.suite_card.metrics))
+        )
     code = (
         "import sys, time; from distillbench.cli.main import main; start = time.perf_counter()\n"
         "code = main(['run', sys.argv[1], '--method', 'kd', '--seeds', '20', '--out', sys.argv[2], '--json'])\n"
@@ -227,6 +229,7 @@ def test_a_hundred_cached_runs_are_planned_again_in_a_second_without_torch(tmp_p
     out = python(code, TRACK, tmp_path / "store")
     listing, _, seconds = out.rpartition("SECONDS")
     assert len(json.loads(listing)) == 100
+    assert {r["status"] for r in json.loads(listing)} == {"ok"} and len(list(store.root.rglob("*.record"))) == 100  # nothing was run
     assert min(float(s) for s in seconds.split()) < 1.0  # of this process: whoever else is busy on the machine does not count
 
 

@@ -1,7 +1,11 @@
 import dataclasses
 import math
+import os
 import re
+import signal
 import subprocess
+import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +15,6 @@ import torch
 from distillbench.cards import registry
 from distillbench.cards.card import Budget
 from distillbench.errors import UserError
-from distillbench.runs import runner
 from distillbench.runs.packing import pack
 from distillbench.runs.plan import plan
 from distillbench.runs.record import Measurement, Record, read_records
@@ -230,12 +233,19 @@ def test_a_damaged_record_is_run_again_with_the_same_result(store):
 def test_ctrl_c_leaves_no_record_and_keeps_the_checkpoint(store, write_method, tmp_path):
     flag = tmp_path / "stop"
     body = (
-        "def watched(batch):\n    if run.meter.counts['student_steps'] == 6 and os.path.exists({flag!r}):\n"
-        "        raise KeyboardInterrupt\n"
+        "def watched(batch):\n    while run.meter.counts['student_steps'] == 6 and os.path.exists({flag!r}):\n"
+        "        open({waits!r}, 'w').close()\n"
         "    open({steps!r}, 'a').write('x')\n    return loss(batch)\nreturn run.fit(problem.student, watched, problem.batches)"
-    ).format(flag=str(flag), steps=str(tmp_path / "steps"))
+    ).format(flag=str(flag), waits=str(tmp_path / "waits"), steps=str(tmp_path / "steps"))
     spec = spec_of(write_method("m", body))
     flag.touch()
+
+    def interrupt():
+        while not (tmp_path / "waits").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         execute(spec, store, checkpoint_seconds=0.0)
     assert not list(store.root.glob("records/**/*.record"))
@@ -297,4 +307,4 @@ def test_controls_run_on_the_tune_split_too(store):
     assert [r.status for r in done] == ["ok"] * len(specs)
     assert {r.split for r in done} == {"tune"}
     assert all(r.measurements[0].n == 1000 for r in done)
-    assert isinstance(done[0].setting.budget, Budget) and runner.PACKAGES
+    assert isinstance(done[0].setting.budget, Budget)

@@ -1,0 +1,196 @@
+"""What a method does to its process ends with it, and nothing that is judged is in reach. As users run it: fresh processes, confined."""
+
+import json
+import os
+import time
+
+import pytest
+
+from distillbench.runs import confine, lanes
+from distillbench.runs.executors import run_all
+from distillbench.runs.plan import plan
+from distillbench.runs.record import Record, read_records
+from distillbench.runs.store import Store
+from tests.bench.conftest import child  # noqa: F401
+
+TRACK = "image-classification/digits-tiny"
+confined = pytest.mark.skipif(confine.version() < 6, reason="Linux's Landlock is missing here, or cannot hold signals back")
+
+HEAD = """
+import gc, os, signal, subprocess, sys, threading, time
+import torch
+from distillbench.cards.card import Card
+from distillbench.problems.classification.losses import cross_entropy, kl_divergence
+CARD = Card(slug="{slug}", version=1, problem="classification", title="an attack")
+def distill(problem, run):
+    def loss(batch):
+        return run.loss(batch, kd=kl_divergence(problem.student(batch.inputs), problem.teacher.logits(batch), temperature=4.0))
+    def fit():
+        return run.fit(problem.student, loss, problem.batches)
+{body}
+"""
+
+# slug -> what distill does. All are run one after the other in one lane, and kd comes last.
+ATTACKS = {
+    "leaves": "os._exit(0)",
+    "killed": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "exits": "sys.exit(0)",
+    # The judge as the worker's process has it, if it has one: in whatever module it lies.
+    "judge": """
+for module in list(sys.modules.values()):
+    for thing in list(vars(module).values()) if getattr(module, "__name__", "").startswith("distillbench") else ():
+        if hasattr(type(thing), "evaluate") and not isinstance(thing, type):
+            from distillbench.runs.record import Measurement
+            type(thing).evaluate = lambda *a: type("J", (), {"measurements": [Measurement.mean("top1", [1.0])], "artifacts": {}})
+return run.export(problem.student)
+""",
+    "globals": """
+torch.nn.functional.cross_entropy = torch.nn.functional.log_softmax = lambda *a, **k: torch.zeros(64, requires_grad=True)
+torch.Tensor.argmax = lambda self, *a, **k: torch.zeros(len(self), dtype=torch.int64)
+torch.set_num_threads(7)
+torch.set_default_dtype(torch.float64)
+return run.export(problem.student)
+""",
+    "thread": """
+def disturb():
+    while True:
+        torch.manual_seed(0)
+threading.Thread(target=disturb).start()
+subprocess.Popen(["sleep", "4321"], start_new_session=True)
+if not os.fork():
+    os.setsid()
+    while True:
+        time.sleep(1)
+return fit()
+""",
+    # Whatever could give the judge away: its seed, the run's, the rows of the test split (400 of 1,797 digits).
+    "looks": """
+assert "evaluation" not in run.seeds
+large = [t.shape for t in gc.get_objects() if isinstance(t, torch.Tensor) and len(t.shape) and t.shape[0] in (400, 1797)]
+assert not large, large
+frame, seen = sys._getframe(), []
+while frame is not None:
+    for value in frame.f_locals.values():
+        for holder in (value, *(vars(value).values() if hasattr(value, "__dict__") else ())):
+            if isinstance(holder, dict) and ("evaluation" in holder or "seed" in holder):
+                seen.append(sorted(map(str, holder)))
+    frame = frame.f_back
+assert not seen, seen
+return fit()
+""",
+    "noisy": "print('[]')\nos.write(1, b'[]')\nreturn fit()",
+}
+# Those that the system must hold back.
+OUTSIDE = {
+    "forges": """
+from pathlib import Path
+folder = next(p for p in Path(run._checkpoints.folder).parents if (p / "records").is_dir())
+theirs = folder / "records" / "image-classification" / "digits-tiny" / "kd"
+theirs.mkdir(parents=True, exist_ok=True)
+(theirs / "forged.record").write_text("{}")
+""",
+    "tampers": """
+import distillbench
+open(distillbench.__file__, "a").write("")
+""",
+    "signals": "os.kill(os.getppid(), signal.SIGKILL)",
+    "peeks": "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
+}
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """All attacks, then kd, in one lane: records by slug, and the store."""
+    folder = tmp_path_factory.mktemp("attacks")
+    paths = []
+    for slug, body in {**ATTACKS, **OUTSIDE}.items():
+        paths.append(folder / f"{slug}.py")
+        paths[-1].write_text(HEAD.format(slug=slug, body="\n".join(f"    {line}" for line in body.strip("\n").splitlines())))
+    budget = {"student_examples": 640}
+    specs = plan(TRACK, [*map(str, paths), "kd"], [0], controls=False, budget=budget)
+    store = Store(folder / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "START", "spawn")
+        patch.delenv("DISTILLBENCH_WRITABLE", raising=False)
+        done = {s.slug: o for s, o in run_all(specs, store, workers=1, watch=lambda *a: None, checkpoint_seconds=30)}
+        [alone] = plan(TRACK, ["kd"], [0], controls=False, budget=budget)
+        [(_, kd)] = run_all([alone], Store(folder / "other"), workers=1, watch=lambda *a: None, checkpoint_seconds=30)
+    return done, kd, store
+
+
+def test_every_attack_leaves_one_record_and_the_store_has_no_other(outcome):
+    done, _, store = outcome
+    assert all(isinstance(record, Record) for record in done.values()), done
+    records, bad = read_records(store.root / "records")
+    assert bad == [] and sorted(r.slug for r in records) == sorted([*ATTACKS, *OUTSIDE, "kd"])
+
+
+def test_the_honest_method_after_them_is_as_if_it_were_alone(outcome):
+    done, kd, _ = outcome
+    assert done["kd"].status == "ok" and done["kd"].student == kd.student and done["kd"].measurements == kd.measurements
+    assert done["kd"].trace == kd.trace
+
+
+@pytest.mark.parametrize(
+    ("slug", "says"),
+    [
+        ("leaves", "its process ended itself with exit code 0"),
+        ("killed", "its process was ended by SIGSEGV"),
+        ("exits", "SystemExit: 0 (exits.py:12)"),
+    ],
+)
+def test_an_end_of_its_process_is_a_failed_record(outcome, slug, says):
+    record = outcome[0][slug]
+    assert (record.status, record.reason) == ("failed", says) and record.student is None and record.measurements == ()
+
+
+@pytest.mark.parametrize("slug", ["judge", "globals"])
+def test_what_is_replaced_in_its_process_judges_nobody(outcome, slug):
+    record = outcome[0][slug]
+    assert record.status == "ok", record.reason
+    assert record.value("top1") < 0.5 and record.measurements[0].n == 400  # an untrained student's
+
+
+def test_what_it_left_running_is_gone(outcome):
+    import psutil
+
+    assert outcome[0]["thread"].status == "ok", outcome[0]["thread"].reason
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(p.info["cmdline"] == ["sleep", "4321"] for p in psutil.process_iter(["cmdline"])):
+        time.sleep(0.1)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4321"]]
+
+
+def test_neither_the_judges_seed_nor_its_rows_are_in_the_worker(outcome):
+    assert outcome[0]["looks"].status == "ok", outcome[0]["looks"].reason
+
+
+@confined
+@pytest.mark.parametrize("slug", OUTSIDE)
+def test_nothing_outside_is_written_signalled_or_read(outcome, slug):
+    record = outcome[0][slug]
+    assert record.status == "failed" and record.reason.startswith("PermissionError"), record.reason
+    assert record.environment["confined"] is True
+
+
+def test_what_is_printed_is_no_result(tmp_path, child):
+    """The command's own output is JSON, whatever a method prints."""
+    path = tmp_path / "noisy.py"
+    path.write_text(HEAD.format(slug="noisy", body="\n".join(f"    {line}" for line in ATTACKS["noisy"].splitlines())))
+    process = child("run", TRACK, "-m", path, "--seeds", "1", "--no-controls", "--budget", "640", "--out", tmp_path / "s", "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert [r["status"] for r in json.loads(out)] == ["ok"]
+
+
+def test_a_folder_that_the_user_names_may_be_written_to(tmp_path, monkeypatch):
+    path = tmp_path / "logs.py"
+    log = tmp_path / "log"
+    log.mkdir()
+    path.write_text(HEAD.format(slug="logs", body=f"    open({str(log / 'x')!r}, 'w').write('x')\n    return fit()"))
+    [spec] = plan(TRACK, [str(path)], [0], controls=False, budget={"student_examples": 640})
+    monkeypatch.setattr(lanes, "START", "spawn")
+    monkeypatch.setenv("DISTILLBENCH_WRITABLE", os.pathsep.join(map(str, [log, tmp_path / "absent"])))
+    [(_, record)] = run_all([spec], Store(tmp_path / "s"), workers=1, watch=lambda *a: None, checkpoint_seconds=30)
+    assert record.status == "ok", record.reason
+    assert (log / "x").read_text() == "x"
