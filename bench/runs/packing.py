@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -47,6 +48,21 @@ def pack(values: Sequence[float]) -> str:
             if np.array_equal(again, array) and np.array_equal(np.signbit(again), negative):
                 return packed
     return f"f{len(array)}:{base64.b64encode(array.astype('>f8').tobytes()).decode()}"
+
+
+def average(text: str) -> tuple[float, float]:
+    """The mean of packed values and that of their sizes, to 14 digits or so: much faster than unpacking them. Both are NaN of no values.
+
+    Raises ValueError where ``text`` is no packed values.
+    """
+    count, body = int(text.partition(":")[0][1:]), text.partition(":")[2]
+    if text[:1] == "d" and count > 0 and len(body) in (5 * count, 6 * count):
+        power, *planes = _letters(body).reshape(-1, count)
+        size = sum(plane << shift for plane, shift in zip(planes, (18, 12, 6, 0), strict=False)) * 10.0 ** (power + LOWEST)
+        return float((size * (1 - 2 * planes[4])).mean() if len(planes) == 5 else size.mean()), float(size.mean())
+    values = np.asarray(unpack(text))
+    with np.errstate(all="ignore"):  # what is not finite shows in the mean
+        return (float(values.mean()), float(np.abs(values).mean())) if len(values) else (math.nan, math.nan)
 
 
 @functools.lru_cache(maxsize=256)
