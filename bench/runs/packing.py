@@ -60,7 +60,7 @@ def average(text: str) -> tuple[float, float]:
         power, *planes = _letters(body).reshape(-1, count)
         size = sum(plane << shift for plane, shift in zip(planes, (18, 12, 6, 0), strict=False)) * 10.0 ** (power + LOWEST)
         return float((size * (1 - 2 * planes[4])).mean() if len(planes) == 5 else size.mean()), float(size.mean())
-    values = np.asarray(unpack(text))
+    values = _bits(body, count) if text[:1] == "b" and count > 0 and len(body) == -(-count // 6) else np.asarray(unpack(text))
     with np.errstate(all="ignore"):  # what is not finite shows in the mean
         return (float(values.mean()), float(np.abs(values).mean())) if len(values) else (math.nan, math.nan)
 
@@ -77,7 +77,7 @@ def unpack(text: str) -> tuple[float, ...]:
         if len(data) == count:
             return tuple(data.astype(float).tolist())
     elif kind == "b" and len(body) == -(-count // 6):
-        return tuple((_letters(body)[:, None] & WEIGHTS > 0).ravel()[:count].astype(float).tolist())
+        return tuple(_bits(body, count).astype(float).tolist())
     elif kind == "d" and len(body) in (5 * count, 6 * count):
         power, *planes = _letters(body).reshape(-1, count)
         digits = sum(plane << shift for plane, shift in zip(planes, (18, 12, 6, 0), strict=False))
@@ -90,6 +90,11 @@ def unpack(text: str) -> tuple[float, ...]:
 
 def _written(plane: np.ndarray) -> str:
     return LETTERS[plane.astype(np.int64)].tobytes().decode("ascii")
+
+
+def _bits(body: str, count: int) -> np.ndarray:
+    planes: np.ndarray = _letters(body)[:, None] & WEIGHTS > 0
+    return planes.ravel()[:count]
 
 
 def _letters(text: str) -> np.ndarray:

@@ -17,14 +17,13 @@ def level_probabilities(sigmas, *, mean, std):
     return mass / mass.sum()
 
 
-def intervals(step, steps, *, s0, s1):
-    """Step by step: a new stage begins at every multiple of K', the largest whole number with K' (log2 floor(s1 / s0) + 1) <= K."""
+def intervals(steps, *, s0, s1):
+    """All K of them: a new stage begins at every multiple of K', the largest whole number with K' (log2 floor(s1 / s0) + 1) <= K."""
     stages = Fraction(np.log2(s1 // s0)) + 1
     length = 0
     while (length + 1) * stages <= steps:
         length += 1
-    count = s0
-    for k in range(1, step + 1):
-        if k % max(length, 1) == 0:
-            count = min(2 * count, s1)
-    return count
+    counts = [s0]
+    for k in range(1, steps):
+        counts.append(min(2 * counts[-1], s1) if k % max(length, 1) == 0 else counts[-1])
+    return counts
