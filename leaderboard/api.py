@@ -29,14 +29,15 @@ def board(track: str, *folders: str | os.PathLike[str], metric: str | None = Non
         UserError: a folder is missing, or has no record of this track; the metric is unknown.
 
     Warns:
-        UserWarning: a file is no record or a damaged one, or fits no board; one warning each.
+        UserWarning: a file is no record or a damaged one, or fits no board, or a student stands twice; one warning each.
     """
     found = load([Path(f) for f in folders], lambda line: warnings.warn(line, stacklevel=4))
     return newest(found, track, metric)
 
 
 def load(folders: Sequence[Path], say: Callable[[str], None]) -> list[Board]:
-    """The boards of the records below ``folders``, of the published ones where none is named; ``say`` hears of each unusable record.
+    """The boards of the records below ``folders``, of the published ones where none is named; ``say`` hears of each unusable
+    record and each student that stands twice.
 
     Raises:
         UserError: a folder is missing, or there is not one record to show.

@@ -46,7 +46,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _boards(folders: list[Path] | None) -> tuple[list[Board], list[str]]:
-    """The boards of the records below ``folders``, and the lines about unusable ones that went to stderr.
+    """The boards of the records below ``folders``, and the lines about unusable and repeated ones that went to stderr.
 
     Raises:
         UserError: a folder is missing, or there is not one record to show.
@@ -69,7 +69,7 @@ def _build(args: argparse.Namespace) -> int:
     index = build(found, args.out)
     if args.json:
         tracks = sorted({b.track for b in found})
-        print(json.dumps({"index": str(index), "tracks": tracks, "boards": len(found), "unreadable": bad}))
+        print(json.dumps({"index": str(index), "tracks": tracks, "boards": len(found), "problems": bad}))
     else:
         print(index)
     return 0

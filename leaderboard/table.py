@@ -19,9 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distillbench.cards.card import SLUG, Beats, Card, Gains, Hyperparameter, Metric, Reported, Setting, SuiteCard
+from distillbench.cards.card import Card, Metric, Setting, SuiteCard
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
+from distillbench.leaderboard.cards import method_of, suite_of
+from distillbench.leaderboard.twins import Twins, repeated, twins
 from distillbench.leaderboard.versions import JOINED, Rise, behind, differences, lifted, unversioned, versions
 from distillbench.runs.identities import arena_of
 from distillbench.runs.record import Record, Status
@@ -34,10 +36,11 @@ Scores = Mapping[int, float]  # seed -> value
 
 @dataclass(frozen=True)
 class Trouble:
-    """A run that gave no score, one over budget, or one that contradicts itself: ``settled`` where another record of it was scored."""
+    """A run that gave no score, one over budget, one that contradicts itself, or one whose student is another seed's: ``settled`` where
+    another record of it was scored."""
 
     seed: int
-    status: Status | Literal["contradiction"]
+    status: Status | Literal["contradiction", "repeated"]
     reason: str
     settled: bool
 
@@ -69,7 +72,7 @@ class Row:
         picture: base64 PNG of samples of its first scored seed, or None.
         commits: commits of the repository that the scored runs were made from.  machines: devices and versions of torch they ran on.
         digests: of the code of the scored runs, as a record keeps them.
-        sources: module -> text of the loose modules of its newest run.
+        sources: module -> text of the method, and of loose modules, of its newest run.
         marks: what a metric's ``below`` says of its mean over seeds, and where machines differed between seeds.
         rank: 1 + how many are significantly better, or None where not ranked (controls, over budget, under two seeds).
         gap: gap closed as a ratio (1 is the teacher's level), or None with the reason in ``gap_reason``.
@@ -192,13 +195,16 @@ def reference(rows: Sequence[Row], slug: str) -> Row | None:
 
 
 def boards(records: Iterable[Record], joined: Sequence[Rise] = JOINED) -> tuple[list[Board], list[str]]:
-    """Every board that ``records`` give, by track and newest first, and a line for each record that fits none.
+    """Every board that ``records`` give, by track and newest first, and a line for each record that fits none and each student that
+    stands twice (:mod:`.twins`).
 
     The order of ``records`` does not matter. Only the test split makes rows; the tune split is counted as trials.
     """
     arenas: dict[tuple[str, bytes], list[Placed]] = defaultdict(list)  # two names may stand for one setting
     trials: Counter[tuple[str, str]] = Counter()
-    bad: list[str] = []
+    records = list(records)
+    same = twins(r for r in records if r.split == "test")
+    bad = list(same.lines)
     for record in records:
         if record.split == "tune":
             trials[record.track, record.slug] += 1
@@ -207,20 +213,39 @@ def boards(records: Iterable[Record], joined: Sequence[Rise] = JOINED) -> tuple[
             arenas[record.track, unversioned(arena_of(identity))].append((identity, record))
         else:
             bad.append(f"record {record.id[:16]}: unknown split {record.split!r}")
-    found: dict[str, list[Board]] = defaultdict(list)
+    found: dict[str, list[tuple[Board, list[Record]]]] = defaultdict(list)
     for key in sorted(arenas):
         try:
-            board = _board(arenas[key], trials, bad)
+            board = _board(arenas[key], trials, same, bad)
         except UserError as error:
             bad.extend(f"record {r.id[:16]}: {error}" for _, r in arenas[key])
             continue
         if board.rows:
-            found[board.track].append(board)
+            found[board.track].append((board, [r for _, r in arenas[key]]))
     out: list[Board] = []
-    for _, same in sorted(found.items()):
-        newest, *older = sorted(sorted(same, key=lambda b: b.key), key=lambda b: b.created, reverse=True)
+    for _, made in sorted(found.items()):
+        of_track = []
+        for board, own in made:
+            if roles := _uncontrolled(board, [b for b, _ in made]):
+                why = f"no control was run on its {' and '.join(roles)} (those of others have another SHA-256); run them on the same files"
+                bad.extend(f"record {r.id[:16]}: {why}" for r in own)
+            else:
+                of_track.append(board)
+        newest, *older = sorted(sorted(of_track, key=lambda b: b.key), key=lambda b: b.created, reverse=True)
         out += [newest, *(dataclasses.replace(b, differs=differences(newest.arena, b.arena)) for b in older)]
     return out, sorted(bad)
+
+
+def _uncontrolled(board: Board, others: Sequence[Board]) -> list[str]:
+    """The assets by which ``board``, without a control, is set apart from another one of its track that has some: nothing may be
+    compared with it, and it must not take the place of the other one."""
+
+    def controlled(b: Board) -> bool:
+        return any(r.control and r.seeds and not r.older for r in b.rows)
+
+    digests = board.arena["setting"]["digests"]
+    there = [] if controlled(board) else [b.arena["setting"]["digests"] for b in others if controlled(b)]
+    return sorted({role for d in there for role in d.keys() | digests.keys() if d.get(role) != digests.get(role)})
 
 
 def by_metric(board: Board, name: str | None) -> Board:
@@ -236,11 +261,11 @@ def by_metric(board: Board, name: str | None) -> Board:
 Placed = tuple[dict[str, Any], Record]  # a record with the identity that its cell holds for
 
 
-def _board(placed: list[Placed], trials: Counter[tuple[str, str]], bad: list[str]) -> Board:
+def _board(placed: list[Placed], trials: Counter[tuple[str, str]], same: Twins, bad: list[str]) -> Board:
     """The board of arenas that differ in versions alone: the newest versions' rows, and the older ones below."""
     newest = max(versions(identity) for identity, _ in placed)
     current = [(i, r) for i, r in placed if versions(i) == newest]
-    suite, name = _suite(max(current, key=lambda ir: (ir[1].created, ir[1].id))[1])
+    suite, name = suite_of(max(current, key=lambda ir: (ir[1].created, ir[1].id))[1])
     entries: dict[tuple[bool, tuple[int, ...], bytes], list[Placed]] = defaultdict(list)
     for identity, record in placed:
         entries[versions(identity) != newest, versions(identity), canonical(identity["method"])].append((identity, record))
@@ -249,7 +274,7 @@ def _board(placed: list[Placed], trials: Counter[tuple[str, str]], bad: list[str
         own = [record for _, record in entries[entry]]
         older = behind(entry[1], newest) if entry[0] else ""
         try:
-            rows.append(dataclasses.replace(_row(entries[entry], suite, trials), older=older))
+            rows.append(dataclasses.replace(_row(entries[entry], suite, trials, same), older=older))
             used += own
         except UserError as error:
             bad.extend(f"record {r.id[:16]}: {error}" for r in own)
@@ -283,57 +308,27 @@ def _superseded(rows: list[Row]) -> list[Row]:
     return list(map(marked, rows))
 
 
-def _suite(record: Record) -> tuple[SuiteCard, str]:
-    card, name = record.suite, record.setting_name
-    whole = (
-        isinstance(card, SuiteCard)
-        and _typed(card, title=str, problem=str, metrics=tuple, controls=tuple, settings=dict, summary=str, floor=str, ceiling=str)
-        and all(isinstance(m, Metric) and m.better in ("higher", "lower") for m in card.metrics)
-        and all(isinstance(m, Metric) for m in card.shown)
-        and isinstance(card.settings.get(name), Setting)
-    )
-    if not whole or not SLUG.fullmatch(card.slug):
-        raise UserError("its suite card is not whole")
-    return card, name
-
-
-def _method(record: Record) -> Card:
-    card = record.method
-    whole = (
-        isinstance(card, Card)
-        and _typed(
-            card, title=str, problem=str, equations=dict, hyperparameters=dict, claims=tuple, deviations=tuple, exempt=dict, notes=str
-        )
-        and all(isinstance(h, Hyperparameter) for h in card.hyperparameters.values())
-        and all(isinstance(c, Beats | Gains) or (isinstance(c, Reported) and isinstance(c.value, int | float)) for c in card.claims)
-    )
-    if not whole or not SLUG.fullmatch(card.slug) or not _typed(record.identity["method"], hyperparameters=dict):
-        raise UserError("its method card is not whole")
-    return card
-
-
-def _typed(value: Any, **types: type) -> bool:
-    """Whether the named fields have their types: a record from outside is checked before a page relies on it."""
-    return all(isinstance(value.get(n) if isinstance(value, dict) else getattr(value, n), t) for n, t in types.items())
-
-
-def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]]) -> Row:
+def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]], same: Twins) -> Row:
     records = sorted((r for _, r in placed), key=lambda r: (r.created, r.id))
-    card = _method(records[-1])  # prose as the newest record has it
+    card = method_of(records[-1])  # prose as the newest record has it
     by_seed: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         if record.finished and record.value(suite.primary) is not None:
             by_seed[record.seed].append(record)
     # One identity, one student: where records of a seed disagree, none of them counts, and the row says so.
-    torn = {seed: same for seed, same in by_seed.items() if len({_weights(r) for r in same}) > 1}
-    scored = {seed: same[-1] for seed, same in by_seed.items() if seed not in torn}
+    torn = {seed: made for seed, made in by_seed.items() if len({_weights(r) for r in made}) > 1}
+    trained = {seed: made[-1] for seed, made in by_seed.items() if seed not in torn}
+    again = repeated(trained)
+    scored = {seed: record for seed, record in trained.items() if seed not in again}
     seeds = tuple(sorted(scored))
     chosen = [scored[s] for s in seeds]
     troubles = {
         Trouble(r.seed, r.status, r.reason or f"{suite.primary} was not scored", scored.get(r.seed) is not r and r.seed in scored)
         for r in records
         if not r.finished or r.value(suite.primary) is None or (r.status == "over_budget" and scored.get(r.seed) is r)
-    } | {Trouble(seed, "contradiction", _contradiction(same, suite.primary), False) for seed, same in torn.items()}
+    }
+    troubles |= {Trouble(seed, "contradiction", _contradiction(made, suite.primary), False) for seed, made in torn.items()}
+    troubles |= {Trouble(seed, "repeated", f"the very student of seed {first}, so it counts once", False) for seed, first in again.items()}
     scores: dict[str, dict[int, float]] = {}
     steps: dict[str, float] = {}
     for metric in (*suite.metrics, *suite.shown):
@@ -369,6 +364,7 @@ def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]
                 for m in suite.metrics
                 if m.below and m.name in intervals and intervals[m.name].estimate < m.below[0]
             ),
+            *same.mark(chosen),
             *_mixed(chosen),
         ),
     )

@@ -179,9 +179,9 @@ def to_data(value: Any) -> Any:
     A field that a later version added is left out at its default, so that what does not use it keeps its identity.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shown = (f for f in dataclasses.fields(value) if getattr(value, f.name) or not f.metadata.get("later"))
-        shown = (f for f in shown if not f.metadata.get("later") or getattr(value, f.name) != f.default)
-        fields = {f.name: to_data(getattr(value, f.name)) for f in shown}
+        named = {f: getattr(value, f.name) for f in dataclasses.fields(value)}
+        absent = {f for f, v in named.items() if f.metadata.get("later") and (v == f.default or not (v or f.default))}  # () is []
+        fields = {f.name: to_data(v) for f, v in named.items() if f not in absent}
         return {"_": type(value).__name__, **fields}
     if isinstance(value, dict):
         return {str(k): to_data(v) for k, v in value.items()}

@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("record", metavar="FILE|ID", help="a file, or the beginning of an id: of a record in the store or of a published one")
     show.add_argument("--out", default="runs", metavar="DIR", help="the store an id is looked up in (default runs)")
     show.add_argument("--json", action="store_true", help="the record as it is")
+    show.add_argument("--source", action="store_true", help="the text of the method as it was run")
     show.set_defaults(call=do.show)
 
     guard = commands.add_parser("guard", help="judge a student's weights again: exit 3 if they are worse than a record")

@@ -241,6 +241,8 @@ def show(args: argparse.Namespace) -> int:
     if args.json:
         print(record.to_json(), end="")
         return 0
+    if args.source:
+        return _source(record)
     hyper = ", ".join(f"{k}={v}" for k, v in record.hyperparameters.items()) or "none"
     env = record.environment
     rows: list[list[Any]] = [
@@ -259,6 +261,18 @@ def show(args: argparse.Namespace) -> int:
         ],
     ]
     table(rows, ["field", "value"])
+    return 0
+
+
+def _source(record: Record) -> int:
+    """Print what was run, a line with its name above each file where there are several."""
+    if not record.sources:
+        commit = record.environment.get("commit")
+        raise UserError(f"record {record.id[:16]} was made before records kept the text of a method; commit {commit or 'unknown'} has it")
+    for name, text in record.sources.items():
+        if len(record.sources) > 1:
+            print(f"# {name}")
+        print(text, end="" if text.endswith("\n") else "\n")
     return 0
 
 

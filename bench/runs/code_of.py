@@ -21,7 +21,8 @@ class CodeOf:
         fingerprint: digest of the committed fingerprints of the method and the setting, or None where one is missing.
         suite_loose, method_loose: digest of the bytes of the modules whose versions are nobody's word, or None where all are vouched
             for; what suite and method share counts for the suite.
-        loose: those modules and settings, name -> SHA-256 of the bytes.  files: of those whose text no package and no commit gives again.
+        loose: those modules and settings, name -> SHA-256 of the bytes.
+        files: the method's own file, and those of loose modules whose text no package and no commit gives again.
         planned: every file that may be imported.
 
     Two are equal where a run of either gives the same: comments and docstrings of vouched modules may differ.
@@ -40,7 +41,7 @@ class CodeOf:
         return {"digest": self.digest, "fingerprint": self.fingerprint, "loose": self.loose}
 
     def sources(self) -> dict[str, str]:
-        """The text of the loose modules."""
+        """What a record keeps to be read: the text of :attr:`files`."""
         return {name: code.text(path).decode("utf-8", errors="replace") for name, path in self.files.items()}
 
 
@@ -56,7 +57,11 @@ def code_of(method: Entry, suite: Entry, setting: str) -> CodeOf:
         suite_loose=sha256(canonical(suite_loose)) if suite_loose else None,
         method_loose=sha256(canonical(method_loose)) if method_loose else None,
         loose=loose,
-        files={n: path for n, path in code.with_settings(both).items() if n in loose and not code.recoverable(n, path)},
+        files={
+            name: path
+            for name, path in code.with_settings(both).items()
+            if name in method.modules() or (name in loose and not code.recoverable(name, path))
+        },
         planned=frozenset(both.values()),
     )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -49,6 +50,21 @@ def pack(values: Sequence[float]) -> str:
     return f"f{len(array)}:{base64.b64encode(array.astype('>f8').tobytes()).decode()}"
 
 
+def average(text: str) -> tuple[float, float]:
+    """The mean of packed values and that of their sizes, to 14 digits or so: much faster than unpacking them. Both are NaN of no values.
+
+    Raises ValueError where ``text`` is no packed values.
+    """
+    count, body = int(text.partition(":")[0][1:]), text.partition(":")[2]
+    if text[:1] == "d" and count > 0 and len(body) in (5 * count, 6 * count):
+        power, *planes = _letters(body).reshape(-1, count)
+        size = sum(plane << shift for plane, shift in zip(planes, (18, 12, 6, 0), strict=False)) * 10.0 ** (power + LOWEST)
+        return float((size * (1 - 2 * planes[4])).mean() if len(planes) == 5 else size.mean()), float(size.mean())
+    values = _bits(body, count) if text[:1] == "b" and count > 0 and len(body) == -(-count // 6) else np.asarray(unpack(text))
+    with np.errstate(all="ignore"):  # what is not finite shows in the mean
+        return (float(values.mean()), float(np.abs(values).mean())) if len(values) else (math.nan, math.nan)
+
+
 @functools.lru_cache(maxsize=256)
 def unpack(text: str) -> tuple[float, ...]:
     """The values that :func:`pack` was given. Raises ValueError where ``text`` is no packed values."""
@@ -61,7 +77,7 @@ def unpack(text: str) -> tuple[float, ...]:
         if len(data) == count:
             return tuple(data.astype(float).tolist())
     elif kind == "b" and len(body) == -(-count // 6):
-        return tuple((_letters(body)[:, None] & WEIGHTS > 0).ravel()[:count].astype(float).tolist())
+        return tuple(_bits(body, count).astype(float).tolist())
     elif kind == "d" and len(body) in (5 * count, 6 * count):
         power, *planes = _letters(body).reshape(-1, count)
         digits = sum(plane << shift for plane, shift in zip(planes, (18, 12, 6, 0), strict=False))
@@ -74,6 +90,11 @@ def unpack(text: str) -> tuple[float, ...]:
 
 def _written(plane: np.ndarray) -> str:
     return LETTERS[plane.astype(np.int64)].tobytes().decode("ascii")
+
+
+def _bits(body: str, count: int) -> np.ndarray:
+    planes: np.ndarray = _letters(body)[:, None] & WEIGHTS > 0
+    return planes.ravel()[:count]
 
 
 def _letters(text: str) -> np.ndarray:

@@ -22,13 +22,14 @@ from distillbench.cards.reading import from_data
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
 from distillbench.runs.identities import fits, seeds_by_role
-from distillbench.runs.packing import MAGIC, is_binary, open_up, pack, sound, squeeze, unpack
+from distillbench.runs.packing import MAGIC, average, is_binary, open_up, pack, sound, squeeze, unpack
 
 SCHEMA = 2
 SUFFIX = ".record"
 PNG = b"\x89PNG\r\n\x1a\n"
 DIGEST = re.compile("[0-9a-f]{64}")
 
+ROUNDING = 5.1e-7  # half a unit of the last of the seven digits that an example keeps, relative, and room for float64
 AHEAD = datetime.timedelta(days=1)  # clocks and time zones differ
 
 Status = Literal["ok", "failed", "skipped", "over_budget"]
@@ -59,8 +60,12 @@ class Measurement:
 
     @staticmethod
     def of(metric: str, value: float, values: Sequence[float]) -> Measurement:
-        """A value that stands for ``values`` (kept at seven significant digits) in another way than as their mean."""
-        return Measurement(metric, value, len(values), pack([float(f"{v:.7g}") for v in values]))
+        """A value that was computed in another way than by averaging, and is the mean of ``values`` all the same, but for their rounding
+        to seven significant digits. Raises ValueError where it is not."""
+        made = Measurement(metric, value, len(values), pack([float(f"{v:.7g}") for v in values]))
+        for fault in _mean(made):
+            raise ValueError(fault)
+        return made
 
     @staticmethod
     def mean(metric: str, values: Sequence[float]) -> Measurement:
@@ -81,7 +86,8 @@ class Record:
         cards: ``method`` and ``suite`` (at that setting) as they were, as plain data: the prose.
         code: ``digest`` of the abstract syntax of method, suite and all they import; ``fingerprint`` of those that held it to its
             versions, or None; ``loose``: module -> SHA-256 of the bytes of those whose versions are nobody's word.
-        sources: the text of the loose modules among them: module -> text.
+        sources: the text of the method's own file, and of the loose modules that no package and no commit gives again: module -> text.
+            Records made before these were kept have none.
         cost: ``total`` and ``phases`` (name -> the same meters): student_examples, student_steps, teacher_examples (asked),
             teacher_forwards (computed, less what a cache held), training_flops, wall_seconds, peak_memory_bytes, parameters,
             student_bytes (of the exported file; None where there is none).
@@ -205,7 +211,7 @@ class Record:
         if data["schema"] != SCHEMA:
             old = isinstance(data["schema"], int) and data["schema"] < SCHEMA
             how = "'distillbench records migrate' brings its folder up to date" if old else "upgrade distillbench"
-            raise UserError(f"{where}: record of schema {data['schema']}, this version reads {SCHEMA}; {how}")
+            raise UserError(f"{where}: record of schema {data['schema']!r}, this version reads {SCHEMA}; {how}")
         try:
             stated, digest = data.pop("id"), data.pop("digest")
             for m in data["measurements"]:
@@ -225,11 +231,16 @@ class Record:
             suite = record.suite
             whole = same and fits(record.identity, record.method, suite, record.setting_name)
             odd = next(_faults(record, suite), None) if whole else None
+            texts = {**record.sources}
+            loose, _ = {**record.code["loose"]}, {**record.environment.get("packages", {})}
+            if not all(isinstance(t, str) for t in texts.values()):
+                raise ValueError("sources")
+            same = same and all("\ufffd" in t or loose.get(name, sha256(t.encode())) == sha256(t.encode()) for name, t in texts.items())
             _ = (record.track, record.slug, record.seed)  # an identity without its parts is damage too, met here and not in a table
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{where}: not a whole record (missing or odd {error}); delete it and run again") from error
         except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+            raise UserError(f"{where}: {' '.join(str(error).split())}") from error
         if not same:
             raise UserError(f"{where}: its content does not match its digest: it was edited or damaged; restore it or run again")
         if not whole:
@@ -259,6 +270,12 @@ def _faults(record: Record, suite: SuiteCard) -> Iterator[str]:
         yield f"its status is {record.status!r}, which is none of {', '.join(get_args(Status))}"
     if not (record.reason is None or isinstance(record.reason, str)):
         yield "its reason is no text"
+    if not all(part["distribution"] is None or isinstance(part["distribution"], str) for part in (identity["method"], identity["suite"])):
+        yield "its distribution is no text"
+    pinned = {role: asset.sha256 for role, asset in suite.settings[record.setting_name].assets.items()}
+    digests = identity["setting"]["digests"]
+    if set(digests) != set(pinned) or any(pin not in (None, digests[role]) for role, pin in pinned.items()):
+        yield f"its digests ({', '.join(sorted(digests)) or 'none'}) are not those that its card pins"
     yield from _date(record.created)
     yield from _measured(record, suite)
     for name, count in record.cost["total"].items():
@@ -293,6 +310,16 @@ def _value(m: Measurement, metric: Metric | None) -> Iterator[str]:
         yield f"{m.metric} stands for {m.n!r} examples"
     elif m.examples is not None and int(m.examples.partition(":")[0][1:]) != m.n:
         yield f"{m.metric} stands for {m.n} examples and carries {m.examples.partition(':')[0][1:]}"
+    else:
+        yield from _mean(m)
+
+
+def _mean(m: Measurement) -> Iterator[str]:
+    """Whether a value is the mean of its own examples, as far as the digits go that they keep."""
+    if m.examples is not None:
+        mean, size = average(m.examples)
+        if not abs(mean - m.value) <= ROUNDING * size < math.inf:
+            yield f"{m.metric} = {m.value} is not the mean of its examples, which is {mean:.7g}"
 
 
 def _date(text: Any) -> Iterator[str]:

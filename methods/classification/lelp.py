@@ -49,6 +49,8 @@ CARD = Card(
     ],
     deviations=[
         "A reconstruction: no authors' code is public, and the number of directions and their scaling are not from the paper's text.",
+        "S directions for S subclasses, since a rotation is square and evens out the variance among as many coordinates as it mixes. A "
+        "softmax does not see what all coordinates share, so one direction of the S, drawn by the rotation, reaches no student.",
         "Subclass logits are scaled by one number per class, so that their mean variance is 1 and beta means the same for every teacher.",
         "The card's loss is the divergence; the paper's cross-entropy differs by the target's entropy and has the same gradient.",
         "The class means and directions of unlabelled examples follow the teacher's decision.",

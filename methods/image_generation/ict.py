@@ -31,7 +31,7 @@ CARD = Card(
     equations={
         "ict_loss": "L = d(f_theta(x_0 + s' z, s'), sg f_theta(x_0 + s z, s)) / (s' - s),  d(a, b) = sqrt(|a - b|^2 + c^2) - c",
         "level_probabilities": "p(i) ~ erf((ln s_{i+1} - m) / (sqrt 2 std)) - erf((ln s_i - m) / (sqrt 2 std))",
-        "intervals": "N(k) - 1 = min(s0 2^floor(k / K'), s1),  K' = floor(K / (floor(log2(s1 / s0)) + 1))",
+        "intervals": "N(k) - 1 = min(s0 2^floor(k / K'), s1),  K' = floor(K / (log2(floor(s1 / s0)) + 1))",
     },
     hyperparameters={
         "initial": Choice("scratch", options=("scratch", "teacher"), note="the paper's is scratch; the other is consistency tuning"),
@@ -86,8 +86,12 @@ def level_probabilities(sigmas: Tensor, *, mean: float, std: float) -> Tensor:
 
 
 def intervals(step: int, steps: int, *, s0: int, s1: int) -> int:
-    """N(k) - 1 at step k of K (0-based): doubles from s0 to s1 in stages of equal length. Section 3.4."""
-    length = max(1, steps // (int(math.log2(s1 / s0)) + 1)) if s1 > s0 else steps
+    """N(k) - 1 at step k of K (0-based): doubles from s0 to s1 in stages of equal length, the last one cut short. Section 3.4.
+
+    The logarithm is not rounded: where s1 / s0 is no power of 2 the last stage is the shorter one that holds s1. A stage lasts one step
+    at least (the paper says nothing of fewer steps than stages); where s1 <= s0 there is one stage, of s1.
+    """
+    length = max(1, math.floor(steps / (math.log2(max(1, s1 // s0)) + 1)))
     return int(min(s0 * 2 ** (step // length), s1))
 
 

@@ -39,7 +39,7 @@ def test_build_prints_the_index_and_names_unreadable_files(make, tmp_path, capsy
     assert "cut.json" in err
     run("build", "--records", records, "--out", tmp_path / "site", "--json")
     data = json.loads(capsys.readouterr().out)
-    assert (data["tracks"], data["boards"], len(data["unreadable"])) == ([TRACK], 1, 1)
+    assert (data["tracks"], data["boards"], len(data["problems"])) == ([TRACK], 1, 1)
 
 
 def test_show_in_a_pipe_is_tab_separated(folder, capsys):

@@ -61,7 +61,7 @@ def test_a_newer_version_of_a_method_takes_its_place(make):
 
 def test_two_students_of_one_identity_are_a_contradiction_and_never_silently_the_newest(make):
     judge, kd = make.suite(), make.card("kd")
-    records = make.runs(kd, judge, make.spread(0.8), student="a" * 64)
+    records = [make.record(kd, judge, seed, score, student=f"{seed:064}") for seed, score in enumerate(make.spread(0.8))]
     other = make.record(kd, judge, 2, 0.99, student="b" * 64, created="2026-02-02T00:00:00Z")
     row = one([*records, other]).rows[0]
     assert row.seeds == (0, 1, 3, 4)

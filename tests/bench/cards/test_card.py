@@ -245,6 +245,8 @@ def test_cards_survive_json():
         assert to_data(back) == to_data(card)
         assert type(back) is type(card)
     assert from_data(to_data(method)) == method
+    still = dataclasses.replace(method, trains=False)
+    assert from_data(to_data(still)) == still and "trains" not in to_data(method)  # a later field at its default, and not at it
 
 
 @pytest.mark.parametrize(

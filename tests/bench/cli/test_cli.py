@@ -187,6 +187,8 @@ def test_run_as_json_show_and_done_before(cli, tmp_path):
     assert code == 0 and err == ""
     assert shown["id"] == record.id and shown["status"] == "ok" and "temperature=2.0" in shown["method"] and shown["seed"] == "0"
     assert " [" in shown["top1"] and shown["top1"].endswith("] over 4000")  # with its interval over test images
+    code, out, _ = cli("show", record.id, "--source", "--out", tmp_path / "store")
+    assert code == 0 and (ROOT / "methods" / "classification" / "kd.py").read_text() in out
     code, out, _ = cli("show", record.id, "--json", "--out", tmp_path / "store")
     assert code == 0 and Record.from_bytes(out) == record
     bad(cli("show", record.id[:-1] + "z", "--out", tmp_path / "store"), 2, "neither a file nor")

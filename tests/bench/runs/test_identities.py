@@ -72,6 +72,12 @@ def test_the_text_of_a_loose_file_is_in_its_record(tmp_path, write_method):
     assert Record.from_bytes(record.to_bytes()) == record
 
 
+def test_the_text_of_an_installed_method_is_in_its_record_and_not_in_its_identity():
+    spec = spec_of("kd")
+    assert spec.code.sources()["distillbench.methods.classification.kd"] == FIND("method", "kd").path.read_text()
+    assert "loose" not in spec.identity["method"] or "distillbench.methods.classification.kd" in spec.code.loose
+
+
 def test_cards_must_fit_the_identity():
     spec = spec_of("kd")
     card = registry.method_card(FIND("method", "kd"))

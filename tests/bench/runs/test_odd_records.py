@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 
 from distillbench.cards.card import Metric
 from distillbench.cards.reading import to_data
 from distillbench.errors import UserError
+from distillbench.identity import sha256
 from distillbench.leaderboard.table import boards
 from distillbench.runs import identities
+from distillbench.runs.packing import pack
 from distillbench.runs.record import Measurement, Record, read_records
 from tests.bench.runs.test_record import IDENTITY, METHOD, SUITE, record
 
@@ -20,6 +23,12 @@ CARDS = {"method": to_data(METHOD), "suite": to_data(RANGED)}
 def seeds(**changes):
     identity = copy.deepcopy(IDENTITY)
     identity["seeds"].update(changes)
+    return identity
+
+
+def pinned(digest):
+    identity = copy.deepcopy(IDENTITY)
+    identity["setting"]["digests"] = {"data": digest}
     return identity
 
 
@@ -34,6 +43,17 @@ ODD = {
         {"measurements": (dataclasses.replace(Measurement.mean("top1", [1.0, 0.0]), n=3),)},
         "top1 stands for 3 examples and carries 2",
     ),
+    "another value than the mean of its examples": (
+        {"measurements": (dataclasses.replace(Measurement.mean("top1", [1.0, 0.0, 1.0]), value=0.75),)},
+        r"top1 = 0.75 is not the mean of its examples, which is 0.6666667",
+    ),
+    "one in the seventh digit off": (
+        {"measurements": (dataclasses.replace(Measurement.mean("top1", [0.25, 0.75]), value=0.500002),)},
+        "top1 = 0.500002 is not the mean of its examples, which is 0.5",
+    ),
+    "examples that are no numbers": ({"measurements": (Measurement("top1", 0.5, 1, pack([math.nan])),)}, "top1 = 0.5 is not the mean"),
+    "other data than its card pins": ({"identity": pinned("cd" * 32)}, r"its digests \(data\) are not those that its card pins"),
+    "a package that is a list": ({"identity": {**IDENTITY, "method": {**IDENTITY["method"], "distribution": ["d"]}}}, "is no text"),
     "a metric twice": ({"measurements": (Measurement("top1", 0.5, 1), Measurement("top1", 0.9, 1))}, "it measures top1 twice"),
     "ok and not scored": ({"measurements": ()}, "it is ok, and top1 was not measured"),
     "a status of its own": ({"status": "winner"}, "its status is 'winner', which is none of ok, failed"),
@@ -69,6 +89,28 @@ def test_a_board_is_built_from_all_the_others(tmp_path):
     assert len(records) == 1 and len(bad) == len(ODD)
     [board], problems = boards(records)
     assert not problems and [r.name for r in board.rows] == ["m"]
+
+
+@pytest.mark.parametrize("sources", [{"m": 3}, ["m"], {"m": None}])
+def test_texts_that_are_none_are_one_line(sources):
+    with pytest.raises(UserError, match="here: not a whole record"):
+        Record.from_bytes(record(cards=CARDS, sources=sources).to_bytes(), "here")
+
+
+def test_a_text_must_be_the_one_whose_digest_stands_beside_it():
+    code = {"digest": "c0de", "fingerprint": None, "loose": {"mine": sha256(b"T = 2.0\n")}}
+    Record.from_bytes(record(cards=CARDS, code=code, sources={"mine": "T = 2.0\n", "a helper": "any"}).to_bytes(), "here")
+    with pytest.raises(UserError, match="its content does not match its digest"):
+        Record.from_bytes(record(cards=CARDS, code=code, sources={"mine": "T = 3.0\n"}).to_bytes(), "here")
+
+
+def test_a_value_computed_otherwise_is_still_the_mean_of_its_examples():
+    thirds = [1 / 3, 1 / 7, 2 / 3]
+    made = Measurement.of("top1", sum(thirds) / 3, thirds)  # examples keep seven digits, the value all of them
+    read = Record.from_bytes(record(cards=CARDS, measurements=(made,)).to_bytes(), "here")
+    assert read.measurements == (made,) and made.value != sum(made.per_example) / 3
+    with pytest.raises(ValueError, match=r"top1 = 0\.4 is not the mean of its examples"):
+        Measurement.of("top1", 0.4, thirds)
 
 
 def test_a_trial_needs_its_primary_metric_alone():

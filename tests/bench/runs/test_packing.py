@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillbench.runs.packing import is_binary, open_up, pack, sound, squeeze, unpack
+from distillbench.runs.packing import average, is_binary, open_up, pack, sound, squeeze, unpack
 
 
 def bits(values):
@@ -47,6 +47,21 @@ def test_what_is_not_packed_is_an_error(bad):
     with pytest.raises(ValueError):
         unpack(bad)
     assert not sound(bad)
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0, 0.0, 0.0], [0.25, -3.5e-7, 12345.67], [1.5, 2.5], [math.pi, -1e-300], [-0.0, 0.0], [1e9], [0.1] * 1000]
+)
+def test_an_average_is_that_of_the_values(values):
+    mean, size = average(pack(values))
+    assert mean == pytest.approx(math.fsum(values) / len(values), rel=1e-13, abs=1e-300)
+    assert size == pytest.approx(math.fsum(map(abs, values)) / len(values), rel=1e-13)
+
+
+def test_what_has_no_average_has_none():
+    assert all(map(math.isnan, average(pack([])))) and math.isnan(average(pack([math.inf, -math.inf]))[0])
+    with pytest.raises(ValueError):
+        average("d2:AAAA")
 
 
 def test_a_records_text_survives_and_is_not_followed_by_anything():

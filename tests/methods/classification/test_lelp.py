@@ -120,6 +120,24 @@ def test_9_the_rotation_keeps_the_trace_and_evens_out_the_variance() -> None:
         torch.testing.assert_close(covariance, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
+def test_9_of_the_directions_the_target_shows_all_but_the_one_that_the_subclasses_share() -> None:
+    hidden = draw(400, 6) * torch.tensor([5.0, 4.0, 3.0, 2.0, 0.1, 0.1])
+    means, maps = directions(hidden, torch.zeros(400, dtype=torch.int64), 1, GROUPS)
+    logits, x = draw(1, 1), hidden[:1]
+
+    def shown(u: torch.Tensor) -> torch.Tensor:
+        return subclass_target(logits, project(u, means, maps), temperature=1.0, beta=1.0)
+
+    def slope(way: torch.Tensor) -> float:
+        return float((shown(x + 1e-4 * way) - shown(x - 1e-4 * way)).norm() / 2e-4)
+
+    assert torch.linalg.matrix_rank(maps[0]) == GROUPS
+    back = torch.linalg.pinv(maps[0])  # (6, S): a step along a column moves one coordinate alone
+    assert slope(back.sum(1)) < 1e-9 < 1e-2 < min(slope(back[:, k]) for k in range(GROUPS))
+    jacobian = torch.stack([(shown(x + 1e-4 * w) - shown(x - 1e-4 * w))[0] / 2e-4 for w in back.T], 1)
+    assert torch.linalg.matrix_rank(jacobian, rtol=1e-6) == GROUPS - 1
+
+
 def test_10_two_clusters_behind_the_logits_become_the_subclasses() -> None:
     w = torch.zeros(1, 4, dtype=torch.float64)
     w[0, 0] = 2.0

@@ -108,6 +108,20 @@ def test_4_eight_equal_stages_from_ten_to_1280_intervals():
     assert intervals(399_999, 400_000, s0=10, s1=1280) == 1280
     assert {intervals(k, 3, s0=10, s1=1280) for k in range(3)} == {10, 20, 40}  # fewer steps than stages
     assert {intervals(k, 100, s0=40, s1=40) for k in range(100)} == {40}
+    assert {intervals(k, 100, s0=80, s1=40) for k in range(100)} == {40}
+
+
+def test_4_where_the_ratio_is_no_power_of_2_the_last_stage_is_short_and_holds_s1():
+    seen = Counter(intervals(k, 1000, s0=10, s1=100) for k in range(1000))
+    assert seen == {10: 231, 20: 231, 40: 231, 80: 231, 100: 76}  # K' = floor(1000 / (log2(10) + 1)) = 231
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 100, 391, 1000])
+@pytest.mark.parametrize(("s0", "s1"), [(10, 1280), (10, 100), (10, 109), (2, 150), (3, 7), (1, 1), (7, 13), (40, 40), (20, 161)])
+def test_4_the_schedule_equals_the_oracle_at_every_step(s0, s1, steps):
+    ours = [intervals(k, steps, s0=s0, s1=s1) for k in range(steps)]
+    assert ours == oracle.intervals(steps, s0=s0, s1=s1)
+    assert ours == sorted(ours) and ours[0] == s0 and ours[-1] <= s1
 
 
 def test_5_the_weighted_loss_stays_of_one_size_as_levels_grow():

@@ -14,11 +14,14 @@ from distillbench.methods.language_modeling.first import (
     TEMPERATURES,
     best_temperature,
     calibration_error,
+    confidence,
     first_loss,
     recalibrated,
     teacher_top,
 )
 from distillbench.problems.language_modeling.oracle import real_logits, top_log_probs
+from distillbench.problems.language_modeling.problem import LanguageModeling
+from distillbench.problems.language_modeling.texts import Texts
 from distillbench.problems.language_modeling.token_losses import TopK
 from tests.methods.language_modeling.short import distilled, score, track
 from tests.oracles.differences import gradient
@@ -82,7 +85,7 @@ def test_2_what_counts_is_the_proportion_under_linear_and_the_difference_under_s
 def test_3_a_softmax_of_probabilities_levels_at_1_and_sharpens_below() -> None:
     p = torch.tensor([[0.9, 0.05, 0.03, 0.01, 0.01]], dtype=torch.float64)
     for c, expected in ((1.0, [0.375, 0.160, 0.157, 0.154, 0.154]), (0.2, [0.952, 0.014, 0.012, 0.011, 0.011])):
-        found = recalibrated(p, how="temperature", temperature=c, smoothing=0.0)
+        found = recalibrated(p, how="temperature", temperature=c, smoothing=0.0, other=False)
         np.testing.assert_allclose(found[0].numpy(), expected, atol=7e-4)
 
 
@@ -96,26 +99,74 @@ def test_4_with_the_others_as_an_outcome_it_is_below_the_full_kl() -> None:
 
 def test_5_the_calibration_error_equals_the_oracle_and_finds_the_right_temperature() -> None:
     rng = np.random.default_rng(4)
-    p = torch.tensor(rng.dirichlet(np.ones(5), 4000)).sort(1, descending=True).values
-    for c in (0.1, 0.5):
-        sharp = (p / c).softmax(1)[:, 0]
-        right = torch.tensor(rng.uniform(size=4000)) < sharp  # right as often as confidence at this c says
-        for confidence in (p[:, 0], sharp):
-            ours = calibration_error(confidence, right)
-            assert ours == pytest.approx(oracle.calibration_error(confidence.numpy(), right.numpy()), abs=1e-9)
-        assert abs(best_temperature(p, right) - c) < 0.11 and c in TEMPERATURES
+    p = torch.tensor(rng.dirichlet(np.ones(6), 4000)).sort(1, descending=True).values[:, :5]  # a sixth outcome is the rest
+    for other in (False, True):
+        for c in (0.1, 0.5):
+            taught = recalibrated(p, how="temperature", temperature=c, smoothing=0.0, other=other)
+            right = torch.tensor(rng.uniform(size=4000)) < confidence(taught, other=other)  # right as often as that confidence says
+            for one in (p[:, 0], confidence(taught, other=other)):
+                ours = calibration_error(one, right)
+                assert ours == pytest.approx(oracle.calibration_error(one.numpy(), right.numpy()), abs=1e-9)
+            found = best_temperature(p, right, other=other)
+            assert found is not None and abs(found - c) < 0.11 and c in TEMPERATURES
+            few, came = p[:200], right[:200]
+            theirs = oracle.best_temperature(few.numpy(), came.numpy(), TEMPERATURES, other=other)
+            assert best_temperature(few, came, other=other) == theirs
     # Knows and always knows: no error. Certain and always wrong: all of it.
     assert calibration_error(torch.ones(3), torch.tensor([True] * 3)) == 0 and calibration_error(torch.ones(3), torch.zeros(3).bool()) == 1
 
 
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("c", [None, 0.05, 0.3, 2.0])
+def test_what_is_taught_equals_the_oracle(other: bool, c: float | None) -> None:
+    _, p = tops(6)
+    ours = recalibrated(torch.tensor(p), how="temperature", temperature=c, smoothing=0.0, other=other)
+    whole = torch.cat([ours, 1 - ours.sum(1, keepdim=True)], 1) if other else ours / ours.sum(1, keepdim=True)
+    np.testing.assert_allclose(whole.numpy(), oracle.taught(p, c, other=other), rtol=1e-10)
+    np.testing.assert_allclose(confidence(ours, other=other).numpy(), oracle.taught(p, c, other=other)[:, 0], rtol=1e-10)
+
+
 @pytest.mark.parametrize("how", ["temperature", "smoothing", "none"])
-def test_recalibration_keeps_the_mass(how: str) -> None:
+def test_recalibration_keeps_the_mass_where_the_rest_is_an_outcome(how: str) -> None:
     _, p = (torch.tensor(x) for x in tops(5))
     p = 0.5 * p + torch.tensor([0.25, 0.1, 0.05, 0.0, 0.0])  # none so small at the top that smoothing would make it negative
-    found = recalibrated(p, how=how, temperature=0.3, smoothing=0.1)
+    found = recalibrated(p, how=how, temperature=0.3, smoothing=0.1, other=True)
     torch.testing.assert_close(found.sum(1), p.sum(1))
     if how == "smoothing":
         torch.testing.assert_close((found - p)[0], torch.tensor([-0.1] + [0.025] * 4, dtype=torch.float64))
+
+
+def known(problem: LanguageModeling, texts: Texts) -> tuple[torch.Tensor, torch.Tensor]:
+    """The teacher's five best probabilities at every token of ``texts``, and whether its best one is the token that came."""
+    batch = texts.take(torch.arange(len(texts)))
+    ids, p = teacher_top(problem, batch, 5)
+    return p, ids[:, 0] == batch.predicted.labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_taught_is_as_well_calibrated_as_the_teacher(seed: int) -> None:
+    problem, _ = track(seed=seed)
+    p, right = known(problem, problem.validation)
+    unseen, came = known(problem, problem.references)  # other texts of the same truth: c was not chosen on them
+    c = best_temperature(p, right, other=True)
+    for found, truth in ((p, right), (unseen, came)):
+        taught = recalibrated(found, how="temperature", temperature=c, smoothing=0.1, other=True)
+        assert calibration_error(confidence(taught, other=True), truth) <= calibration_error(found[:, 0], truth)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_teacher_that_is_too_sure_of_itself_is_mended_on_texts_that_were_not_seen(seed: int) -> None:
+    problem, _ = track(seed=seed)
+    pairs = []
+    for texts in (problem.validation, problem.references):
+        p, right = known(problem, texts)
+        sure = p.pow(4) / (p.pow(4).sum(1, keepdim=True) + (1 - p.sum(1, keepdim=True)).pow(4))
+        pairs.append((sure, right))
+    (p, right), (unseen, came) = pairs
+    c = best_temperature(p, right, other=True)
+    assert c is not None
+    taught = recalibrated(unseen, how="temperature", temperature=c, smoothing=0.1, other=True)
+    assert calibration_error(confidence(taught, other=True), came) < 0.5 * calibration_error(unseen[:, 0], came)
 
 
 def test_trap_tokens_outside_the_top_k_get_no_gradient_unless_they_are_an_outcome() -> None:

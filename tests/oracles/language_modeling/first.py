@@ -28,3 +28,21 @@ def calibration_error(confidence: Array, right: NDArray[np.bool_], bins: int = 1
         if inside.any():
             total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     return float(total)
+
+
+def taught(p: Array, c: float | None, *, other: bool) -> Array:
+    """All outcomes that a student is taught, (N, K), or (N, K + 1) with the rest as the last one; each row sums to 1."""
+    rows = []
+    for row in p:
+        inside = row / row.sum() if c is None else np.exp(row / c - np.max(row / c)) / np.exp(row / c - np.max(row / c)).sum()
+        rows.append(np.append(inside * row.sum(), 1 - row.sum()) if other else inside)
+    return np.array(rows)
+
+
+def best_temperature(p: Array, right: NDArray[np.bool_], grid: tuple[float, ...], *, other: bool) -> float | None:
+    best, least = None, calibration_error(taught(p, None, other=other)[:, 0], right)
+    for c in grid:
+        error = calibration_error(taught(p, c, other=other)[:, 0], right)
+        if error < least - 1e-12:
+            best, least = c, error
+    return best
