@@ -11,7 +11,6 @@ from distillbench.runs.executors import run_all
 from distillbench.runs.plan import plan
 from distillbench.runs.record import Record, read_records
 from distillbench.runs.store import Store
-from tests.bench.conftest import child  # noqa: F401
 
 TRACK = "image-classification/digits-tiny"
 confined = pytest.mark.skipif(confine.version() < 6, reason="Linux's Landlock is missing here, or cannot hold signals back")
