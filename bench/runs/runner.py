@@ -28,6 +28,7 @@ from distillbench.cards.card import Setting
 from distillbench.cards.reading import to_data
 from distillbench.errors import Diverged, NotApplicable, OverBudget, SaveError, UserError
 from distillbench.identity import canonical, sha256
+from distillbench.runs.caps import Own
 from distillbench.runs.code_of import code_of
 from distillbench.runs.identities import arena_of
 from distillbench.runs.plan import RunSpec
@@ -133,7 +134,8 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         checkpoint_seconds=checkpoint_seconds,
         observer=shown,
     )
-    problem = suite.problem(training)
+    problem, card = suite.problem(training), registry.method_card(found)
+    own = None if card.control else Own.of(problem, setting.caps)
     for network in problem.students.values():
         network.to(accelerator.device)
     for teacher in problem.teachers.values():
@@ -157,11 +159,14 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
     artifacts: Mapping[str, Artifact] = {}
     size: int | None = None
     try:
-        student = distill(problem, run, **spec.hyperparameters)
+        student = distill(run.watching(problem, card), run, **spec.hyperparameters)
         if not isinstance(student, Student):
             raise UserError(
                 f"{spec.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)"
             )
+        if own is not None:
+            own.refuse(student)
+        run.returned(student)
         cost = run.cost()
         about, size = _about(student, suite, judging, store, accelerator), student.size
         judged = suite.evaluate(student, judging)
@@ -169,8 +174,8 @@ def _run(spec: RunSpec, store: Store, progress: Progress | None, checkpoint_seco
         _complete(measurements, spec)
         _nothing_else(imported, spec)
         over = run.over_budget()
-        if over is None and not registry.method_card(found).control:
-            over = suite.exceeds(student, judging)  # a yardstick may cost more than a student
+        if over is None and own is not None:  # a yardstick may cost more than a student
+            over = own.over(student, suite.rebuild(student, judging)) or suite.exceeds(student, judging)
         if over is not None:
             status, reason = "over_budget", over
     except Diverged as error:

@@ -37,6 +37,7 @@ class ClassifierOracle(ModuleOracle):
 
     def logits(self, batch: Batch) -> Tensor:
         """Teacher logits (B, C)."""
+        self._worth(len(batch), batch.inputs)
         if self._data is None:
             self._asked(len(batch))
             with torch.no_grad():
@@ -47,6 +48,7 @@ class ClassifierOracle(ModuleOracle):
 
     def outputs(self, batch: Batch) -> Outputs:
         """Logits (B, C), embedding (B, D) and stages of a batch."""
+        self._worth(len(batch), batch.inputs)
         if self._data is None:
             self._asked(len(batch))
             with torch.no_grad():
@@ -70,7 +72,7 @@ class ClassifierOracle(ModuleOracle):
     def retaught(self, module: nn.Module) -> ClassifierOracle:
         """An oracle over another network (a retrained teacher) with the same data, cache and meter."""
         other = ClassifierOracle(module, self._data, self._cache)
-        other.meter = self.meter
+        other.meter, other.watch = self.meter, self.watch
         return other
 
     def _table(self, fields: tuple[str, ...]) -> dict[str, Tensor]:

@@ -1,0 +1,402 @@
+"""The bill follows the modules: rows that pass through networks are counted where they pass, and what becomes of weights is looked at.
+
+*Rows.* A forward hook sits on every network that the problem built (and on copies of it), and on what the oracles ask. A pass with
+gradients into the network's own weights counts its rows:
+
+- In an update of a loop, of a network that the loop's learner trains: the loop has counted the batch's rows already. A method whose
+  card says ``passes=p`` sends every row through its network p times, so what is more than p times the batch is billed, divided by p, to
+  the same meter. An honest method's bill is what the loop counts, to the row.
+- Of any other network, and anywhere else (in ``after``, in a loop of the method's own, between loops): every row is billed, of the
+  student as ``student_examples``, of other networks as ``auxiliary_examples``.
+- Through the teacher and its copies every row counts, with a gradient or without one, as ``teacher_examples``, less what its oracle has
+  billed itself.
+
+*Weights.* Where a tensor comes from is known by its bytes: the problem made it, a teacher has it, an optimizer of a loop left it, or it
+is an average that a learner kept. A loop begins, and a student leaves, with such tensors alone; nothing else is a training that was
+paid for. Rows that went into an auxiliary network follow its tensors: where these end up in the student they are the student's. Within a
+loop, at steps that nobody can foresee, weights are compared before an optimizer's step with what the step before left.
+
+A hook costs two microseconds per pass. What cannot be seen from inside a process (hooks that are taken off, a network that the method
+writes anew from the student's tensors) is why a record says how far it can be trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from distillbench.cards.card import Card
+from distillbench.errors import UserError
+from distillbench.training.flops import flops_per_row
+from distillbench.training.learner import Learner
+from distillbench.training.meter import Meter
+from distillbench.training.nets import Architecture
+from distillbench.training.oracle import ModuleOracle, Oracle
+from distillbench.training.pace import LONG
+from distillbench.training.problem import Problem
+from distillbench.training.student import Student
+
+Role = Literal["student", "auxiliary", "teacher"]
+BILLED = {"student": "student_examples", "auxiliary": "auxiliary_examples", "teacher": "teacher_examples"}
+LOOKS = 16  # steps of a loop after which weights are looked at, about
+
+P = TypeVar("P", bound=Problem)
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Ledger:
+    """What passed through one network.
+
+    Attributes:
+        rows, calls: with gradients (of a teacher: all) and not settled yet.  asked: what a teacher was last called with.
+        apart: rows that it was trained on and that no student was billed for.
+    """
+
+    role: Role
+    parameters: list[nn.Parameter]
+    rows: int = 0
+    calls: int = 0
+    apart: int = 0
+    asked: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = field(default=None, repr=False)
+
+
+class _Hook:
+    """Tells a watch of every pass; copies of a network share it."""
+
+    def __init__(self, watch: Watch, role: Role) -> None:
+        self._watch, self.role = watch, role
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return self
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
+        if torch.is_grad_enabled() or self.role == "teacher":
+            self._watch.passed(module, self.role, inputs, named)
+
+
+class _Builds:
+    """``problem.build`` of a problem that is watched."""
+
+    def __init__(self, build: Any, watch: Watch) -> None:
+        self._build, self._watch = build, watch
+
+    def __call__(self, architecture: Architecture, /, **options: int) -> nn.Module:
+        network: nn.Module = self._build(architecture, **options)
+        self._watch.add(network, "auxiliary")
+        return network
+
+
+class Watch:
+    """Watches the networks of one run; does nothing before :meth:`begin`. ``shared``: whether the run has several processes."""
+
+    def __init__(self, meter: Meter, *, shared: bool) -> None:
+        self._meter, self._shared = meter, shared
+        self._on, self._passes, self._closed_form = False, 1, False
+        self._ledgers: WeakKeyDictionary[nn.Module, Ledger] = WeakKeyDictionary()
+        self._touched: set[Ledger] = set()
+        self._learning: dict[Learner, list[nn.Module]] = {}  # of the loop under way: the watched networks that each trains
+        self._known: dict[str, int] = {}  # digest of a tensor -> rows that no student was billed for and that went into it
+        self._buffers: set[str] = set()
+        self._teachers: list[tuple[nn.Module, list[str]]] = []
+        self._forwards = 0.0
+        self._next = 0
+        self._left: list[tuple[Tensor, int]] | None = None  # weights and their sums after a step that was looked at
+        self._gap = 1
+        self._last: int | None = None
+        # Processes stop together or not at all, so they look at the same steps.
+        self._chance = torch.Generator().manual_seed(0 if shared else secrets.randbits(62))
+
+    # --- who is watched -----------------------------------------------------------------------------------------------
+
+    def begin(self, problem: P, oracles: Iterable[Oracle], card: Card) -> P:
+        """Watch a problem's networks and teachers; what the method gets in place of the problem."""
+        self._on, self._passes, self._closed_form = True, card.passes, "export" in card.exempt
+        for student in problem.students.values():
+            self.add(student, "student")
+        for oracle in oracles:
+            oracle.watch = self
+            if isinstance(oracle, ModuleOracle):
+                self.add(oracle._module, "teacher")
+                self._teachers.append((oracle._module, [digest(p) for p in oracle._module.parameters()]))
+        watched = copy.copy(problem)
+        object.__setattr__(watched, "build", _Builds(problem.build, self))
+        return watched
+
+    def add(self, network: nn.Module, role: Role) -> None:
+        """Watch one more network, whose weights are as somebody honest made them."""
+        inner = _body(network)
+        for key, hook in list(inner._forward_hooks.items()):
+            if isinstance(hook, _Hook):  # of what it is a copy of, or of a run before
+                del inner._forward_hooks[key]
+                inner._forward_hooks_with_kwargs.pop(key, None)
+        inner.register_forward_hook(_Hook(self, role), with_kwargs=True)
+        self._ledgers[inner] = Ledger(role, list(network.parameters()))
+        self._buffers |= {name for name, _ in network.named_buffers()}
+        self._know(network, 0)
+
+    def passed(self, module: nn.Module, role: Role, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Rows went through a watched network."""
+        ledger = self._ledgers.get(module) or self._copied(module, role)
+        if ledger.role == "teacher":
+            ledger.asked = (module, inputs, named)
+        else:
+            for p in ledger.parameters:
+                if p.requires_grad:
+                    break
+            else:
+                return
+        ledger.rows += _rows(inputs, named)
+        ledger.calls += 1
+        self._touched.add(ledger)
+
+    def _copied(self, module: nn.Module, role: Role) -> Ledger:
+        ledger = self._ledgers[module] = Ledger("auxiliary" if role == "student" else role, list(module.parameters()))
+        return ledger
+
+    def _networks(self, learner: Learner) -> list[nn.Module]:
+        """The watched networks that a learner trains, copies of such among them."""
+        found = []
+        for module in (m for part in (learner.module, *learner.extra) for m in part.modules()):
+            hook = _hook(module)
+            if module not in self._ledgers and hook is not None:
+                self._copied(module, hook.role)
+            if module in self._ledgers:
+                found.append(module)
+        return found
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What passes inside is billed by whoever asks, or is nobody's."""
+        before = {ledger: (ledger.rows, ledger.calls, ledger.asked) for ledger in self._touched}
+        yield
+        for ledger in self._touched:
+            ledger.rows, ledger.calls, ledger.asked = before.get(ledger, (0, 0, None))
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Bill what passed outside of updates since the last settling."""
+        if self._touched:
+            self._bill((), 0, None, whole=False)
+
+    def forget(self) -> None:
+        """What passed since the last settling is made once more."""
+        for ledger in self._touched:
+            ledger.rows = ledger.calls = 0
+        self._touched.clear()
+
+    def updated(self, learner: Learner, rows: int, *, whole: bool) -> None:
+        """Bill what passed in an update beyond what the loop counts: ``rows`` of this process. ``whole``: a batch is one thing, so that
+        passes are counted and not their rows."""
+        if not self._on:
+            return
+        own = [self._ledgers[network] for network in self._learning[learner]]
+        if self._touched:
+            self._bill(own, rows, learner.counts or BILLED["auxiliary"], whole=whole)
+        if learner.counts != "student_examples":
+            for ledger in own:
+                ledger.apart += rows
+
+    def _bill(self, own: Sequence[Ledger], rows: int, meter: str | None, *, whole: bool) -> None:
+        of_teachers = 0
+        asked: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+        for ledger in self._touched:
+            if ledger in own:
+                seen = ledger.calls * rows if whole else ledger.rows
+                self._more(ledger, meter or "", -(-seen // self._passes) - rows)
+            elif ledger.role == "teacher":
+                of_teachers += ledger.rows
+                if ledger.asked is not None:
+                    asked.append(ledger.asked)
+            else:
+                self._more(ledger, BILLED[ledger.role], ledger.rows)
+            ledger.rows, ledger.calls, ledger.asked = 0, 0, None
+        self._touched.clear()
+        forwards = self._meter.counts["teacher_forwards"]
+        unasked = of_teachers - max(0, int(forwards - self._forwards))
+        self._forwards = forwards
+        if unasked > 0:
+            self._meter.add("teacher_examples", unasked)
+            self._meter.add("teacher_forwards", unasked)
+            self._forwards += unasked
+            with self.paused():
+                self._meter.add("teacher_flops", unasked * max(flops_per_row(module, given, named) for module, given, named in asked))
+
+    def _more(self, ledger: Ledger, meter: str, rows: int) -> None:
+        if rows > 0:
+            (self._meter.add_own if self._shared else self._meter.add)(meter, rows)
+            if meter != "student_examples":
+                ledger.apart += rows
+
+    # --- weights ------------------------------------------------------------------------------------------------------
+
+    def began(self, learners: Sequence[Learner], steps: int | None) -> None:
+        """A loop is about to make its first step, or goes on.
+
+        Raises:
+            UserError: a network begins with weights of which nobody knows where they come from.
+        """
+        if not self._on:
+            return
+        self.settle()
+        self._learning = {learner: self._networks(learner) for learner in learners}
+        self._gap, self._last, self._next = max(1, (steps or LONG) // LOOKS), steps, 0
+        for learner, networks in self._learning.items():
+            for network in networks:
+                ledger = self._ledgers[network]
+                if ledger.role != "teacher":
+                    ledger.role = "student" if learner.counts == "student_examples" else ledger.role
+                ledger.apart = max(ledger.apart, self._origin(dict(network.named_parameters()), "a loop begins with"))
+        self._keep()
+
+    def restored(self, apart: Sequence[Sequence[int]], learners: Sequence[Learner]) -> None:
+        """Go on from :meth:`state`: the weights are those of a checkpoint."""
+        self._forwards = self._meter.counts["teacher_forwards"]
+        if self._on:
+            for learner, known in zip(learners, apart, strict=True):
+                for network, rows in zip(self._learning[learner], known, strict=True):
+                    self._ledgers[network].apart = rows
+            self._keep()
+
+    def state(self, learners: Sequence[Learner]) -> list[list[int]]:
+        """What a checkpoint of a loop needs."""
+        return [[self._ledgers[network].apart for network in self._learning.get(x, ())] for x in learners]
+
+    def before_step(self) -> None:
+        """An optimizer is about to change weights.
+
+        Raises:
+            UserError: something else has changed them since the step that was looked at.
+        """
+        if self._left is None:
+            return
+        for tensor, kept in self._left:
+            if _sum(tensor) != kept:
+                raise UserError(
+                    "weights of a network that a loop trains were changed between two steps of its optimizer; a loss gives gradients and "
+                    "changes nothing, and an average is kept by Learner(ema=...)"
+                )
+        self._left = None
+
+    def stepped(self, step: int) -> None:
+        """An optimizer has changed weights, in iteration ``step`` of a loop."""
+        if self._on and (step >= self._next or step + 1 == self._last):
+            self._next = step + int(torch.randint(1, 2 * self._gap, (), generator=self._chance))
+            self._keep()
+
+    def _keep(self) -> None:
+        """Sums of bits: no second copy of a large network, and no change leaves them as they are."""
+        parameters = {id(p): p for networks in self._learning.values() for m in networks for p in m.parameters()}
+        self._left = [(p, _sum(p)) for p in parameters.values()]
+
+    def ended(self, learners: Sequence[Learner]) -> None:
+        """A loop is over: what its optimizers left, and the averages, is known from here on.
+
+        Raises:
+            UserError: as :meth:`before_step`, or a network is no longer watched.
+        """
+        if not self._on:
+            return
+        self.before_step()
+        if any(_hook(network) is None for networks in self._learning.values() for network in networks):
+            raise UserError("the hook that counts what passes through a network was taken off it; leave the hooks of others alone")
+        for learner in learners:
+            apart = [self._ledgers[m].apart for m in self._learning[learner]]
+            for network in self._learning[learner]:
+                self._know(network, self._ledgers[network].apart)
+            for average, _ in learner.averages:
+                self._know(average, max(apart, default=0))
+        self._learning = {}
+
+    def returned(self, student: Student) -> None:
+        """The method has given its student: bill what was spent on networks that ended up in it.
+
+        A part that is an average of the method's own, or was converted, has weights of its own; it is billed for all that was spent on
+        auxiliary networks of its form.
+
+        Raises:
+            UserError: a part has weights of which nobody knows where they come from, or a teacher's network was changed.
+        """
+        if not self._on:
+            return
+        self.settle()
+        apart = 0
+        for name, part in student.parts.items():
+            if part.architecture is None or part.base is not None:
+                continue
+            weights = {key: t for key, t in part.weights.items() if key not in self._buffers}
+            if part.kind in ("averaged", "converted") and any(digest(t) not in self._known for t in weights.values()):
+                form = sorted(t.numel() for t in weights.values())
+                alike = (x for x in self._ledgers.values() if sorted(p.numel() for p in x.parameters) == form)
+                apart = max([apart, *(ledger.apart for ledger in alike)])
+            else:
+                apart = max(apart, self._origin(weights, f"the student's part {name!r} has"))
+        self._meter.add("student_examples", apart)
+        for network, before in self._teachers:
+            if [digest(p) for p in network.parameters()] != before:
+                raise UserError("the teacher's own network was changed; what trains a teacher trains problem.teacher.trainable_copy()")
+
+    def _know(self, network: nn.Module, apart: int) -> None:
+        for p in network.parameters():
+            key = digest(p)
+            self._known[key] = min(apart, self._known.get(key, apart))
+
+    def _origin(self, weights: Mapping[str, Tensor], who: str) -> int:
+        """Rows that no student was billed for and that went into ``weights``."""
+        found = 0
+        for name, tensor in weights.items():
+            rows = self._known.get(digest(tensor))
+            if rows is None and not self._closed_form:
+                raise UserError(
+                    f"{who} weights that no optimizer of a loop left (first {name}); train through run.fit or run.loop, take networks "
+                    "from problem.new_student or problem.build, and export what was changed afterwards as "
+                    "run.export(copy, converted=..., of=network)"
+                )
+            found = max(found, rows or 0)
+        return found
+
+
+def _body(network: nn.Module) -> nn.Module:
+    """The innermost module with all of a network's parameters: through it goes every pass, also of who calls it inside a wrapper."""
+    count = len(list(network.parameters()))
+    for child in network.children():
+        if count and len(list(child.parameters())) == count:
+            return _body(child)
+    return network
+
+
+def _hook(module: nn.Module) -> _Hook | None:
+    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, _Hook)), None)
+
+
+def _rows(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> int:
+    for value in (*inputs, *named.values()):
+        if isinstance(value, Tensor):
+            return len(value) if value.dim() else 1
+    return 1
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and bytes."""
+    plain = tensor.detach().cpu().contiguous()
+    found = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
+    found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _sum(tensor: Tensor) -> int:
+    """The sum of a tensor's bits, read as whole numbers."""
+    plain = tensor.detach().contiguous()
+    return int(plain.view(BITS.get(plain.element_size(), torch.uint8)).sum(dtype=torch.int64))
