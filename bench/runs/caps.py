@@ -31,7 +31,8 @@ class Own:
     """A setting's own students and teachers, as they are before a method has them.
 
     Attributes:
-        architectures: those of its students, as plain data.  parameters: of all its students together.
+        architectures: those of its students, as plain data.  parameters: of all its students together.  numbers: these and all
+            else that their state holds, which counts where a student has parts that are no networks.
         call: what one call of a student gets, one row of it; None where the kind does not say.
         flops: floating-point operations of that call, of the largest of its students; None without a call.
         teachers: for each teacher, the digests of its tensors.
@@ -40,6 +41,7 @@ class Own:
     caps: Caps
     architectures: tuple[tuple[str, dict[str, object]], ...]
     parameters: int
+    numbers: int
     call: tuple[Tree, ...] | None
     flops: float | None
     teachers: tuple[frozenset[str], ...]
@@ -54,6 +56,7 @@ class Own:
             caps,
             tuple(_plain(found) for found in built if isinstance(found, Architecture)),
             sum(map(parameters, students)),
+            sum(t.numel() for network in students for t in network.state_dict().values()),
             call,
             max((_flops(network, call) for network in students), default=None) if call is not None else None,
             tuple(
@@ -95,7 +98,7 @@ class Own:
             return None
         rebuilt = [networks] if isinstance(networks, nn.Module) else list(networks.values())
         others = sum(part.numbers for part in student.parts.values() if part.architecture is None)
-        has, most = sum(map(parameters, rebuilt)) + others, int(self.caps.parameters * self.parameters)
+        has, most = sum(map(parameters, rebuilt)) + others, int(self.caps.parameters * (self.numbers if others else self.parameters))
         if has > most:
             return f"parameters {has} of {most}"
         if self.call is None or self.flops is None or not rebuilt:

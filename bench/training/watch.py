@@ -47,6 +47,7 @@ from distillbench.training.student import Student
 
 Role = Literal["student", "auxiliary", "teacher"]
 BILLED = {"student": "student_examples", "auxiliary": "auxiliary_examples", "teacher": "teacher_examples"}
+FRESH = 2**16  # tensors: methods may build a network for every step
 LOOKS = 16  # steps of a loop after which weights are looked at, about
 
 P = TypeVar("P", bound=Problem)
@@ -105,6 +106,7 @@ class Watch:
         self._touched: set[Ledger] = set()
         self._learning: dict[Learner, list[nn.Module]] = {}  # of the loop under way: the watched networks that each trains
         self._known: dict[str, int] = {}  # digest of a tensor -> rows that no student was billed for and that went into it
+        self._fresh: dict[str, None] = {}  # digests of tensors that the problem made, the newest of them
         self._buffers: set[str] = set()
         self._teachers: list[tuple[nn.Module, list[str]]] = []
         self._forwards = 0.0
@@ -141,7 +143,9 @@ class Watch:
         inner.register_forward_hook(_Hook(self, role), with_kwargs=True)
         self._ledgers[inner] = Ledger(role, list(network.parameters()))
         self._buffers |= {name for name, _ in network.named_buffers()}
-        self._know(network, 0)
+        self._fresh |= dict.fromkeys(map(digest, network.parameters()))
+        while len(self._fresh) > FRESH:
+            del self._fresh[next(iter(self._fresh))]
 
     def passed(self, module: nn.Module, role: Role, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Rows went through a watched network."""
@@ -334,7 +338,7 @@ class Watch:
             if part.architecture is None or part.base is not None:
                 continue
             weights = {key: t for key, t in part.weights.items() if key not in self._buffers}
-            if part.kind in ("averaged", "converted") and any(digest(t) not in self._known for t in weights.values()):
+            if part.kind in ("averaged", "converted") and any(self._apart(t) is None for t in weights.values()):
                 form = sorted(t.numel() for t in weights.values())
                 alike = (x for x in self._ledgers.values() if sorted(p.numel() for p in x.parameters) == form)
                 apart = max([apart, *(ledger.apart for ledger in alike)])
@@ -347,14 +351,19 @@ class Watch:
 
     def _know(self, network: nn.Module, apart: int) -> None:
         for p in network.parameters():
-            key = digest(p)
-            self._known[key] = min(apart, self._known.get(key, apart))
+            before = self._apart(p)
+            self._known[digest(p)] = apart if before is None else min(apart, before)
+
+    def _apart(self, tensor: Tensor) -> int | None:
+        """Rows that no student was billed for and that went into a tensor; None where nobody knows where it comes from."""
+        key = digest(tensor)
+        return 0 if key in self._fresh else self._known.get(key)
 
     def _origin(self, weights: Mapping[str, Tensor], who: str) -> int:
         """Rows that no student was billed for and that went into ``weights``."""
         found = 0
         for name, tensor in weights.items():
-            rows = self._known.get(digest(tensor))
+            rows = self._apart(tensor)
             if rows is None and not self._closed_form:
                 raise UserError(
                     f"{who} weights that no optimizer of a loop left (first {name}); train through run.fit or run.loop, take networks "
