@@ -13,9 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distillbench.training.trees import Tree, each
 
-Shape = Tree  # of one row: what :func:`each` made of a tree of tensors
-
-_COSTS: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
+_COSTS: WeakKeyDictionary[nn.Module, dict[object, float]] = WeakKeyDictionary()
 
 
 def flops_per_row(module: nn.Module, inputs: tuple[Tree, ...], named: Mapping[str, Any] | None = None) -> float:
@@ -29,7 +27,7 @@ def flops_per_row(module: nn.Module, inputs: tuple[Tree, ...], named: Mapping[st
         inputs, named: what the network is called with; tensors have a row per example.
     """
     known = _COSTS.setdefault(module, {})
-    key = repr([_shape(x) for x in (*inputs, *(named or {}).items())])
+    key = (shape_of(inputs), shape_of(tuple((named or {}).items())))
     if key not in known:
         device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         row = [_one_row(x, device) for x in inputs]
@@ -40,12 +38,13 @@ def flops_per_row(module: nn.Module, inputs: tuple[Tree, ...], named: Mapping[st
     return known[key]
 
 
-def _shape(value: Any) -> object:
+def shape_of(value: Tree) -> object:
+    """What tells two inputs of different cost apart: the shapes of a row of a tree's tensors, at their places. Hashable."""
     if isinstance(value, Tensor):
-        return (value.shape[1:], value.dtype)
+        return value.shape[1:]
     if isinstance(value, dict):
-        return {name: _shape(part) for name, part in value.items()}
-    return tuple(map(_shape, value)) if isinstance(value, tuple) else value
+        value = tuple(value.items())
+    return tuple([shape_of(part) for part in value]) if isinstance(value, tuple) else value
 
 
 def _one_row(value: Any, device: torch.device) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from distillbench.training.flops import flops_per_row
+from distillbench.training.flops import flops_per_row, shape_of
 from distillbench.training.meter import Meter
 from distillbench.training.student import tensor_digest
 
@@ -72,6 +72,7 @@ class ModuleOracle(Oracle):
         super().__init__(tensor_digest(dict(module.state_dict())))
         self._module = module.eval().requires_grad_(False)
         self.differentiable = False
+        self._worths: dict[object, float] = {}
 
     @contextlib.contextmanager
     def _open(self, differentiable: bool) -> Iterator[None]:
@@ -94,8 +95,11 @@ class ModuleOracle(Oracle):
 
     def _worth(self, rows: int, *inputs: Any) -> None:
         """Count the operations of an answer to ``rows`` rows of which ``inputs`` is what the network would be called with."""
-        with self.billed():
-            self.meter.add("teacher_flops", rows * flops_per_row(self._module, inputs))
+        key = shape_of(inputs)
+        if key not in self._worths:
+            with self.billed():
+                self._worths[key] = flops_per_row(self._module, inputs)
+        self.meter.counts["teacher_flops"] += rows * self._worths[key]
 
     def to(self, device: torch.device) -> None:
         """Move the network to ``device``."""

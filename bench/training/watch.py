@@ -105,6 +105,7 @@ class Watch:
         self._ledgers: WeakKeyDictionary[nn.Module, Ledger] = WeakKeyDictionary()
         self._touched: set[Ledger] = set()
         self._learning: dict[Learner, list[nn.Module]] = {}  # of the loop under way: the watched networks that each trains
+        self._own: dict[Learner, list[Ledger]] = {}  # and their ledgers
         self._known: dict[str, int] = {}  # digest of a tensor -> rows that no student was billed for and that went into it
         self._fresh: dict[str, None] = {}  # digests of tensors that the problem made, the newest of them
         self._buffers: set[str] = set()
@@ -203,8 +204,15 @@ class Watch:
         passes are counted and not their rows."""
         if not self._on:
             return
-        own = [self._ledgers[network] for network in self._learning[learner]]
-        if self._touched:
+        own = self._own[learner]
+        if len(self._touched) == 1 and learner.counts == "student_examples" and len(own) == 1 and own[0] in self._touched and not whole:
+            [only] = own  # the usual case, at every update
+            self._touched.clear()
+            more = -(-only.rows // self._passes) - rows
+            only.rows = only.calls = 0
+            if more > 0:
+                self._more(only, learner.counts, more)
+        elif self._touched:
             self._bill(own, rows, learner.counts or BILLED["auxiliary"], whole=whole)
         if learner.counts != "student_examples":
             for ledger in own:
@@ -253,10 +261,10 @@ class Watch:
             return
         self.settle()
         self._learning = {learner: self._networks(learner) for learner in learners}
+        self._own = {learner: [self._ledgers[network] for network in networks] for learner, networks in self._learning.items()}
         self._gap, self._last, self._next = max(1, (steps or LONG) // LOOKS), steps, 0
         for learner, networks in self._learning.items():
-            for network in networks:
-                ledger = self._ledgers[network]
+            for network, ledger in zip(networks, self._own[learner], strict=True):
                 if ledger.role != "teacher":
                     ledger.role = "student" if learner.counts == "student_examples" else ledger.role
                 ledger.apart = max(ledger.apart, self._origin(dict(network.named_parameters()), "a loop begins with"))
@@ -267,13 +275,13 @@ class Watch:
         self._forwards = self._meter.counts["teacher_forwards"]
         if self._on:
             for learner, known in zip(learners, apart, strict=True):
-                for network, rows in zip(self._learning[learner], known, strict=True):
-                    self._ledgers[network].apart = rows
+                for ledger, rows in zip(self._own[learner], known, strict=True):
+                    ledger.apart = rows
             self._keep()
 
     def state(self, learners: Sequence[Learner]) -> list[list[int]]:
         """What a checkpoint of a loop needs."""
-        return [[self._ledgers[network].apart for network in self._learning.get(x, ())] for x in learners]
+        return [[ledger.apart for ledger in self._own.get(x, ())] for x in learners]
 
     def before_step(self) -> None:
         """An optimizer is about to change weights.
@@ -314,12 +322,12 @@ class Watch:
         if any(_hook(network) is None for networks in self._learning.values() for network in networks):
             raise UserError("the hook that counts what passes through a network was taken off it; leave the hooks of others alone")
         for learner in learners:
-            apart = [self._ledgers[m].apart for m in self._learning[learner]]
-            for network in self._learning[learner]:
-                self._know(network, self._ledgers[network].apart)
+            apart = [ledger.apart for ledger in self._own[learner]]
+            for network, rows in zip(self._learning[learner], apart, strict=True):
+                self._know(network, rows)
             for average, _ in learner.averages:
                 self._know(average, max(apart, default=0))
-        self._learning = {}
+        self._learning, self._own = {}, {}
 
     def returned(self, student: Student) -> None:
         """The method has given its student: bill what was spent on networks that ended up in it.
