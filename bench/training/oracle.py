@@ -72,7 +72,7 @@ class ModuleOracle(Oracle):
         super().__init__(tensor_digest(dict(module.state_dict())))
         self._module = module.eval().requires_grad_(False)
         self.differentiable = False
-        self._worths: dict[object, float] = {}
+        self._prices: dict[object, float] = {}
 
     @contextlib.contextmanager
     def _open(self, differentiable: bool) -> Iterator[None]:
@@ -93,13 +93,17 @@ class ModuleOracle(Oracle):
         """Inside, who uses the network bills what it does in a unit of its own (tokens that are generated), so rows are not counted."""
         return contextlib.nullcontext() if self.watch is None else self.watch.paused()
 
-    def _worth(self, rows: int, *inputs: Any) -> None:
-        """Count the operations of an answer to ``rows`` rows of which ``inputs`` is what the network would be called with."""
+    def _price(self, *inputs: Any) -> float:
+        """Operations of an answer to one row, where ``inputs`` is what the network would be called with."""
         key = shape_of(inputs)
-        if key not in self._worths:
+        if key not in self._prices:
             with self.billed():
-                self._worths[key] = flops_per_row(self._module, inputs)
-        self.meter.counts["teacher_flops"] += rows * self._worths[key]
+                self._prices[key] = flops_per_row(self._module, inputs)
+        return self._prices[key]
+
+    def _worth(self, rows: int, *inputs: Any) -> None:
+        """Count the operations of an answer to ``rows`` rows, with ``inputs`` as in :meth:`_price`."""
+        self.meter.add("teacher_flops", rows * self._price(*inputs))
 
     def to(self, device: torch.device) -> None:
         """Move the network to ``device``."""

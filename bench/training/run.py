@@ -417,7 +417,7 @@ class Run:
             shown = ", ".join(f"{n}={float(v):.4g}" for n, v in terms.items())
             raise Diverged(step, self._bill.phase, shown)
         self._updates.step(learner, terms, batch[0][0], step=step, made=learner.made_before(step) + again, repeated=repeated)
-        self._watch.updated(learner, sum(len(rows) for _, rows in batch), whole=repeated)
+        self._watch.updated(learner, totals["rows"] if self._processes.count == 1 else sum(len(rows) for _, rows in batch), repeated)
         self.meter.add(learner.counts or "auxiliary_examples", totals["rows"])
         if learner.counts == "student_examples":
             self.meter.add("student_steps", 1)

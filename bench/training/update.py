@@ -66,9 +66,11 @@ class Updates:
                     b.copy_(self._processes.mean(b) if b.is_floating_point() else b)
         if learner.training.clip is not None:
             self._processes.clip(learner.parameters, learner.training.clip)
-        self._watch.before_step()
+        if self._watch.left is not None:
+            self._watch.before_step()
         learner.step()
-        self._watch.stepped(step)
+        if step >= self._watch.next:
+            self._watch.stepped(step)
         learner.follow(made)
         if learner.after is not None:
             self.following = dataclasses.replace(key, row=0, asked=set())

@@ -1,6 +1,6 @@
 """The bill follows the modules: rows that pass through networks are counted where they pass, and what becomes of weights is looked at.
 
-*Rows.* A forward hook sits on every network that the problem built (and on copies of it), and on what the oracles ask. A pass with
+*Rows.* Every network that the problem built (and every copy of it), and what the oracles ask, counts what passes through it. A pass with
 gradients into the network's own weights counts its rows:
 
 - In an update of a loop, of a network that the loop's learner trains: the loop has counted the batch's rows already. A method whose
@@ -16,20 +16,20 @@ is an average that a learner kept. A loop begins, and a student leaves, with suc
 paid for. Rows that went into an auxiliary network follow its tensors: where these end up in the student they are the student's. Within a
 loop, at steps that nobody can foresee, weights are compared before an optimizer's step with what the step before left.
 
-A hook costs two microseconds per pass. What cannot be seen from inside a process (hooks that are taken off, a network that the method
-writes anew from the student's tensors) is why a record says how far it can be trusted.
+What cannot be seen from inside a process (a forward that is called by its class, a network that the method writes anew from the
+student's tensors, a meter that is set back) is why a record says how far it can be trusted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
+import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -53,35 +53,63 @@ LOOKS = 16  # steps of a loop after which weights are looked at, about
 P = TypeVar("P", bound=Problem)
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
 class Ledger:
-    """What passed through one network.
+    """What passes through one network, in whose stead it stands as its ``forward``: that costs less than a hook, and misses nobody who
+    calls it by name. A copy of the network has a ledger of its own.
 
     Attributes:
         rows, calls: with gradients (of a teacher: all) and not settled yet.  asked: what a teacher was last called with.
         apart: rows that it was trained on and that no student was billed for.
+        usual: it is the one network of the one learner of the loop under way, of which the watch need not be told.
     """
 
-    role: Role
-    parameters: list[nn.Parameter]
-    rows: int = 0
-    calls: int = 0
-    apart: int = 0
-    asked: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = field(default=None, repr=False)
+    def __init__(self, touched: set[Ledger], module: nn.Module, role: Role) -> None:
+        self.module, self.role = module, role
+        self._weights: list[nn.Parameter] = []
+        self.rows = self.calls = self.apart = 0
+        self.usual = False
+        self.asked: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._touched = touched
+        self._forward: Callable[..., Any] = type(module).forward.__get__(module)
+        functools.update_wrapper(self, self._forward, updated=())  # libraries ask a forward for its signature
+        module.__dict__["forward"] = self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
+        copied = memo.get(id(self.module), self.module)
+        return self if copied is self.module else Ledger(self._touched, copied, "auxiliary" if self.role == "student" else self.role)
 
-class _Hook:
-    """Tells a watch of every pass; copies of a network share it."""
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the network, which a copy in the making has not yet."""
+        if not self._weights:
+            self._weights = list(self.module.parameters())
+        return self._weights
 
-    def __init__(self, watch: Watch, role: Role) -> None:
-        self._watch, self.role = watch, role
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The network's forward."""
+        if self.role == "teacher":
+            self.asked = (inputs, named)
+            self._count(inputs, named)
+        elif torch.is_grad_enabled():
+            for p in self._weights or self.parameters:
+                if p.requires_grad:
+                    self._count(inputs, named)
+                    break
+        return self._forward(*inputs, **named)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return self
+    def _count(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        try:
+            self.rows += inputs[0].shape[0]
+        except (IndexError, AttributeError):
+            self.rows += _rows(inputs, named)
+        self.calls += 1
+        if not self.usual:
+            self._touched.add(self)
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
-        if torch.is_grad_enabled() or self.role == "teacher":
-            self._watch.passed(module, self.role, inputs, named)
+    def settled(self) -> None:
+        """Nothing is left to bill."""
+        self.rows = self.calls = 0
+        self.asked = None
 
 
 class _Builds:
@@ -97,22 +125,30 @@ class _Builds:
 
 
 class Watch:
-    """Watches the networks of one run; does nothing before :meth:`begin`. ``shared``: whether the run has several processes."""
+    """Watches the networks of one run; does nothing before :meth:`begin`.
+
+    Args:
+        shared: whether the run has several processes.
+
+    Attributes:
+        next: the iteration of the loop under way from which on weights are looked at after a step.
+        left: weights and the sums of their bits as a step left them, until the next one; None where that step was not looked at.
+    """
 
     def __init__(self, meter: Meter, *, shared: bool) -> None:
         self._meter, self._shared = meter, shared
         self._on, self._passes, self._closed_form = False, 1, False
-        self._ledgers: WeakKeyDictionary[nn.Module, Ledger] = WeakKeyDictionary()
         self._touched: set[Ledger] = set()
-        self._learning: dict[Learner, list[nn.Module]] = {}  # of the loop under way: the watched networks that each trains
-        self._own: dict[Learner, list[Ledger]] = {}  # and their ledgers
+        self._own: dict[Learner, list[Ledger]] = {}  # of the loop under way: the watched networks that each trains
+        self._usual: Ledger | None = None  # the only one of a loop that trains one student
+        self._spent: dict[tuple[int, ...], int] = {}  # form of a network -> the most rows of one such that no student was billed for
         self._known: dict[str, int] = {}  # digest of a tensor -> rows that no student was billed for and that went into it
         self._fresh: dict[str, None] = {}  # digests of tensors that the problem made, the newest of them
         self._buffers: set[str] = set()
         self._teachers: list[tuple[nn.Module, list[str]]] = []
         self._forwards = 0.0
-        self._next = 0
-        self._left: list[tuple[Tensor, int]] | None = None  # weights and their sums after a step that was looked at
+        self.next = math.inf
+        self.left: list[tuple[Tensor, int]] | None = None
         self._gap = 1
         self._last: int | None = None
         # Processes stop together or not at all, so they look at the same steps.
@@ -136,47 +172,11 @@ class Watch:
 
     def add(self, network: nn.Module, role: Role) -> None:
         """Watch one more network, whose weights are as somebody honest made them."""
-        inner = _body(network)
-        for key, hook in list(inner._forward_hooks.items()):
-            if isinstance(hook, _Hook):  # of what it is a copy of, or of a run before
-                del inner._forward_hooks[key]
-                inner._forward_hooks_with_kwargs.pop(key, None)
-        inner.register_forward_hook(_Hook(self, role), with_kwargs=True)
-        self._ledgers[inner] = Ledger(role, list(network.parameters()))
+        Ledger(self._touched, _body(network), role)  # instead of that of a network it is a copy of, or of a run before
         self._buffers |= {name for name, _ in network.named_buffers()}
         self._fresh |= dict.fromkeys(map(digest, network.parameters()))
         while len(self._fresh) > FRESH:
             del self._fresh[next(iter(self._fresh))]
-
-    def passed(self, module: nn.Module, role: Role, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Rows went through a watched network."""
-        ledger = self._ledgers.get(module) or self._copied(module, role)
-        if ledger.role == "teacher":
-            ledger.asked = (module, inputs, named)
-        else:
-            for p in ledger.parameters:
-                if p.requires_grad:
-                    break
-            else:
-                return
-        ledger.rows += _rows(inputs, named)
-        ledger.calls += 1
-        self._touched.add(ledger)
-
-    def _copied(self, module: nn.Module, role: Role) -> Ledger:
-        ledger = self._ledgers[module] = Ledger("auxiliary" if role == "student" else role, list(module.parameters()))
-        return ledger
-
-    def _networks(self, learner: Learner) -> list[nn.Module]:
-        """The watched networks that a learner trains, copies of such among them."""
-        found = []
-        for module in (m for part in (learner.module, *learner.extra) for m in part.modules()):
-            hook = _hook(module)
-            if module not in self._ledgers and hook is not None:
-                self._copied(module, hook.role)
-            if module in self._ledgers:
-                found.append(module)
-        return found
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -196,27 +196,26 @@ class Watch:
     def forget(self) -> None:
         """What passed since the last settling is made once more."""
         for ledger in self._touched:
-            ledger.rows = ledger.calls = 0
+            ledger.settled()
         self._touched.clear()
 
-    def updated(self, learner: Learner, rows: int, *, whole: bool) -> None:
+    def updated(self, learner: Learner, rows: int, whole: bool) -> None:
         """Bill what passed in an update beyond what the loop counts: ``rows`` of this process. ``whole``: a batch is one thing, so that
         passes are counted and not their rows."""
         if not self._on:
             return
+        only = self._usual
+        if only is not None:
+            if only.calls <= self._passes and only.rows <= rows * self._passes and not self._touched:  # nearly every update there is
+                only.rows = only.calls = 0
+                return
+            self._touched.add(only)
         own = self._own[learner]
-        if len(self._touched) == 1 and learner.counts == "student_examples" and len(own) == 1 and own[0] in self._touched and not whole:
-            [only] = own  # the usual case, at every update
-            self._touched.clear()
-            more = -(-only.rows // self._passes) - rows
-            only.rows = only.calls = 0
-            if more > 0:
-                self._more(only, learner.counts, more)
-        elif self._touched:
+        if self._touched:
             self._bill(own, rows, learner.counts or BILLED["auxiliary"], whole=whole)
         if learner.counts != "student_examples":
             for ledger in own:
-                ledger.apart += rows
+                self._aside(ledger, rows)
 
     def _bill(self, own: Sequence[Ledger], rows: int, meter: str | None, *, whole: bool) -> None:
         of_teachers = 0
@@ -228,10 +227,10 @@ class Watch:
             elif ledger.role == "teacher":
                 of_teachers += ledger.rows
                 if ledger.asked is not None:
-                    asked.append(ledger.asked)
+                    asked.append((ledger.module, *ledger.asked))
             else:
                 self._more(ledger, BILLED[ledger.role], ledger.rows)
-            ledger.rows, ledger.calls, ledger.asked = 0, 0, None
+            ledger.settled()
         self._touched.clear()
         forwards = self._meter.counts["teacher_forwards"]
         unasked = of_teachers - max(0, int(forwards - self._forwards))
@@ -247,7 +246,12 @@ class Watch:
         if rows > 0:
             (self._meter.add_own if self._shared else self._meter.add)(meter, rows)
             if meter != "student_examples":
-                ledger.apart += rows
+                self._aside(ledger, rows)
+
+    def _aside(self, ledger: Ledger, rows: int) -> None:
+        ledger.apart += rows
+        form = _form(ledger.parameters)
+        self._spent[form] = max(ledger.apart, self._spent.get(form, 0))
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -260,14 +264,17 @@ class Watch:
         if not self._on:
             return
         self.settle()
-        self._learning = {learner: self._networks(learner) for learner in learners}
-        self._own = {learner: [self._ledgers[network] for network in networks] for learner, networks in self._learning.items()}
-        self._gap, self._last, self._next = max(1, (steps or LONG) // LOOKS), steps, 0
-        for learner, networks in self._learning.items():
-            for network, ledger in zip(networks, self._own[learner], strict=True):
+        parts = {learner: [m for part in (learner.module, *learner.extra) for m in part.modules()] for learner in learners}
+        self._own = {learner: [found for m in modules if (found := _ledger(m)) is not None] for learner, modules in parts.items()}
+        self._gap, self._last, self.next = max(1, (steps or LONG) // LOOKS), steps, 0.0
+        for learner, ledgers in self._own.items():
+            for ledger in ledgers:
                 if ledger.role != "teacher":
                     ledger.role = "student" if learner.counts == "student_examples" else ledger.role
-                ledger.apart = max(ledger.apart, self._origin(dict(network.named_parameters()), "a loop begins with"))
+                ledger.apart = max(ledger.apart, self._origin(dict(ledger.module.named_parameters()), "a loop begins with"))
+        if len(learners) == 1 and learners[0].counts == "student_examples" and len(self._own[learners[0]]) == 1:
+            [self._usual] = self._own[learners[0]]
+            self._usual.usual = True
         self._keep()
 
     def restored(self, apart: Sequence[Sequence[int]], learners: Sequence[Learner]) -> None:
@@ -289,26 +296,25 @@ class Watch:
         Raises:
             UserError: something else has changed them since the step that was looked at.
         """
-        if self._left is None:
-            return
-        for tensor, kept in self._left:
+        for tensor, kept in self.left or ():
             if _sum(tensor) != kept:
                 raise UserError(
                     "weights of a network that a loop trains were changed between two steps of its optimizer; a loss gives gradients and "
                     "changes nothing, and an average is kept by Learner(ema=...)"
                 )
-        self._left = None
+        self.left = None
 
     def stepped(self, step: int) -> None:
-        """An optimizer has changed weights, in iteration ``step`` of a loop."""
-        if self._on and (step >= self._next or step + 1 == self._last):
-            self._next = step + int(torch.randint(1, 2 * self._gap, (), generator=self._chance))
-            self._keep()
+        """An optimizer has changed weights, in iteration ``step`` of a loop, and it is time to look at them."""
+        self.next = step + int(torch.randint(1, 2 * self._gap, (), generator=self._chance))
+        if self._last is not None and step < self._last - 1:
+            self.next = min(self.next, self._last - 1)
+        self._keep()
 
     def _keep(self) -> None:
         """Sums of bits: no second copy of a large network, and no change leaves them as they are."""
-        parameters = {id(p): p for networks in self._learning.values() for m in networks for p in m.parameters()}
-        self._left = [(p, _sum(p)) for p in parameters.values()]
+        parameters = {id(p): p for ledgers in self._own.values() for ledger in ledgers for p in ledger.module.parameters()}
+        self.left = [(p, _sum(p)) for p in parameters.values()]
 
     def ended(self, learners: Sequence[Learner]) -> None:
         """A loop is over: what its optimizers left, and the averages, is known from here on.
@@ -319,15 +325,18 @@ class Watch:
         if not self._on:
             return
         self.before_step()
-        if any(_hook(network) is None for networks in self._learning.values() for network in networks):
-            raise UserError("the hook that counts what passes through a network was taken off it; leave the hooks of others alone")
+        if self._usual is not None:
+            self._usual.usual, self._usual = False, None
+        self.next = math.inf
+        if any(_ledger(ledger.module) is not ledger for ledgers in self._own.values() for ledger in ledgers):
+            raise UserError("a network's forward, which counts what passes, was put aside; leave a network's functions alone")
         for learner in learners:
             apart = [ledger.apart for ledger in self._own[learner]]
-            for network, rows in zip(self._learning[learner], apart, strict=True):
-                self._know(network, rows)
+            for ledger in self._own[learner]:
+                self._know(ledger.module, ledger.apart)
             for average, _ in learner.averages:
                 self._know(average, max(apart, default=0))
-        self._learning, self._own = {}, {}
+        self._own = {}
 
     def returned(self, student: Student) -> None:
         """The method has given its student: bill what was spent on networks that ended up in it.
@@ -347,9 +356,7 @@ class Watch:
                 continue
             weights = {key: t for key, t in part.weights.items() if key not in self._buffers}
             if part.kind in ("averaged", "converted") and any(self._apart(t) is None for t in weights.values()):
-                form = sorted(t.numel() for t in weights.values())
-                alike = (x for x in self._ledgers.values() if sorted(p.numel() for p in x.parameters) == form)
-                apart = max([apart, *(ledger.apart for ledger in alike)])
+                apart = max(apart, self._spent.get(_form(weights.values()), 0))
             else:
                 apart = max(apart, self._origin(weights, f"the student's part {name!r} has"))
         self._meter.add("student_examples", apart)
@@ -391,11 +398,18 @@ def _body(network: nn.Module) -> nn.Module:
     return network
 
 
-def _hook(module: nn.Module) -> _Hook | None:
-    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, _Hook)), None)
+def _ledger(module: nn.Module) -> Ledger | None:
+    found = module.__dict__.get("forward")
+    return found if isinstance(found, Ledger) else None
+
+
+def _form(weights: Iterable[Tensor]) -> tuple[int, ...]:
+    return tuple(sorted(t.numel() for t in weights))
 
 
 def _rows(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> int:
+    if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim():
+        return inputs[0].shape[0]
     for value in (*inputs, *named.values()):
         if isinstance(value, Tensor):
             return len(value) if value.dim() else 1
