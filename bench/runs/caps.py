@@ -69,7 +69,7 @@ class Own:
     def refuse(self, student: Student) -> None:
         """Raise UserError where a part is no network of the setting's own architecture, or where its weights are a teacher's."""
         for name, part in student.parts.items():
-            weights = [t for t in part.weights.values() if t.is_floating_point()]
+            weights = [t for t in part.weights.values() if t.is_floating_point() and t.numel() > 1]  # counters may have been cast
             if weights and any(all(_digests(t)[0] in known for t in weights) for known in self.teachers):
                 raise UserError(f"the student's part {name!r} is the teacher's network: its tensors are the teacher's, one by one")
             if part.architecture is not None and part.base is None and self.architectures:

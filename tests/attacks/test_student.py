@@ -127,19 +127,14 @@ return run.fit(problem.student, loss, problem.batches)
 """,
     "without run.export": """
 student = run.fit(problem.student, loss, problem.batches)
-return Student.of(type(problem.student)(**problem.student.architecture.arguments), {}) if False else Student(
-    {"student": Part(student.architecture, {k: t + 0.01 for k, t in student.weights.items()}, "trained")}
-)
+return Student({"student": Part(student.architecture, {k: t + 0.01 for k, t in student.weights.items()}, "trained")})
 """,
 }
 
 
 @pytest.mark.parametrize("body", BETWEEN.values(), ids=BETWEEN)
 def test_weights_come_from_somewhere(attack, body):
-    record = attack(
-        LOSS + body.replace("Student.of(type(problem.student)(**problem.student.architecture.arguments), {}) if False else ", ""),
-        imports=CLASSIFIER,
-    )
+    record = attack(LOSS + body, imports=CLASSIFIER)
     assert record.status == "failed" and "weights that no optimizer of a loop left" in record.reason, record.reason
 
 
