@@ -262,6 +262,7 @@ class Budget:
         teacher_examples: examples the teacher is asked about; a two-pass solver asks twice.
         student_tokens, teacher_tokens: that student and teacher generate.  pairs, queries, renders: see :mod:`training.meter`.
         training_flops: as torch counts them on sampled steps.
+        auxiliary_examples, teacher_flops: see :mod:`training.meter`.
         pace: the meter that steps and schedules go by; its cap is used up, and may be passed by the last step. All others only bound.
         hard: meters whose cap ends a run at once, instead of being looked at when it is over.
     """
@@ -275,6 +276,8 @@ class Budget:
     pairs: int | None = field(default=None, metadata=LATER)
     queries: int | None = field(default=None, metadata=LATER)
     renders: int | None = field(default=None, metadata=LATER)
+    auxiliary_examples: int | None = field(default=None, metadata=LATER)
+    teacher_flops: float | None = field(default=None, metadata=LATER)
     pace: str = field(default="student_examples", metadata=LATER)
     hard: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
 

@@ -180,11 +180,12 @@ class Watch:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What passes inside is billed by whoever asks, or is nobody's."""
+        """What passes through teachers inside is billed by their oracles."""
         before = {ledger: (ledger.rows, ledger.calls, ledger.asked) for ledger in self._touched}
         yield
         for ledger in self._touched:
-            ledger.rows, ledger.calls, ledger.asked = before.get(ledger, (0, 0, None))
+            if ledger.role == "teacher":
+                ledger.rows, ledger.calls, ledger.asked = before.get(ledger, (0, 0, None))
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
