@@ -87,7 +87,7 @@ def problem(baton: Baton, me: int) -> Any:
 def harness(given: Any, folder: Path) -> dict[str, Tensor]:
     """kd through the engine, with a folder for checkpoints and the default interval."""
     run = Run(seeds=SEEDS, budget=SETTING.budget, training=SETTING.training, oracles=[given.teacher], folder=folder)
-    return kd.distill(given, run, temperature=T, ce_weight=CE, kd_weight=KD).weights
+    return kd.distill(run.watching(given, kd.CARD), run, temperature=T, ce_weight=CE, kd_weight=KD).weights
 
 
 def bare(given: Any, _: Path) -> dict[str, Tensor]:

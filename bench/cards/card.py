@@ -20,6 +20,8 @@ LATER = {"later": True}  # a field added after records were made: see :func:`rea
 
 LARGEST = 2**53
 
+MOST_PASSES = 8  # of every example through the network that is trained: no method known needs more than a few
+
 SLUG = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
@@ -184,6 +186,8 @@ class Card:
         claims: what the paper says it achieves; the board measures each.
         deviations: every known difference from the paper or the authors' code.
         exempt: check name -> the reason why that contract check cannot hold. A stale exemption fails.
+        passes: how often a loss sends every example through the network it trains, with gradients; what passes more often is billed as
+            further examples (:mod:`training.watch`). Boards and records show it.
         trains: False where nothing is trained (a teacher as it is, weight arithmetic, a sampler): checks of training do not apply.
         control: True for a yardstick that every board carries (scratch, teacher, ...); never ranked.
         notes: why a default is what it is, where that was tried on a tune split. What the method achieves here is never written: the
@@ -202,11 +206,14 @@ class Card:
     deviations: tuple[str, ...] | list[str] = ()
     exempt: dict[str, str] = field(default_factory=dict)
     trains: bool = field(default=True, metadata=LATER)
+    passes: int = field(default=1, metadata=LATER)
     control: bool = False
     supersedes: int | None = None
     notes: str = field(default="", metadata=LATER)
 
     def __post_init__(self) -> None:
+        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or not 1 <= self.passes <= MOST_PASSES:
+            raise ValueError(f"passes={self.passes!r}: a whole number from 1 to {MOST_PASSES}")
         for name, hyperparameter in self.hyperparameters.items():
             try:
                 hyperparameter.parse(hyperparameter.default)
@@ -255,6 +262,7 @@ class Budget:
         teacher_examples: examples the teacher is asked about; a two-pass solver asks twice.
         student_tokens, teacher_tokens: that student and teacher generate.  pairs, queries, renders: see :mod:`training.meter`.
         training_flops: as torch counts them on sampled steps.
+        auxiliary_examples, teacher_flops: see :mod:`training.meter`.
         pace: the meter that steps and schedules go by; its cap is used up, and may be passed by the last step. All others only bound.
         hard: meters whose cap ends a run at once, instead of being looked at when it is over.
     """
@@ -268,6 +276,8 @@ class Budget:
     pairs: int | None = field(default=None, metadata=LATER)
     queries: int | None = field(default=None, metadata=LATER)
     renders: int | None = field(default=None, metadata=LATER)
+    auxiliary_examples: int | None = field(default=None, metadata=LATER)
+    teacher_flops: float | None = field(default=None, metadata=LATER)
     pace: str = field(default="student_examples", metadata=LATER)
     hard: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
 
@@ -308,6 +318,28 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Caps:
+    """What a student may be, measured at the setting's own. They decide what is ranked and no result, so no identity holds them.
+
+    Attributes:
+        parameters, flops: how many times those of the setting's own student a student may have at most: its numbers, and its
+            floating-point operations per call.
+        opens: arguments of the student's architecture that a method may choose (``groups``); all others are the setting's.
+    """
+
+    parameters: float = 1.05
+    flops: float = 1.05
+    opens: tuple[str, ...] | list[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, factor in (("parameters", self.parameters), ("flops", self.flops)):
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 1:
+                raise ValueError(f"caps: {name} is a factor from 1 on, not {factor!r}")
+        if not isinstance(self.opens, tuple | list) or not all(isinstance(name, str) for name in self.opens):
+            raise ValueError(f"caps: opens is a list of names, not {self.opens!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a suite judges: data, teacher, student and budget. ``options`` is read by the suite alone.
 
@@ -326,6 +358,7 @@ class Setting:
     device: Literal["any", "cuda"] = "any"
     supersedes: int | None = None
     metrics: tuple[str, ...] | list[str] = field(default=(), metadata=LATER)
+    caps: Caps = field(default=Caps(), metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from distillbench.cards.card import (
     SLUG,
     Beats,
     Budget,
+    Caps,
     Card,
     Choice,
     Flag,
@@ -46,6 +47,7 @@ CONSTRUCTORS = {
         Metric,
         Budget,
         Training,
+        Caps,
         Asset,
         Setting,
     )
@@ -111,6 +113,7 @@ def _setting(table: dict[str, Any], known: dict[str, Setting]) -> Setting:
     assets = {role: Asset(**about) for role, about in table.pop("assets", {}).items()}
     if "of" not in table:
         parts: dict[str, Any] = {"budget": Budget(**table.pop("budget")), "training": Training(**table.pop("training"))}
+        parts["caps"] = Caps(**table.pop("caps", {}))
         return Setting(**table, **parts, assets=assets)
     of, summary, metrics = table.pop("of"), table.pop("summary", ""), table.pop("metrics", ())
     training, options = table.pop("training", {}), table.pop("options", {})

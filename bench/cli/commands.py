@@ -249,6 +249,7 @@ def show(args: argparse.Namespace) -> int:
         ["id", record.id],
         ["track", f"{record.track} ({record.split} split)"],
         ["method", f"{record.slug} v{record.method.version}, hyper-parameters: {hyper}"],
+        *([["passes per example", record.method.passes]] if record.method.passes > 1 else []),
         ["seed", record.seed],
         ["status", record.status + (f": {record.reason}" if record.reason else "")],
         *([m.metric, f"{m.value:.6g}{_bounds(m.per_example)} over {m.n}"] for m in record.measurements),

@@ -19,11 +19,11 @@ from distillbench.cards import registry
 from distillbench.cards.card import SuiteCard
 from distillbench.cards.reading import to_data
 from distillbench.errors import Diverged, SaveError
-from distillbench.identity import derive_seed
-from distillbench.runs.lanes import Case
-from distillbench.runs.messages import Message, send
+from distillbench.identity import canonical, derive_seed
+from distillbench.runs.caps import Own
+from distillbench.runs.messages import Case, Message, send
 from distillbench.runs.record import Measurement
-from distillbench.runs.suite import Context, Suite, suite_of
+from distillbench.runs.suite import Context, JudgeContext, Suite, TrainContext, suite_of
 from distillbench.training.nets import parameters
 from distillbench.training.observer import Observer
 from distillbench.training.student import Part, Student
@@ -63,11 +63,14 @@ def _judge(case: Case, content: bytes, connection: Connection) -> Message:
         with code.hidden(case.planned) if case.planned is not None else contextlib.nullcontext():
             suite = suite_of(registry.find("suite", case.suite))
             student = Student.from_bytes(content, "the student")
+            own = None if case.yardstick else _own(suite, context)
+            if own is not None:
+                own.refuse(student)
             said["student"] = about(student, suite, context)
-            said["bytes"] = len(content)
             judged = suite.evaluate(student, context)
             complete(judged.measurements, case.card, context.split)
-            said["over"] = None if case.yardstick else suite.exceeds(student, context)
+            if own is not None:  # a yardstick may cost more than a student
+                said["over"] = own.over(student, suite.rebuild(student, context)) or suite.exceeds(student, context)
     except SaveError as error:
         return Message("full", {"text": str(error)})
     except Diverged as error:
@@ -78,6 +81,20 @@ def _judge(case: Case, content: bytes, connection: Connection) -> Message:
     measured = [[m.metric, m.value, m.n, m.examples] for m in judged.measurements]
     shown = {name: [a.kind, base64.b64encode(a.content).decode()] for name, a in judged.artifacts.items()}
     return Message("judged", {**said, "measurements": measured, "artifacts": shown, "bill": dict(context.bill)})
+
+
+_measured: dict[bytes, Own] = {}  # the newest alone: runs come seed by seed, and a setting's own does not change between them
+
+
+def _own(suite: Suite, context: JudgeContext) -> Own:
+    """What the setting's own student and teachers are, from a problem that no method has met."""
+    training = TrainContext(context.name, context.setting, context.seeds, data=context.data, cache=context.cache)
+    key = canonical([type(suite).__module__, context.name, to_data(context.setting), dict(training.seeds), str(context.data)])
+    if key not in _measured:
+        found = Own.of(suite.problem(training), context.setting.caps)
+        _measured.clear()
+        _measured[key] = found
+    return _measured[key]
 
 
 def about(student: Student, suite: Suite, context: Context) -> dict[str, Any]:

@@ -6,7 +6,56 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
+
+from distillbench.cards.card import SuiteCard
+from distillbench.runs.code_of import CodeOf
+from distillbench.runs.suite import JudgeContext, TrainContext
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is told: neither the run's seed, from which that of the evaluation follows, nor where records are.
+
+    Attributes:
+        suite, method: as the user named them.  context: of the problem.  code: what the run's code said when it was planned.
+        folder: for checkpoints.  scratch: for whatever else the method writes.  writable: folders that the user lets it write to.
+        done: the run has its record: the worker is there to say so to those of the other machines.
+    """
+
+    suite: str
+    method: str
+    context: TrainContext
+    hyperparameters: Mapping[str, Any]
+    code: CodeOf
+    folder: Path
+    scratch: Path
+    checkpoint_seconds: float = 30.0
+    writable: tuple[Path, ...] = ()
+    done: bool = False
+
+    @property
+    def loose(self) -> bool:
+        """Whether method or suite is nobody's word but a file's: it shares nothing with other runs that it could write."""
+        return self.code.method_loose is not None or self.code.suite_loose is not None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a judge is told besides the student.
+
+    Attributes:
+        suite: as the user named it.  card: the suite's, at the setting.  context: without device and observer, which are the judge's own.
+        yardstick: whether the method is a control, which may cost more than a student.
+        planned: files that the run may import, or None where the suite is no loose one.
+    """
+
+    suite: str
+    card: SuiteCard
+    context: JudgeContext
+    yardstick: bool
+    planned: frozenset[Path] | None
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ class Record:
         sources: the text of the method's own file, and of the loose modules that no package and no commit gives again: module -> text.
             Records made before these were kept have none.
         cost: ``total`` and ``phases`` (name -> the same meters): student_examples, student_steps, teacher_examples (asked),
-            teacher_forwards (computed, less what a cache held), training_flops, wall_seconds, peak_memory_bytes, parameters,
-            student_bytes (of the exported file; None where there is none).
+            teacher_forwards (computed, less what a cache held), teacher_flops, auxiliary_examples, training_flops, wall_seconds,
+            peak_memory_bytes, parameters, student_bytes (of the exported file; None where there is none).
         student: how to rebuild it: architecture, arguments, sha256 of its file; of a student of several parts these by ``parts``.
         before: of a record that was migrated: its ``schema`` and ``id`` before, and ``sources``, the digests it had then.
         picture: a sheet of a generator's samples, a PNG in base64.

@@ -23,8 +23,8 @@ from distillbench.cards.reading import from_data
 from distillbench.errors import SaveError, UserError, WorkerDied
 from distillbench.identity import canonical, sha256
 from distillbench.runs.identities import arena_of
-from distillbench.runs.lanes import Case, Ended, Lane, Task, Told
-from distillbench.runs.messages import Message
+from distillbench.runs.lanes import Ended, Lane, Told
+from distillbench.runs.messages import Case, Message, Task
 from distillbench.runs.plan import RunSpec
 from distillbench.runs.record import Measurement, Record, Status
 from distillbench.runs.store import Store

@@ -27,8 +27,7 @@ from distillbench.cards.card import Setting
 from distillbench.errors import Diverged, NotApplicable, OverBudget, SaveError, UserError
 from distillbench.runs.code_of import code_of
 from distillbench.runs.confine import confine
-from distillbench.runs.lanes import Task
-from distillbench.runs.messages import Message, receive, send
+from distillbench.runs.messages import Message, Task, receive, send
 from distillbench.runs.suite import suite_of
 from distillbench.training.nets import parameters
 from distillbench.training.observer import Observer
@@ -129,11 +128,12 @@ def _train(connection: Connection, task: Task, accelerator: Accelerator) -> tupl
         said: dict[str, Any] = {"status": "ok", "reason": None, "over": None}
         content = b""
         try:
-            student = distill(problem, run, **task.hyperparameters)
+            student = distill(run.watching(problem, registry.method_card(found)), run, **task.hyperparameters)
             if not isinstance(student, Student):
                 raise UserError(
                     f"{task.method}: distill returned {type(student).__name__}, not a Student; return run.fit(...) or run.export(...)"
                 )
+            run.returned(student)
             said["cost"] = run.cost()
             content = student.to_bytes()
             _nothing_else(imported, found.slug, task.code.planned)

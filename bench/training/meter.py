@@ -14,8 +14,10 @@ from distillbench.cards.card import Budget
 METERS: dict[str, Literal["sum", "same", "max"]] = {
     "student_examples": "same",  # that the student is updated on
     "student_steps": "same",
+    "auxiliary_examples": "same",  # that other networks are updated on; those of networks that end up in the student are its own as well
     "teacher_examples": "sum",  # that the teacher is asked about
     "teacher_forwards": "sum",  # those of them that no cache held
+    "teacher_flops": "sum",  # of its answers to them, whether or not a cache held them
     "student_tokens": "sum",  # that the student generates while it trains
     "teacher_tokens": "sum",  # that the teacher generates
     "pairs": "sum",  # that a judge or reward model compares
@@ -34,10 +36,15 @@ class Meter:
     def __init__(self) -> None:
         self.counts: dict[str, float] = dict.fromkeys(self.FIELDS, 0)
         self._agreed = dict(self.counts)  # what all processes have counted alike
+        self._own: dict[str, float] = {}
 
     def add(self, name: str, amount: float) -> None:
         """Count ``amount`` more of ``name``."""
         self.counts[name] += amount
+
+    def add_own(self, name: str, amount: float) -> None:
+        """Count more of what all processes otherwise count alike, which this process has alone."""
+        self._own[name] = self._own.get(name, 0) + amount
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -57,6 +64,11 @@ class Meter:
         own = [self.counts[name] - self._agreed[name] for name in names]
         for name, more in zip(names, total(own) if total is not None else own, strict=True):
             self.counts[name] = self._agreed[name] + more
+        alike = [name for name, how in METERS.items() if how == "same"] if total is not None else list(self._own)
+        apart = [self._own.get(name, 0) for name in alike]
+        for name, more in zip(alike, total(apart) if total is not None else apart, strict=True):
+            self.counts[name] += more
+        self._own = {}
         self._agreed = dict(self.counts)
 
     def restore(self, counts: dict[str, float]) -> None:

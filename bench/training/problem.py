@@ -13,6 +13,7 @@ from torch import nn
 from distillbench.training.examples import Input
 from distillbench.training.nets import Architecture
 from distillbench.training.oracle import Oracle
+from distillbench.training.trees import Tree
 
 
 class Build(Protocol):
@@ -54,6 +55,10 @@ class Problem:
     def students(self) -> Mapping[str, nn.Module]:
         """All networks that are trained and exported, by name: ``student``, and others where a kind has several."""
         return {name: value for name, value in self._fields() if isinstance(value, nn.Module)}
+
+    def call(self) -> tuple[Tree, ...] | None:
+        """What one call of the student gets, one row of it, for counting its operations; None where a kind does not say."""
+        return None
 
     def new_student(self, **arguments: Any) -> nn.Module:
         """Another student of the setting's architecture, with ``arguments`` over its own (for example ``groups=4``)."""

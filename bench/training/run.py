@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distillbench.cards.card import Budget, Training
+from distillbench.cards.card import Budget, Card, Training
 from distillbench.errors import Diverged, OverBudget, UserError
 from distillbench.identity import derive_seed
 from distillbench.training.averages import Decay
@@ -30,10 +30,12 @@ from distillbench.training.observer import Observer
 from distillbench.training.oracle import Oracle
 from distillbench.training.pace import LONG, Operations, Pace
 from distillbench.training.parts import Keyed, bounds, parts
+from distillbench.training.problem import Problem
 from distillbench.training.processes import Processes
 from distillbench.training.reduction import Reduction, Term, coupled
 from distillbench.training.student import AVERAGE, ONLY, Kind, Part, Student
 from distillbench.training.update import Updates, has_bfloat16
+from distillbench.training.watch import Watch
 
 __all__ = ["Learner", "Losses", "Run", "coupled", "has_bfloat16"]
 
@@ -41,6 +43,7 @@ TRACED = 40  # points of each loss term that a record keeps
 
 Made = TypeVar("Made")
 B = TypeVar("B", bound=Examples)
+P = TypeVar("P", bound=Problem)
 
 
 class Run:
@@ -89,12 +92,23 @@ class Run:
         self._every = checkpoint_seconds
         self._micro = micro_batches
         self._observer = observer or Observer()
-        self._updates = Updates(self._processes, self.meter, self._observer)
+        self._watch = Watch(self.meter, shared=self._processes.count > 1)
+        self._updates = Updates(self._processes, self.meter, self._observer, self._watch)
         self._generators: dict[str, torch.Generator] = {}
         self._unit = 0  # of the work that checkpoints know: loops, and what is made once
         self._loose = 0.0  # seconds of finished loops that no checkpoint holds: with the loop under way, never more than self._every
         self._progress_made = 0.0
         self._processes.seed(self.seeds["noise"])  # networks a method makes before its first loop are the same every time
+
+    # --- what those use who run a method ------------------------------------------------------------------------
+
+    def watching(self, problem: P, card: Card) -> P:
+        """What a method gets in place of ``problem``, so that all that passes through its networks is billed (:mod:`.watch`)."""
+        return self._watch.begin(problem, self._oracles, card)
+
+    def returned(self, student: Student) -> None:
+        """Bill what a method's student is made of. Raises UserError as :meth:`watch.Watch.returned`."""
+        self._watch.returned(student)
 
     # --- what methods use -------------------------------------------------------------------------------------
 
@@ -179,11 +193,13 @@ class Run:
     def phase(self, name: str) -> Iterator[None]:
         """Label what is spent inside: its cost stands in the record under ``name``."""
         bill = self._bill
+        self._watch.settle()
         before, bill.phase = bill.phase, name
         bill.settle(before)
         try:
             yield
         finally:
+            self._watch.settle()
             bill.settle(name)
             bill.phase = before
 
@@ -306,6 +322,7 @@ class Run:
                 raise UserError("a loop without a student needs steps=...")
             steps = metered.every * self.steps(_stream_of(metered, batches).batch_size * metered.updates, share)
         self._observer.began(learners)
+        self._watch.began(learners, steps)
         for learner in learners:
             learner.prepare(self.training, self.device)
             for module in (learner.module, *learner.extra):
@@ -364,10 +381,12 @@ class Run:
         # Networks that are made between two loops are the same on every process, whatever rows it had.
         self._processes.seed(derive_seed(f"after loop {self._unit}", self.seeds["noise"]))
         self._unit += 1
+        self._watch.ended(learners)
         self._observer.ended(learners)
 
     def cost(self) -> dict[str, Any]:
         """What was used: ``total`` and ``phases``, with the meters' names."""
+        self._watch.settle()
         return self._bill.cost()
 
     def over_budget(self) -> str | None:
@@ -397,9 +416,9 @@ class Run:
         if watched and not math.isfinite(sum(float(v) for v in terms.values())):
             shown = ", ".join(f"{n}={float(v):.4g}" for n, v in terms.items())
             raise Diverged(step, self._bill.phase, shown)
-        self._updates.step(learner, terms, batch[0][0], made=learner.made_before(step) + again, repeated=repeated)
-        if learner.counts is not None:
-            self.meter.add(learner.counts, totals["rows"])
+        self._updates.step(learner, terms, batch[0][0], step=step, made=learner.made_before(step) + again, repeated=repeated)
+        self._watch.updated(learner, totals["rows"] if self._processes.count == 1 else sum(len(rows) for _, rows in batch), repeated)
+        self.meter.add(learner.counts or "auxiliary_examples", totals["rows"])
         if learner.counts == "student_examples":
             self.meter.add("student_steps", 1)
         return terms
@@ -417,7 +436,8 @@ class Run:
         if self._checkpoints.folder is not None:
             written = self._observer.saves(step, steps)
             if written:
-                self._write(self._bill.phase, {**state, "step": step, "learners": [x.state() for x in learners]})
+                learning = {"learners": [x.state() for x in learners], "apart": self._watch.state(learners)}
+                self._write(self._bill.phase, {**state, "step": step, **learning})
             self._observer.saved(written)
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
@@ -457,6 +477,7 @@ class Run:
             return {"step": 0, "flops": [], "begun": self.meter.counts[self.budget.pace]}
         for learner, saved in zip(learners, state["learners"], strict=True):
             learner.restore(saved)  # what does not fit raises: half a state restored is no fresh start
+        self._watch.restored(state["apart"], learners)
         return {k: state[k] for k in ("step", "flops", "begun")}
 
 

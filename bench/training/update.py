@@ -16,6 +16,7 @@ from distillbench.training.observer import Observer
 from distillbench.training.parts import Keyed
 from distillbench.training.processes import Processes
 from distillbench.training.reduction import NeedsOutputs, Reduction
+from distillbench.training.watch import Watch
 
 
 class Updates:
@@ -26,8 +27,8 @@ class Updates:
         following: key of the update that ``after`` is called for, None elsewhere.
     """
 
-    def __init__(self, processes: Processes, meter: Meter, observer: Observer) -> None:
-        self._processes, self._meter, self._observer = processes, meter, observer
+    def __init__(self, processes: Processes, meter: Meter, observer: Observer, watch: Watch) -> None:
+        self._processes, self._meter, self._observer, self._watch = processes, meter, observer, watch
         self.reduction: Reduction | None = None
         self.following: Key | None = None
         self._coupled: set[Learner] = set()  # whose terms couple the parts of a batch
@@ -50,8 +51,12 @@ class Updates:
         # Every process sees the whole batch's loss: they stop together or not at all.
         return ({name: self._processes.sum(value) for name, value in total.items()} if shared else total), totals
 
-    def step(self, learner: Learner, terms: dict[str, Tensor], key: Key, *, made: int, repeated: bool) -> None:
-        """What follows the gradients: their sum over processes, the optimizer, the averages, ``after``. ``made`` updates were before."""
+    def step(self, learner: Learner, terms: dict[str, Tensor], key: Key, *, step: int, made: int, repeated: bool) -> None:
+        """What follows the gradients: their sum over processes, the optimizer, the averages, ``after``.
+
+        Args:
+            step: of the loop.  made: updates that this learner made in it before.
+        """
         if self._processes.count > 1 and not repeated:
             for p in learner.parameters:
                 if p.grad is not None:
@@ -61,7 +66,11 @@ class Updates:
                     b.copy_(self._processes.mean(b) if b.is_floating_point() else b)
         if learner.training.clip is not None:
             self._processes.clip(learner.parameters, learner.training.clip)
+        if self._watch.left is not None:
+            self._watch.before_step()
         learner.step()
+        if step >= self._watch.next:
+            self._watch.stepped(step)
         learner.follow(made)
         if learner.after is not None:
             self.following = dataclasses.replace(key, row=0, asked=set())
@@ -75,19 +84,20 @@ class Updates:
         Where a term couples the parts, a first pass without a graph gives each the others' outputs (Gao et al. 2021, arXiv 2101.06983).
         """
         total: dict[str, Tensor] = {}
-        asked = self._meter.counts["teacher_examples"]
+        asked = {name: self._meter.counts[name] for name in ("teacher_examples", "teacher_flops")}
         if learner not in self._coupled:
             try:
                 self._learn(reduction, learner, parts, totals, total)
                 return total
             except NeedsOutputs:
                 self._coupled.add(learner)
-                self._meter.counts["teacher_examples"] = asked
+                self._meter.counts.update(asked)
+                self._watch.forget()
         reduction.collect()
         with torch.no_grad():
             for reduction.part, part in enumerate(parts):
                 self._terms(learner, part, totals)
-        self._meter.counts["teacher_examples"] = asked  # a batch that is looked at twice is asked about once
+        self._meter.counts.update(asked)  # a batch that is looked at twice is asked about once
         reduction.learn()
         self._learn(reduction, learner, parts, totals, total)
         return total

@@ -14,6 +14,7 @@ from distillbench.training.student import Student
 CARD = Card(
     slug="dmd",
     version=2,
+    passes=2,
     supersedes=1,
     problem="image-generation",
     title="Distribution matching distillation",

@@ -16,6 +16,7 @@ from distillbench.training.student import Student
 CARD = Card(
     slug="rcm",
     version=1,
+    passes=2,
     problem="image-generation",
     title="Score-regularised continuous-time consistency",
     paper=Paper(

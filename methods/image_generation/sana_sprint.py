@@ -21,6 +21,7 @@ from distillbench.training.student import Student
 CARD = Card(
     slug="sana_sprint",
     version=1,
+    passes=2,
     problem="image-generation",
     title="Continuous-time consistency with latent adversarial distillation",
     paper=Paper(

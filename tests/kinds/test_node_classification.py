@@ -36,7 +36,7 @@ def test_every_classification_method_runs_on_nodes_or_says_why_it_does_not_apply
 def test_records_of_nodes_make_a_board(tmp_path):
     store, methods = Store(tmp_path), ["glnn", "scratch", "teacher"]
     records = [execute(spec, store) for spec in plan(TRACK, methods, [0, 1], controls=False)]
-    assert {r.status for r in records} == {"ok"}
+    assert {r.status for r in records} == {"ok"}, {r.reason for r in records}
     [board], bad = boards(records)
     assert not bad and board.track == TRACK and {row.card.slug for row in board.rows} == set(methods)
     mean = {row.card.slug: row.intervals["top1"].estimate for row in board.rows}

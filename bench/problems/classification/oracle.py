@@ -34,27 +34,38 @@ class ClassifierOracle(ModuleOracle):
         self._data = data
         self._cache = cache
         self._tables: dict[str, Tensor] = {}
+        self._each: float | None = None  # operations of an answer to one example of the data set
 
     def logits(self, batch: Batch) -> Tensor:
         """Teacher logits (B, C)."""
         if self._data is None:
             self._asked(len(batch))
+            self._worth(len(batch), batch.inputs)
             with torch.no_grad():
                 logits: Tensor = self._module(batch.inputs)
             return logits
-        self._asked(len(batch), computed=False)
+        self._found(len(batch))
         return self._rows(("logits",), batch)[0]
 
     def outputs(self, batch: Batch) -> Outputs:
         """Logits (B, C), embedding (B, D) and stages of a batch."""
         if self._data is None:
             self._asked(len(batch))
+            self._worth(len(batch), batch.inputs)
             with torch.no_grad():
                 return outputs_of(self._module, batch.inputs).detach()
-        self._asked(len(batch), computed=False)
+        self._found(len(batch))
         stages = tuple(f"stage{i}" for i in range(len(getattr(self._module, "stage_names", ()))))
         logits, embedding, *maps = self._rows(("logits", "embedding", *stages), batch)
         return Outputs(logits, embedding, tuple(maps))
+
+    def _found(self, rows: int) -> None:
+        """Count an answer to ``rows`` examples of the data set, which are all of one shape."""
+        if self._each is None:
+            assert self._data is not None
+            self._each = self._price(self._data.inputs)
+        self.meter.counts["teacher_examples"] += rows
+        self.meter.counts["teacher_flops"] += rows * self._each
 
     def _rows(self, fields: tuple[str, ...], batch: Batch) -> list[Tensor]:
         """What the tables hold about the examples of a batch, on its device."""
@@ -70,7 +81,7 @@ class ClassifierOracle(ModuleOracle):
     def retaught(self, module: nn.Module) -> ClassifierOracle:
         """An oracle over another network (a retrained teacher) with the same data, cache and meter."""
         other = ClassifierOracle(module, self._data, self._cache)
-        other.meter = self.meter
+        other.meter, other.watch = self.meter, self.watch
         return other
 
     def _table(self, fields: tuple[str, ...]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from distillbench.training.data import Arrays, Batch, Batches
 from distillbench.training.examples import Input
 from distillbench.training.nets import Outputs, outputs_of
 from distillbench.training.problem import Problem
+from distillbench.training.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Classification(Problem):
     def examples(cls) -> Mapping[str, Input]:
         """See :mod:`.examples`."""
         return EXAMPLES
+
+    def call(self) -> tuple[Tree, ...] | None:
+        """One input."""
+        return (next(self.batches.stream(0)).inputs[:1],)
 
     def outputs(self, student: nn.Module, inputs: Tensor) -> Outputs:
         """One forward pass of ``student`` with its embedding and stages."""

@@ -31,10 +31,12 @@ class DenoiserOracle(ModuleOracle):
         """
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), self._open(differentiable):
             self._asked(noisy.shape[0])
+            self._worth(noisy.shape[0], noisy, sigma, condition)
             if self.guidance == 1.0 or condition is None:
                 answer: Tensor = self._module(noisy, sigma, condition)
                 return answer
             self._asked(noisy.shape[0])
+            self._worth(noisy.shape[0], noisy, sigma, condition)
             return guided(self._module, self.guidance)(noisy, sigma, condition)
 
     def stages(self, noisy: Tensor, sigma: Tensor, condition: Tree = None) -> tuple[Tensor, ...]:
@@ -44,10 +46,11 @@ class DenoiserOracle(ModuleOracle):
             UserError: the network declares none (an exact teacher); see :func:`start.frozen`.
         """
         self._asked(noisy.shape[0])
+        self._worth(noisy.shape[0], noisy, sigma, condition)
         return staged(self._module, noisy, sigma, condition)[1]
 
     def over(self, module: nn.Module) -> DenoiserOracle:
         """An unguided oracle over another network, on the same meter."""
         other = DenoiserOracle(module)
-        other.meter = self.meter
+        other.meter, other.watch = self.meter, self.watch
         return other

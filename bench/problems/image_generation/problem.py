@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from distillbench.problems.image_generation.edm import karras_grid, karras_level
@@ -14,6 +15,7 @@ from distillbench.training.data import Arrays, Batch, Batches
 from distillbench.training.examples import Input
 from distillbench.training.noise import Rows
 from distillbench.training.problem import Problem
+from distillbench.training.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class ImageGeneration(Problem):
     def examples(cls) -> Mapping[str, Input]:
         """See :mod:`.examples`."""
         return EXAMPLES
+
+    def call(self) -> tuple[Tree, ...] | None:
+        """A noisy sample, its level, and its condition."""
+        row = next(self.batches.stream(0)).part(0, 1)
+        return row.inputs, torch.ones(1, dtype=row.inputs.dtype), row.condition
 
     def levels(self, batch: Rows, role: str = "levels", *, low: float = 0.0, high: float = 1.0) -> Tensor:
         """A noise level for every row of ``batch``: uniform in its position on the Karras schedule, rho 7.   Returns (B,).

@@ -100,6 +100,7 @@ class LanguageOracle(ModuleOracle):
         found = None if table is None or bool((batch.rows < 0).any()) else table.find(batch)
         if found is not None:
             self._asked(len(batch), computed=False)
+            self._cost(batch)
         return found
 
     def _top_k(self, batch: TokenBatch) -> tuple[TopK, Tensor]:
@@ -125,7 +126,13 @@ class LanguageOracle(ModuleOracle):
         """
         self._check(batch)
         self._asked(len(batch))
+        self._cost(batch)
         return self._states(batch)
+
+    def _cost(self, batch: TokenBatch) -> None:
+        """Bill the operations of the states of ``batch``, and of the projection where they are compared."""
+        self._worth(len(batch), batch.ids, batch.attention)
+        self.meter.add("teacher_flops", 2 * self._module.head[0].numel() * len(batch.predicted.rows))
 
     def _states(self, batch: TokenBatch) -> Tensor:
         with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
@@ -181,9 +188,10 @@ class LanguageOracle(ModuleOracle):
                         found = load_checkpoint(path)
                 if found is None:
                     uniforms = torch.rand(len(rows), length, generator=torch.Generator().manual_seed(derive_seed(f"part {number}", seed)))
-                    ids, real = respond(
-                        self._module, prompts.take(rows), uniforms, eos=self.eos, temperature=temperature, top_p=top_p, vocab=self.vocab
-                    )
+                    with self.billed():
+                        ids, real = respond(
+                            self._module, prompts.take(rows), uniforms, eos=self.eos, temperature=temperature, top_p=top_p, vocab=self.vocab
+                        )
                     found = {"ids": ids, "real": real}
                     if path is not None:
                         save_checkpoint(path, found)
@@ -194,6 +202,9 @@ class LanguageOracle(ModuleOracle):
         # What was asked for counts, whether or not it was there already: cost does not depend on who ran before.
         self.meter.add("teacher_tokens", int(real.sum()))
         texts = self._generated[f"{about}/{total}"] = Texts.join(prompts, index, ids, real)
+        row = texts.take(torch.arange(1))  # one token after the other costs what all of them at once cost
+        self._worth(total, row.ids, row.attention)
+        self.meter.add("teacher_flops", 2 * self._module.head[0].numel() * int(real.sum()))
         self.remember(texts)
         return texts
 

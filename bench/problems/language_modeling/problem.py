@@ -21,6 +21,7 @@ from distillbench.training.data import Batches, Request, epoch_rows
 from distillbench.training.examples import Input
 from distillbench.training.problem import Problem
 from distillbench.training.run import Run
+from distillbench.training.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class LanguageModeling(Problem):
 
     def __post_init__(self) -> None:
         self.teacher.remember(self.references)
+
+    def call(self) -> tuple[Tree, ...] | None:
+        """A prompt with a response of full length."""
+        ids = torch.zeros(1, self.prompts.ids.shape[1] + self.length, dtype=torch.int64)
+        return ids, torch.ones_like(ids, dtype=torch.bool)
 
     # --- what to train on ---------------------------------------------------------------------------------------
 
@@ -253,16 +259,17 @@ class Sampled(Batches[TokenBatch]):
         """
         problem = self.problem
         other = problem.teacher.module if self.mixing else None
-        ids, real = respond(
-            self.model,
-            problem.prompts.take(index),
-            uniforms,
-            eos=problem.eos,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            vocab=problem.vocab,
-            other=other,
-            mixing=self.mixing,
-        )
+        with problem.teacher.billed():
+            ids, real = respond(
+                self.model,
+                problem.prompts.take(index),
+                uniforms,
+                eos=problem.eos,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                vocab=problem.vocab,
+                other=other,
+                mixing=self.mixing,
+            )
         self.run.meter.add("teacher_tokens" if self.model is problem.teacher.module else "student_tokens", int(real.sum()))
         return ids, real

@@ -108,11 +108,12 @@ def test_a_method_that_ruins_its_teacher_does_not_ruin_the_judges(tmp_path, writ
     """The digits' teacher is read once for a process; what a method gets is a copy."""
     ruin = "for p in problem.teacher._module.parameters():\n    p.data.zero_()\n"
     path = write_method("ruin", ruin + "problem.student.requires_grad_(True)\nreturn run.export(problem.student)")
-    same = write_method("same", "return run.export(problem.student)")
-    plans = [plan("image-classification/digits", [str(p)], [0], controls=False)[0] for p in (same, path)]
-    untouched, ruined = (execute(one, Store(tmp_path / "runs")) for one in plans)
-    assert ruined.status == untouched.status == "ok"
-    assert ruined.value("agreement") == untouched.value("agreement") and ruined.student["sha256"] == untouched.student["sha256"]
+    same, again = (write_method(slug, "return run.export(problem.student)") for slug in ("same", "again"))
+    plans = [plan("image-classification/digits", [str(p)], [0], controls=False)[0] for p in (same, path, again)]
+    untouched, ruined, after = (execute(one, Store(tmp_path / "runs")) for one in plans)
+    assert ruined.status == "failed" and "the teacher's own network was changed" in ruined.reason
+    assert after.status == untouched.status == "ok"
+    assert after.value("agreement") == untouched.value("agreement") and after.student["sha256"] == untouched.student["sha256"]
 
 
 @pytest.mark.parametrize(

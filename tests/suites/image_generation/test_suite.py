@@ -293,7 +293,7 @@ def test_samples_that_are_not_finite_are_counted():
 METHOD = """
 import torch
 from distillbench.cards.card import Card
-CARD = Card(slug="{slug}", version=1, problem="image-generation", title="odd")
+CARD = Card(slug="{slug}", version=1, problem="image-generation", title="odd", exempt={{"export": "it sets weights itself"}})
 def distill(problem, run):
     {body}
 """
