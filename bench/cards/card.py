@@ -188,6 +188,8 @@ class Card:
         control: True for a yardstick that every board carries (scratch, teacher, ...); never ranked.
         notes: why a default is what it is, where that was tried on a tune split. What the method achieves here is never written: the
             leaderboard computes it from records (:mod:`distillbench.leaderboard.measured`).
+        frozen: function of the module -> its arguments through which no gradient passes (a consistency target, a fake score), or
+            ``return`` for what it gives. Those that the kind of problem calls frozen need not be named.
     """
 
     slug: str
@@ -205,8 +207,12 @@ class Card:
     control: bool = False
     supersedes: int | None = None
     notes: str = field(default="", metadata=LATER)
+    frozen: dict[str, tuple[str, ...] | list[str]] = field(default_factory=dict, metadata=LATER)
 
     def __post_init__(self) -> None:
+        for function, held in self.frozen.items():
+            if isinstance(held, str) or not all(isinstance(name, str) for name in held):
+                raise ValueError(f'frozen: {function} has a list of names, as in {{"{function}": ["target"]}}, not {held!r}')
         for name, hyperparameter in self.hyperparameters.items():
             try:
                 hyperparameter.parse(hyperparameter.default)

@@ -12,7 +12,7 @@ from typing import Any
 from distillbench.cards import registry
 from distillbench.cards.card import Metric, SuiteCard
 from distillbench.checks.core import Failed, Skipped, Subject, check
-from distillbench.checks.training import answers
+from distillbench.checks.trial import answers
 from distillbench.runs.plan import plan
 from distillbench.runs.plan import track as find_track
 from distillbench.runs.runner import execute

@@ -61,7 +61,9 @@ class Updates:
                     b.copy_(self._processes.mean(b) if b.is_floating_point() else b)
         if learner.training.clip is not None:
             self._processes.clip(learner.parameters, learner.training.clip)
+        self._observer.stepping(learner)
         learner.step()
+        self._observer.stepped(learner, made)
         learner.follow(made)
         if learner.after is not None:
             self.following = dataclasses.replace(key, row=0, asked=set())
@@ -96,7 +98,9 @@ class Updates:
         self, reduction: Reduction, learner: Learner, parts: list[Keyed], totals: Mapping[str, int], total: dict[str, Tensor]
     ) -> None:
         for reduction.part, part in enumerate(parts):
-            self._backward(learner, self._terms(learner, part, totals), total)
+            terms = self._terms(learner, part, totals)
+            self._observer.losses(learner, terms)
+            self._backward(learner, terms, total)
 
     def _terms(self, learner: Learner, part: Keyed, totals: Mapping[str, int]) -> Losses:
         key, rows = part
