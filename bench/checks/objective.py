@@ -21,6 +21,7 @@ from distillbench.checks.core import Failed, Objective, Skipped, Subject, Unprov
 from distillbench.checks.trial import ROWS as TRAINED
 from distillbench.checks.trial import train
 from distillbench.checks.watch import Watch
+from distillbench.imports import refused
 from distillbench.problems.classification.problem import Classification
 from distillbench.training.examples import CLASSES, ROWS, Role
 
@@ -86,7 +87,8 @@ def elsewhere(subject: Subject, objective: Objective) -> list[dict[str, Any]]:
             spec = subject.card.hyperparameters[name]
             if isinstance(spec, Real):
                 tries = [default * (1.3 + 0.2 * place if up else 0.7 - 0.1 * (place % 3)), 0.3 + 0.05 * place, 0.7]
-                changed |= {name: value for value in reversed(tries) if _allowed(spec, value)}
+                if fits := [value for value in tries if _allowed(spec, value)]:
+                    changed[name] = fits[0]
         if changed:
             found.append(changed)
     return found
@@ -124,6 +126,13 @@ def card(subject: Subject) -> str:
 
 
 @check
+def imports(subject: Subject) -> None:
+    """The method's file, and the loose ones that it imports, import no suite, nothing that runs or judges, and no package of data."""
+    if lines := refused(subject.entry.path, subject.entry.module):
+        raise Failed(f"{subject.entry.path.name} {'; '.join(lines[:3])}")
+
+
+@check
 def per_example(subject: Subject) -> None:
     """One value per example: no reduction is hidden inside, and no example sees another."""
     for objective in subject.objectives:
@@ -140,7 +149,7 @@ def per_example(subject: Subject) -> None:
 
 @check
 def oracle_value(subject: Subject) -> str:
-    """The value equals an independent numpy oracle in float64, at every option of hyper-parameters, and at other numbers than the card's."""
+    """The value equals an independent numpy oracle in float64, at every option of hyper-parameters, and at other numbers too."""
     worst, points = 0.0, 0
     for objective in subject.objectives:
         others = [*choices(subject, objective), *elsewhere(subject, objective)]

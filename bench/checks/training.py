@@ -158,8 +158,11 @@ def alignment(subject: Subject) -> str:
 
     One example's label or teacher's answer is changed; the gradient in the inputs shows whom that reaches first. The answer is
     changed in the loss alone, or, where the loss does not ask, also in passes before the training. There it may reach many at
-    once, through a mean over a class, but not one or two others alone.
+    once, through a mean over a class, but not one or two others alone. Of a text the teacher's answer at one token is changed, and the
+    gradient in the student's states shows which token that reaches.
     """
+    if issubclass(subject.problem, LanguageModeling):
+        return _of_tokens(subject)
     seen: list[tuple[Tensor, Tensor]] = []
     train(subject, batches=WATCHED, edit=functools.partial(_altered, seen=seen))
     if all(not _gradient(x).any() for _, x in seen):
@@ -186,6 +189,74 @@ def alignment(subject: Subject) -> str:
     if not found:
         raise Skipped("no one example's label or teacher's answer changes its gradient")
     return f"follows {' and '.join(found)}"
+
+
+def _of_tokens(subject: Subject) -> str:
+    """:func:`alignment` for texts, at the first update that the teacher's answers to its batch move."""
+    plain, other = _Tokens(altered=False), _Tokens(altered=True)
+    for tokens in (plain, other):
+        train(subject, batches=FEW, edit=tokens.edit, change=tokens.begin)
+    for position, ids, before, now, after in zip(plain.positions, plain.ids, plain.slopes, other.ids, other.slopes, strict=False):
+        if ids.shape != now.shape or not torch.equal(ids, now):
+            break  # other texts: the teacher chose or wrote them
+        if before is None or after is None:
+            continue
+        change = (after - before).norm(dim=2).sum(0)
+        if change.max() <= 1e-5 * before.norm(dim=2).sum(0).max():
+            continue
+        moved = (change > 0.1 * change.max()).nonzero().flatten().tolist()
+        if position in moved:
+            return "follows the teacher's answer at a token"
+        raise Failed(
+            f"another answer of the teacher at token {position} moves the student at token {moved[0]} and not at that one: "
+            "are the teacher's distributions shifted?"
+        )
+    raise Skipped("no answer of the teacher at a token changes a gradient there")
+
+
+class _Tokens:
+    """The gradient in the student's states at every loss, with or without another answer of the teacher at one token of all rows.
+
+    Attributes:
+        positions, ids: that token, and the batch's tokens, by loss.  slopes: the gradient (B, T, D); None where the student was not asked.
+    """
+
+    def __init__(self, *, altered: bool) -> None:
+        self.positions: list[int] = []
+        self.ids: list[Tensor] = []
+        self.slopes: list[Tensor | None] = []
+        self._altered, self._open = altered, False
+
+    def begin(self, batch: Any) -> Any:
+        """A loss gets ``batch``."""
+        predicts = batch.response[:, 1:].any(0).nonzero().flatten()
+        self.positions.append(int(predicts[len(predicts) // 2]))
+        self.ids.append(batch.ids)
+        self.slopes.append(None)
+        self._open = True
+        return batch
+
+    def edit(self, problem: Any) -> Any:
+        """Listen to the problem's student and teacher."""
+        problem.student.register_forward_hook(self._listen)
+        if self._altered:
+            problem.teacher._module.register_forward_hook(self._alter)
+        return problem
+
+    def _listen(self, _: nn.Module, inputs: Any, states: Tensor) -> None:
+        if states.requires_grad and self._open:
+            states.register_hook(self._note)
+
+    def _note(self, gradient: Tensor) -> None:
+        self._open = False  # the loss is computed: what the teacher is asked from here on is not about this batch
+        self.slopes[-1] = gradient.clone()
+
+    def _alter(self, _: nn.Module, inputs: Any, states: Tensor) -> Tensor | None:
+        if not self._open or states.dim() != 3 or states.shape[1] <= self.positions[-1]:
+            return None
+        other = states.clone()
+        other[:, self.positions[-1]] = states[:, self.positions[-1]].roll(1, -1)
+        return other
 
 
 def _gradient(inputs: Tensor) -> Tensor:

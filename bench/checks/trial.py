@@ -25,7 +25,9 @@ from distillbench.checks.watch import Seen, Watch, named_weights, tensors
 from distillbench.identity import sha256
 from distillbench.problems.classification.oracle import ClassifierOracle
 from distillbench.problems.language_modeling.models import LanguageModel
-from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
+from distillbench.runs.plan import RunSpec
+from distillbench.runs.suite import JudgeContext, Judgement, TrainContext, suite_of
+from distillbench.training.learner import Learner
 from distillbench.training.oracle import ModuleOracle, Oracle
 from distillbench.training.run import Run
 from distillbench.training.student import Student, tensor_digest
@@ -50,13 +52,14 @@ class Trial:
 
     Attributes:
         seen: what the loops did.  teacher_faults: what was wrong with the teacher.  data_faults: what of the problem's data was changed.
-        rebuild: as the suite does.
+        rebuild, judge: as the suite does.
     """
 
     student: Student
     run: Run
     problem: Any
     rebuild: Callable[[Student], nn.Module | Mapping[str, nn.Module]]
+    judge: Callable[[Student], Judgement]
     seen: Seen
     teacher_faults: list[str]
     data_faults: list[str]
@@ -90,6 +93,7 @@ class Trial:
 def train(
     subject: Subject,
     *,
+    spec: RunSpec | None = None,
     batches: int = SHORT,
     rows: int | None = None,
     seeds: Mapping[str, int] | None = None,
@@ -101,6 +105,7 @@ def train(
     shuffled: bool = False,
     hyper: Mapping[str, Any] | None = None,
     module: ModuleType | None = None,
+    look: Callable[[Learner, Mapping[str, Tensor]], None] | None = None,
     closely: bool = False,
     draws: Draws | None = None,
     **training: Any,
@@ -108,16 +113,18 @@ def train(
     """Distil once on the subject's track.
 
     Args:
+        spec: another run than the subject's with seed 0.
         rows: the most examples in a batch, where that is fewer than the track's.
         kill_at: die when this checkpoint (counted from 1) has been written.
         edit: the problem -> the problem that the method gets in its place.
         change: a batch -> the batch that every loss gets in its place.
+        look: gets the terms of every loss, with their graph.
         shuffled: every teacher answers each row with what it says of the row before.
         hyper: hyper-parameters with another value than the card's.  module: other code than the subject's.
         closely: look at every update: see :class:`Watch`.  draws: note what the method draws.
         training: fields of the track's :class:`card.Training` to replace.
     """
-    spec = subject.spec
+    spec = spec or subject.spec
     suite = suite_of(registry.find("suite", spec.suite))
     setting = spec.setting_card
     rows = min(setting.training.batch_size, rows or setting.training.batch_size)
@@ -136,7 +143,7 @@ def train(
     if edit is not None:
         problem = edit(problem)
     faults: list[str] = []
-    seen = Watch([lambda: _modes(frozen, faults)]) if closely else Seen(kill_at, change)
+    seen = Watch([lambda: _modes(frozen, faults)]) if closely else Seen(kill_at, change, look)
     for teacher in frozen:
         _watch(teacher, seen, faults)
     before = {name: (x, tensor_digest({"": x})) for name, x in data(problem)} if closely else {}
@@ -157,11 +164,12 @@ def train(
         faults += [fault for teacher in frozen for fault in _left(teacher)]
     if isinstance(seen, Watch):
         seen.moved += [f"{name} before its first loop" for name in _moved_before(problem, starts, seen)]
-    rebuild = functools.partial(suite.rebuild, ctx=JudgeContext(spec.setting, setting, roles))
+    judging = JudgeContext(spec.setting, setting, roles, split=spec.split)
     changed = [name for name, (x, digest) in before.items() if tensor_digest({"": x}) != digest]
     if closely:
         changed += [f"the table of {name}" for teacher in frozen for name in _stale(teacher)]
-    return Trial(student, run, problem, rebuild, seen, list(dict.fromkeys(faults)), changed)
+    rebuild, judge = functools.partial(suite.rebuild, ctx=judging), functools.partial(suite.evaluate, ctx=judging)
+    return Trial(student, run, problem, rebuild, judge, seen, list(dict.fromkeys(faults)), changed)
 
 
 @functools.cache

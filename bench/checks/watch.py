@@ -42,13 +42,18 @@ class Seen(Observer):
         learners: all that loops had, in order.
     """
 
-    def __init__(self, kill_at: int | None = None, change: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        kill_at: int | None = None,
+        change: Callable[[Any], Any] | None = None,
+        look: Callable[[Learner, Mapping[str, Tensor]], None] | None = None,
+    ) -> None:
         self.starts: dict[nn.Module, dict[str, Tensor]] = {}
         self.ends: dict[nn.Module, dict[str, Tensor]] = {}
         self.parts: Mapping[str, tuple[nn.Module | None, nn.Module | None]] = {}
         self.training: set[nn.Module] = set()
         self.learners: list[Learner] = []
-        self._kill_at, self._change, self._count = kill_at, change, 0
+        self._kill_at, self._change, self._look, self._count = kill_at, change, look, 0
 
     def began(self, learners: Sequence[Learner]) -> None:
         """See :class:`Observer`."""
@@ -60,6 +65,11 @@ class Seen(Observer):
     def batch(self, learner: Learner, batch: Any) -> Any:
         """See :class:`Observer`."""
         return batch if self._change is None else self._change(batch)
+
+    def losses(self, learner: Learner, terms: Mapping[str, Tensor]) -> None:
+        """See :class:`Observer`."""
+        if self._look is not None:
+            self._look(learner, terms)
 
     def ended(self, learners: Sequence[Learner]) -> None:
         """See :class:`Observer`."""

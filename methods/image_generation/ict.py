@@ -28,6 +28,7 @@ CARD = Card(
         row=37,
     ),
     objective="ict_loss",
+    frozen={"ict_loss": ["target"]},
     equations={
         "ict_loss": "L = d(f_theta(x_0 + s' z, s'), sg f_theta(x_0 + s z, s)) / (s' - s),  d(a, b) = sqrt(|a - b|^2 + c^2) - c",
         "level_probabilities": "p(i) ~ erf((ln s_{i+1} - m) / (sqrt 2 std)) - erf((ln s_i - m) / (sqrt 2 std))",
