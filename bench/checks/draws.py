@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LEAST = 8  # numbers that two draws must share before they count as one
+LEAST, MASK = 8, 64  # numbers that two draws must share before they count as one; of a mask, which has two values
 OWN = ((np.random, "default_rng"), (np.random, "RandomState"), (np.random, "seed"), (random, "seed"), (random, "Random"))
 
 
@@ -43,7 +43,7 @@ class Draws:
             stack.enter_context(_Mode(self))
             yield
 
-    def _seeding(self, module: ModuleType, name: str) -> Callable[..., Any]:
+    def _seeding(self, module: ModuleType, name: str) -> Any:
         made = getattr(module, name)
 
         def make(*args: Any, **named: Any) -> Any:
@@ -51,7 +51,17 @@ class Draws:
                 self.seeded.add(f"{module.__name__}.{name}({', '.join(map(repr, (*args, *named.values())))})")
             return made(*args, **named)
 
-        return make
+        if not isinstance(made, type):
+            return make
+
+        class Stand(type):  # for a class, which others ask isinstance of
+            def __call__(cls, *args: Any, **named: Any) -> Any:
+                return make(*args, **named)
+
+            def __instancecheck__(cls, instance: Any) -> bool:
+                return isinstance(instance, made)
+
+        return Stand(name, (), {})
 
 
 class _Mode(TorchDispatchMode):
@@ -63,7 +73,7 @@ class _Mode(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags:
             for x in out if isinstance(out, tuple | list) else [out]:
-                if isinstance(x, Tensor) and x.numel() >= LEAST and len(x.unique()) > 2:
+                if isinstance(x, Tensor) and x.numel() >= LEAST and len(x.unique()) > (2 if x.numel() < MASK else 1):
                     self._draws.tensors.add((str(func.overloadpacket), x.detach().cpu().contiguous().numpy().tobytes()))
         return out
 
