@@ -31,7 +31,12 @@ SOME = slice(0, 8)  # rows that a teacher's answer is compared at where it is a 
 
 @dataclasses.dataclass
 class Call:
-    """The first call of an objective in a training: at which loss (counted from 1), with what numbers and hyper-parameters."""
+    """The first call of an objective in a training.
+
+    Attributes:
+        loss: at which it was, counted from 1.  numbers: what is the teacher's or the student's by its name.
+        hyper: hyper-parameters of the card.
+    """
 
     loss: int
     numbers: dict[str, list[Tensor]]
@@ -43,6 +48,7 @@ class Calls:
 
     Attributes:
         first: function -> its first call within a loss.
+        fixed: (function, option) -> a value that it was called with and is not the option's default; hyper-parameters are none of them.
         leaks: (function, argument or ``return``) -> the largest gradient that came through it.
         mislabelled: objectives that were handed other labels than the batch's.
         reached: objectives that a term was computed with.  bare: terms with a gradient past all functions that somebody checks.
@@ -50,6 +56,7 @@ class Calls:
 
     def __init__(self, objectives: list[Objective], frozen: Mapping[str, set[str]], module: types.ModuleType) -> None:
         self.first: dict[str, Call] = {}
+        self.fixed: dict[tuple[str, str], Any] = {}
         self.leaks: dict[tuple[str, str], float] = {}
         self.mislabelled: list[str] = []
         self.reached: set[str] = set()
@@ -130,7 +137,11 @@ class Calls:
                 if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
                     bound.arguments[key] = alias = value.view_as(value)
                     alias.register_hook(self._leak(name, key))
-            if self.losses and name not in self.first and name in self._objectives and torch.is_grad_enabled():
+            within = self.losses and name in self._objectives and torch.is_grad_enabled()
+            if within:
+                known = {*self._objectives[name].inputs, *self._objectives[name].hyper}
+                self.fixed |= {(name, key): value for key, value in _unlike(signature, bound.arguments, known).items()}
+            if within and name not in self.first:
                 inputs = self._objectives[name].inputs
                 numbers = {key: _numbers(bound.arguments[key]) for key, x in inputs.items() if x.of and key in bound.arguments}
                 hyper = {key: bound.arguments[key] for key in self._objectives[name].hyper if key in bound.arguments}
@@ -153,6 +164,17 @@ class Calls:
             self.leaks[name, argument] = max(self.leaks.get((name, argument), 0.0), size)
 
         return note
+
+
+def _unlike(signature: inspect.Signature, given: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """The options among ``given`` that differ from their default; ``known`` are none."""
+    plain = str | int | float | bool | None
+    found = {}
+    for key, parameter in signature.parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and key in given and key not in known and isinstance(given[key], plain):
+            if parameter.default is not parameter.empty and given[key] != parameter.default:
+                found[key] = given[key]
+    return found
 
 
 def _numbers(value: Any) -> list[Tensor]:
@@ -218,6 +240,8 @@ def arguments(subject: Subject) -> str:
         for key, value in call.hyper.items():
             if key in hyper and value != hyper[key]:
                 raise Failed(f"{name} gets {key}={value} where the hyper-parameter {key} is {hyper[key]}")
+    for (name, key), value in calls.fixed.items():
+        raise Failed(f"{name} is called with {key}={value!r}, and is checked without: make it a hyper-parameter, or a function of its own")
     if calls.mislabelled:
         raise Failed(f"{calls.mislabelled[0]} gets other labels than the batch's: whose are they?")
     for loss in sorted({call.loss for call in calls.first.values() if call.numbers}):
