@@ -175,8 +175,7 @@ class Watch(Seen):
         for name, term in terms.items():
             found = self.felt.setdefault((self.learners.index(learner), name), Felt(followed=learner.after is not None))
             if term.requires_grad and (look or found.first is None):
-                slopes = torch.autograd.grad(term, learner.parameters, retain_graph=True, allow_unused=True)
-                size = sum(float(g.double().square().sum()) for g in slopes if g is not None) ** 0.5
+                size = _slope(term, learner.parameters)
                 found.first = size if not found.first else found.first
                 found.largest = max(found.largest, size)
 
@@ -251,6 +250,18 @@ class Watch(Seen):
                 if min(more) >= least:
                     self.grows = f"{min(more) / COUNTED:.3g} {what} more at every update"
                     break
+
+
+def _slope(term: Tensor, parameters: Sequence[nn.Parameter]) -> float:
+    """The norm of the gradient of a term; what the gradient is afterwards is what it was."""
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    torch.autograd.backward([term], retain_graph=True, inputs=list(parameters))  # not autograd.grad, which not every hook allows
+    size = float(sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None)) ** 0.5
+    for p, grad in zip(parameters, before, strict=True):
+        p.grad = grad
+    return size
 
 
 def _nodes(roots: list[Any], most: int = 20_000) -> int:
