@@ -171,9 +171,9 @@ def _unlike(signature: inspect.Signature, given: Mapping[str, Any], known: set[s
     plain = str | int | float | bool | None
     found = {}
     for key, parameter in signature.parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and key in given and key not in known and isinstance(given[key], plain):
-            if parameter.default is not parameter.empty and given[key] != parameter.default:
-                found[key] = given[key]
+        option = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty and key not in known
+        if option and key in given and isinstance(given[key], plain) and given[key] != parameter.default:
+            found[key] = given[key]
     return found
 
 

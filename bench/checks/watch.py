@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -258,7 +259,7 @@ def _slope(term: Tensor, parameters: Sequence[nn.Parameter]) -> float:
     for p in parameters:
         p.grad = None
     torch.autograd.backward([term], retain_graph=True, inputs=list(parameters))  # not autograd.grad, which not every hook allows
-    size = float(sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None)) ** 0.5
+    size = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None))
     for p, grad in zip(parameters, before, strict=True):
         p.grad = grad
     return size

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distillbench.checks import check_method
-from tests.bench.checks.planted import ASK, BODY, FIT, KD, LOSS, ORACLE, STUDENT, TERM, Change, write
+from tests.bench.checks.planted import ASK, BODY, CE, FIT, KD, LOSS, ORACLE, STUDENT, TERM, Change, write
 from tests.bench.checks.test_objectives import own, plant
 
 MODULE = "problem.teacher._module"
@@ -149,6 +149,38 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
                 (KD, KD.replace("kd=", "kd=scale() * ")),
             ],
             "depends on those",
+        ),
+    },
+    "kept by number": {
+        "a table of the data set": (
+            "fresh_answers",
+            [(LOSS, f"    table = problem.teacher.logits(problem.train.take(torch.arange(1000)))\n\n{LOSS}"), (ASK, "        teacher = table[batch.index]\n")],
+            "problem.train is None",
+        ),
+        "a table of a pass": (
+            "fresh_answers",
+            [
+                (LOSS, "    table = torch.zeros(1000, 5)\n    for part in problem.one_pass():\n        table[part.index] = problem.teacher.logits(part)\n\n" + LOSS),
+                (ASK, "        teacher = table[batch.index]\n"),
+            ],
+            "kept by its number",
+        ),
+        "the first answer in the loop": (
+            "fresh_answers",
+            [(LOSS, f"    kept: dict[int, Tensor] = {{}}\n\n{LOSS}"), (ASK, f"{ASK}        teacher = torch.stack([kept.setdefault(int(i), t) for i, t in zip(batch.index, teacher)])\n")],
+            "given to all later ones",
+        ),
+    },
+    "rows that are kept out": {
+        "the tune split beside the batch": (
+            "splits",
+            [(STUDENT, f"        more = problem.student(problem.tune.inputs[: len(batch)])\n{STUDENT}"), (CE, f"{CE}\n            more=cross_entropy(more, problem.tune.labels[: len(batch)]),")],
+            "problem.tune",
+        ),
+        "the tune split for the batches": (
+            "splits",
+            [(FIT, FIT.replace("problem.batches", "dataclasses.replace(problem.batches, data=problem.tune)"))],
+            "problem.tune",
         ),
     },
     "memory grows": {
@@ -352,6 +384,12 @@ OTHERS: dict[str, tuple[str, str, list[Change], str]] = {
         "oracle_gradient",
         [("    return token_divergence(model, states, towards, vocab=vocab)\n", TAID)],
         "held still",
+    ),
+    "texts that are kept out of training": (
+        "language_modeling/scratch",
+        "splits",
+        [("problem.data)", "dataclasses.replace(problem.data, texts=problem.validation))"), ("from distillbench.cards", "import dataclasses\n\nfrom distillbench.cards")],
+        "problem.validation",
     ),
     "texts changed in place": (
         "language_modeling/gkd",
