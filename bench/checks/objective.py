@@ -8,6 +8,7 @@ argument that is trained, or the shape of a sample and no graph; it is asked for
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ from distillbench.imports import refused
 from distillbench.problems.classification.problem import Classification
 from distillbench.training.examples import CLASSES, ROWS, Role
 
+_T, _S = r"(?:\w*_t|teacher|p)\b", r"(?:\w*_s|student|q)\b"
+WAYS = {  # whose distribution a KL divergence starts from -> how equations write it
+    "teacher": (rf"KL\({_T}[^|]*\|\|\s*{_S}", rf"{_T}\S* ?[(\[]\s*log {_T}\S* ?- ?log {_S}"),
+    "student": (rf"KL\({_S}[^|]*\|\|\s*{_T}", rf"{_S}\S* ?[(\[]\s*log {_S}\S* ?- ?log {_T}"),
+}
 Values = Mapping[str, Tensor]
 Array = NDArray[np.float64]
 
@@ -268,6 +274,39 @@ def zero_at_match(subject: Subject) -> None:
             raise Failed(f"{objective.name} has gradient {slope:.3g} where student and teacher agree")
     if not done:
         raise Skipped("no objective compares what is trained with what it is to be")
+
+
+@check
+def direction(subject: Subject) -> str:
+    """A KL divergence goes the way that the card's equation writes it: from the teacher's distribution, or from the student's.
+
+    One that starts from the teacher is large where the student is sure of a class that the teacher is not sure of; the other way round
+    it is large where the teacher is sure.
+    """
+    found = []
+    for objective in losses(subject):
+        equation = subject.card.equations.get(objective.name, "")
+        wanted = {way for way, forms in WAYS.items() if any(re.search(form, equation) for form in forms)}
+        if len(wanted) != 1 or not {"student_logits", "teacher_logits"} <= objective.inputs.keys():
+            continue
+        values = objective.values(3)
+        sure = 30 * torch.nn.functional.one_hot(torch.arange(ROWS) % CLASSES, CLASSES).to(values["student_logits"])
+        flat = torch.zeros_like(sure)
+        student, teacher = (
+            sum(float(t.sum()) for t in objective({**values, "student_logits": a, "teacher_logits": b}))
+            for a, b in ((sure, flat), (flat, sure))
+        )
+        if min(student, teacher) < 0 or max(student, teacher) < 2 * min(student, teacher):
+            continue  # no divergence that has a way
+        way = "teacher" if student > teacher else "student"
+        if way not in wanted:
+            raise Failed(
+                f"{objective.name} is a KL divergence from the {way}'s distribution, and the card's equation has it from the other's"
+            )
+        found.append(f"{objective.name} from the {way}'s")
+    if not found:
+        raise Skipped("no equation on the card writes one KL divergence of logits")
+    return ", ".join(found)
 
 
 @check

@@ -146,6 +146,11 @@ class Watch(Seen):
     def began(self, learners: Sequence[Learner]) -> None:
         """See :class:`Observer`."""
         super().began(learners)
+        for module, held in self._held.items():
+            # A phase may start from what is known: an average, or another network's weights.
+            known = [weights(m) for m in (*self.own, *self._held) if m is not module]
+            if module in self.training and any(same(weights(module), other) for other in known):
+                held[:] = weights(module)
         self._settle("between two loops")
         self.kept, self._first = [], learners[0]
         gc.collect()

@@ -12,7 +12,6 @@ import pytest
 
 from distillbench.checks import check_method
 from tests.bench.checks.planted import ASK, BODY, CE, FIT, KD, LOSS, ORACLE, STUDENT, TERM, Change, write
-from tests.bench.checks.test_objectives import own, plant
 
 MODULE = "problem.teacher._module"
 LEARNER: Change = ("from distillbench.training.run import Losses, Run", "from distillbench.training.run import Learner, Losses, Run")
@@ -31,6 +30,7 @@ def late(line: str, after: int = 100) -> list[Change]:
 CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
     "reversed KL": {
         "student first": ("oracle_value", [(TERM, "(student.exp() * (student - teacher)).sum(1)")], "differs from its oracle"),
+        "without an oracle": ("direction", [(TERM, "(student.exp() * (student - teacher)).sum(1)")], "from the student's distribution"),
         "arguments exchanged": (
             "arguments",
             [(KD, "kd=divergence(teacher, student, temperature=temperature),")],
@@ -38,7 +38,13 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
         ),
         "past the objective": (
             "used",
-            [(KD, "kd=16 * F.kl_div(F.log_softmax(teacher / 4, 1), F.log_softmax(student / 4, 1), reduction='none', log_target=True).sum(1),")],
+            [
+                (
+                    KD,
+                    "kd=16 * F.kl_div(F.log_softmax(teacher / 4, 1), F.log_softmax(student / 4, 1), "
+                    "reduction='none', log_target=True).sum(1),",
+                )
+            ],
             "what is checked is not what trains",
         ),
     },
@@ -78,10 +84,17 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
             [(LOSS, f"{LOSS}        {MODULE}.train(run.progress >= 0.5)\n")],
             "train mode",
         ),
-        "from step 100 on, and back": ("teacher_intact", late(f"{MODULE}.train()({'batch.inputs'}); {MODULE}.eval()"), "answered in train mode"),
+        "from step 100 on, and back": (
+            "teacher_intact",
+            late(f"{MODULE}.train()({'batch.inputs'}); {MODULE}.eval()"),
+            "answered in train mode",
+        ),
         "a copy of it": (
             "teacher_intact",
-            [(LOSS, f"    mine = copy.deepcopy({MODULE})\n\n{LOSS}"), (ASK, "        mine.train(run.progress >= 0.5)\n        teacher = mine(batch.inputs)\n")],
+            [
+                (LOSS, f"    mine = copy.deepcopy({MODULE})\n\n{LOSS}"),
+                (ASK, "        mine.train(run.progress >= 0.5)\n        teacher = mine(batch.inputs)\n"),
+            ],
             "a copy of it that nothing trains answered in train mode",
         ),
         "its trainable copy": (
@@ -93,22 +106,45 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
     "a seed from the clock": {
         "from step 100 on": (
             "seeds",
-            [("import torch\n", "import time\n\nimport torch\n"), *late("batch = dataclasses.replace(batch, inputs=batch.inputs + torch.randn(batch.inputs.shape, generator=torch.Generator().manual_seed(time.time_ns() % 2**31)) / 9)")],
+            [
+                ("import torch\n", "import time\n\nimport torch\n"),
+                *late(
+                    "batch = dataclasses.replace(batch, inputs=batch.inputs + torch.randn(batch.inputs.shape, "
+                    "generator=torch.Generator().manual_seed(time.time_ns() % 2**31)) / 9)"
+                ),
+            ],
             "same seeds differ",
         ),
         "of the day": (
             "seeds",
-            [("import torch\n", "import time\n\nimport torch\n"), *late("batch = dataclasses.replace(batch, inputs=batch.inputs + float(np.random.default_rng(int(time.time() // 86400)).normal()) / 9)")],
+            [
+                ("import torch\n", "import time\n\nimport torch\n"),
+                *late(
+                    "batch = dataclasses.replace(batch, inputs=batch.inputs "
+                    "+ float(np.random.default_rng(int(time.time() // 86400)).normal()) / 9)"
+                ),
+            ],
             "same seeds differ",
         ),
     },
     "a constant seed": {
         "of noise": (
             "seeds",
-            [(STUDENT, STUDENT.replace("batch.inputs", "batch.inputs + torch.randn(batch.inputs.shape, generator=torch.Generator().manual_seed(7)) / 9"))],
+            [
+                (
+                    STUDENT,
+                    STUDENT.replace(
+                        "batch.inputs", "batch.inputs + torch.randn(batch.inputs.shape, generator=torch.Generator().manual_seed(7)) / 9"
+                    ),
+                )
+            ],
             "a seed of its own",
         ),
-        "of numpy's": ("seeds", [(STUDENT, STUDENT.replace("batch.inputs", "batch.inputs + float(np.random.default_rng(7).normal()) / 9"))], "a seed of its own"),
+        "of numpy's": (
+            "seeds",
+            [(STUDENT, STUDENT.replace("batch.inputs", "batch.inputs + float(np.random.default_rng(7).normal()) / 9"))],
+            "a seed of its own",
+        ),
         "of dropout": (
             "seeds",
             [(STUDENT, "        torch.manual_seed(3)\n        student = problem.student(F.dropout(batch.inputs, 0.1))\n")],
@@ -117,7 +153,11 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
     },
     "changed in place": {
         "the batch": ("data_intact", [(STUDENT, f"        batch.inputs.mul_(1.01)\n{STUDENT}")], "batch's inputs in place"),
-        "the labels of the batch, by numpy": ("data_intact", [(STUDENT, f"        batch.labels.numpy()[:2] = 0\n{STUDENT}")], "batch's labels in place"),
+        "the labels of the batch, by numpy": (
+            "data_intact",
+            [(STUDENT, f"        batch.labels.numpy()[:2] = 0\n{STUDENT}")],
+            "batch's labels in place",
+        ),
         "the data set": ("data_intact", late("problem.train.inputs[:5] *= 1.1"), "the training changed problem."),
         "labels of the data set": ("data_intact", [(FIT, f"    problem.train.labels.data[3] = 0\n{FIT}")], "the training changed problem."),
         "the teacher's table": ("data_intact", late("problem.teacher._tables['logits'].mul_(1.01)"), "the table of logits"),
@@ -154,27 +194,40 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
     "kept by number": {
         "a table of the data set": (
             "fresh_answers",
-            [(LOSS, f"    table = problem.teacher.logits(problem.train.take(torch.arange(1000)))\n\n{LOSS}"), (ASK, "        teacher = table[batch.index]\n")],
+            [
+                (LOSS, f"    table = problem.teacher.logits(problem.train.take(torch.arange(1000)))\n\n{LOSS}"),
+                (ASK, "        teacher = table[batch.index]\n"),
+            ],
             "problem.train is None",
         ),
         "a table of a pass": (
             "fresh_answers",
             [
-                (LOSS, "    table = torch.zeros(1000, 5)\n    for part in problem.one_pass():\n        table[part.index] = problem.teacher.logits(part)\n\n" + LOSS),
+                (
+                    LOSS,
+                    "    table = torch.zeros(1000, 5)\n    for part in problem.one_pass():\n"
+                    "        table[part.index] = problem.teacher.logits(part)\n\n" + LOSS,
+                ),
                 (ASK, "        teacher = table[batch.index]\n"),
             ],
             "kept by its number",
         ),
         "the first answer in the loop": (
             "fresh_answers",
-            [(LOSS, f"    kept: dict[int, Tensor] = {{}}\n\n{LOSS}"), (ASK, f"{ASK}        teacher = torch.stack([kept.setdefault(int(i), t) for i, t in zip(batch.index, teacher)])\n")],
+            [
+                (LOSS, f"    kept: dict[int, Tensor] = {{}}\n\n{LOSS}"),
+                (ASK, f"{ASK}        teacher = torch.stack([kept.setdefault(int(i), t) for i, t in zip(batch.index, teacher)])\n"),
+            ],
             "given to all later ones",
         ),
     },
     "rows that are kept out": {
         "the tune split beside the batch": (
             "splits",
-            [(STUDENT, f"        more = problem.student(problem.tune.inputs[: len(batch)])\n{STUDENT}"), (CE, f"{CE}\n            more=cross_entropy(more, problem.tune.labels[: len(batch)]),")],
+            [
+                (STUDENT, f"        more = problem.student(problem.tune.inputs[: len(batch)])\n{STUDENT}"),
+                (CE, f"{CE}\n            more=cross_entropy(more, problem.tune.labels[: len(batch)]),"),
+            ],
             "problem.tune",
         ),
         "the tune split for the batches": (
@@ -184,10 +237,17 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
         ),
     },
     "memory grows": {
-        "logits with their graph": ("memory", [(LOSS, f"    kept = []\n\n{LOSS}"), (STUDENT, f"{STUDENT}        kept.append(student)\n")], "memory grows"),
+        "logits with their graph": (
+            "memory",
+            [(LOSS, f"    kept = []\n\n{LOSS}"), (STUDENT, f"{STUDENT}        kept.append(student)\n")],
+            "memory grows",
+        ),
         "one tensor that grows": (
             "memory",
-            [(LOSS, f"    kept = [torch.zeros(0)]\n\n{LOSS}"), (STUDENT, f"{STUDENT}        kept[0] = torch.cat([kept[0], student.detach().flatten()])\n")],
+            [
+                (LOSS, f"    kept = [torch.zeros(0)]\n\n{LOSS}"),
+                (STUDENT, f"{STUDENT}        kept[0] = torch.cat([kept[0], student.detach().flatten()])\n"),
+            ],
             "bytes more",
         ),
         "a sum that keeps every graph": (
@@ -199,7 +259,13 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
     "an average that is none": {
         "never updated": (
             "averages",
-            [LEARNER, (FIT, f"    mean = copy.deepcopy(problem.student)\n{LOOP.format(more='')}    return run.export(mean, averaged='ema 0.99')\n")],
+            [
+                LEARNER,
+                (
+                    FIT,
+                    f"    mean = copy.deepcopy(problem.student)\n{LOOP.format(more='')}    return run.export(mean, averaged='ema 0.99')\n",
+                ),
+            ],
             "never updated",
         ),
         "a copy of the last weights": (
@@ -211,22 +277,41 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
             "averages",
             [
                 LEARNER,
-                (FIT, "    mean = copy.deepcopy(problem.student)\n\n    def follow(_: object) -> None:\n        if run.progress < 0.5:\n"
-                 "            with torch.no_grad():\n                for a, b in zip(mean.parameters(), problem.student.parameters()):\n                    a.lerp_(b, 0.01)\n\n"
-                 + LOOP.format(more=", after=follow") + "    return run.export(mean, averaged='ema 0.99')\n"),
+                (
+                    FIT,
+                    "    mean = copy.deepcopy(problem.student)\n\n    def follow(_: object) -> None:\n        if run.progress < 0.5:\n"
+                    "            with torch.no_grad():\n"
+                    "                for a, b in zip(mean.parameters(), problem.student.parameters()):\n"
+                    "                    a.lerp_(b, 0.01)\n\n"
+                    + LOOP.format(more=", after=follow")
+                    + "    return run.export(mean, averaged='ema 0.99')\n",
+                ),
             ],
             "is it stale",
         ),
         "whose follower was let go": (
             "averages",
-            [LEARNER, (FIT, "    player = Learner(problem.student, loss, ema=0.99)\n    player.after = lambda _: player._followers.clear()\n"
-              "    run.loop([player], problem.batches)\n    return run.export(player.average, averaged=True)\n")],
+            [
+                LEARNER,
+                (
+                    FIT,
+                    "    player = Learner(problem.student, loss, ema=0.99)\n    player.after = lambda _: player._followers.clear()\n"
+                    "    run.loop([player], problem.batches)\n    return run.export(player.average, averaged=True)\n",
+                ),
+            ],
             "from what its decay gives",
         ),
         "from before the last loop": (
             "averages",
-            [LEARNER, (FIT, "    player = Learner(problem.student, loss, ema=0.99)\n    run.loop([player], problem.batches, share=0.5)\n    mean = copy.deepcopy(player.average)\n"
-              "    run.loop([player], problem.batches)\n    return run.export(mean, averaged='ema 0.99')\n")],
+            [
+                LEARNER,
+                (
+                    FIT,
+                    "    player = Learner(problem.student, loss, ema=0.99)\n    run.loop([player], problem.batches, share=0.5)\n"
+                    "    mean = copy.deepcopy(player.average)\n"
+                    "    run.loop([player], problem.batches)\n    return run.export(mean, averaged='ema 0.99')\n",
+                ),
+            ],
             "is it stale",
         ),
     },
@@ -241,31 +326,60 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
     },
     "a term of no weight": {
         "by whole numbers": ("terms", [(KD, KD.replace("kd=", "kd=(9 // 10) * "))], "the term 'kd' teaches nothing"),
-        "by a schedule that never rises": ("terms", [(KD, KD.replace("kd=", "kd=max(0.0, run.progress - 1) * "))], "the term 'kd' teaches nothing"),
+        "by a schedule that never rises": (
+            "terms",
+            [(KD, KD.replace("kd=", "kd=max(0.0, run.progress - 1) * "))],
+            "the term 'kd' teaches nothing",
+        ),
         "by a student that is detached": ("terms", [(KD, KD.replace("(student", "(student.detach()"))], "the term 'kd' teaches nothing"),
     },
     "labels of others": {
         "the teacher's decision for the label": (
             "arguments",
-            [("teacher_logits: Tensor, *", "teacher_logits: Tensor, labels: Tensor, *"), (KD, "kd=divergence(student, teacher, teacher.argmin(1), temperature=temperature),")],
+            [
+                ("teacher_logits: Tensor, *", "teacher_logits: Tensor, labels: Tensor, *"),
+                (KD, "kd=divergence(student, teacher, teacher.argmin(1), temperature=temperature),"),
+            ],
             "other labels than the batch's",
         ),
-        "a suite's": ("imports", [("import torch\n", "import torch\nfrom distillbench.suites.image_classification import blobs\n")], "distillbench.suites"),
-        "a data package's, in a function": ("imports", [(LOSS, f"    from sklearn.datasets import load_digits\n\n{LOSS}")], "sklearn.datasets"),
+        "a suite's": (
+            "imports",
+            [("import torch\n", "import torch\nfrom distillbench.suites.image_classification import blobs\n")],
+            "distillbench.suites",
+        ),
+        "a data package's, in a function": (
+            "imports",
+            [(LOSS, f"    from sklearn.datasets import load_digits\n\n{LOSS}")],
+            "sklearn.datasets",
+        ),
         "a data package's, by name": ("imports", [(LOSS, f"    __import__('sklearn.' + 'datasets')\n\n{LOSS}")], "sklearn.datasets"),
     },
     "hidden updates": {
         "an optimizer of its own": (
             "updates",
-            [(FIT, "    own = torch.optim.SGD(problem.student.parameters(), lr=0.01)\n    cross_entropy(problem.student(problem.train.inputs), problem.train.labels).mean().backward()\n"
-              f"    own.step()\n{FIT}")],
+            [
+                (
+                    FIT,
+                    "    own = torch.optim.SGD(problem.student.parameters(), lr=0.01)\n"
+                    "    cross_entropy(problem.student(problem.train.inputs), problem.train.labels).mean().backward()\n"
+                    f"    own.step()\n{FIT}",
+                )
+            ],
             "SGD made 1 steps",
         ),
-        "by hand before the loop": ("updates", [(FIT, f"    problem.student.head.bias.data.add_(0.1)\n{FIT}")], "student before its first loop"),
+        "by hand before the loop": (
+            "updates",
+            [(FIT, f"    problem.student.head.bias.data.add_(0.1)\n{FIT}")],
+            "student before its first loop",
+        ),
         "in the loss": ("updates", late("problem.student.head.bias.data.mul_(0.99)"), "while its loss is computed"),
-        "after an update": ("updates", [(FIT, FIT.replace("problem.batches", "problem.batches, after=lambda _: problem.student.head.bias.data.mul_(0.99)"))], "after the optimizer's step"),
+        "after an update": (
+            "updates",
+            [(FIT, FIT.replace("problem.batches", "problem.batches, after=lambda _: problem.student.head.bias.data.mul_(0.99)"))],
+            "after the optimizer's step",
+        ),
     },
-}  # fmt: skip
+}
 PLANTS = [(kind, disguise) for kind, found in CLASSIFIERS.items() for disguise in found]
 
 
@@ -281,146 +395,3 @@ def test_a_wrong_classifier(tmp_path: Path, kind: str, disguise: str) -> None:
 def test_the_method_that_is_changed_is_right(tmp_path: Path, check: str) -> None:
     [result] = check_method(write(tmp_path, oracle=ORACLE), only=[check])[:1]
     assert result.outcome in ("passed", "skipped"), result
-
-
-# --- generators and language models ---------------------------------------------------------------------------------
-
-STATES = "theirs = batch.predicted.take(problem.teacher.states(batch))"
-GKD = "problem.divergence(batch, divergence, beta=beta)"
-PER_ROW = "values.new_zeros(len(batch)).index_add_(0, batch.predicted.rows // batch.ids.shape[1], values) / batch.ids.shape[1]"
-SCORES = "*game.denoised(noisy, sigma, batch.condition)"
-SWAPPED_JS = """def token_divergence(model, states, teacher, *, vocab, divergence, beta):
-    return shared(model, states, teacher, vocab=vocab, divergence=divergence, beta=1 - beta)
-"""
-OWN_JS = (
-    own(SWAPPED_JS)[0],
-    f"from distillbench.problems.language_modeling.oracle import token_divergence as shared\n\n\n{SWAPPED_JS}",
-)
-TAID = """    with torch.enable_grad():
-        q = real_logits(model, states, vocab)
-        p = interpolated(q, real_logits(target, theirs, vocab).detach(), t).softmax(1)
-    return (p * (p.log() - q.log_softmax(1))).sum(1)
-"""
-OTHERS: dict[str, tuple[str, str, list[Change], str]] = {
-    "text shifted by one token, along the batch": ("language_modeling/taid", "alignment", [(STATES, f"{STATES}.roll(1, 0)")], "shifted"),
-    "text shifted by one token, along the texts": (
-        "language_modeling/taid",
-        "alignment",
-        [(STATES, STATES.replace("states(batch)", "states(batch).roll(-1, 1)"))],
-        "shifted",
-    ),
-    "text shifted by one token, by the teacher's batch": (
-        "language_modeling/minillm",
-        "alignment",
-        [(STATES, STATES.replace("states(batch)", "states(batch).roll(1, 1)"))],
-        "shifted",
-    ),
-    "JS exchanged where it is called": ("language_modeling/gkd", "arguments", [(GKD, GKD.replace("beta=beta", "beta=1 - beta"))], "beta"),
-    "JS exchanged in the objective": ("language_modeling/gkd", "oracle_value", [OWN_JS], "differs from its oracle"),
-    "KL reversed where it is called": (
-        "language_modeling/adaspec",
-        "arguments",
-        [("problem.divergence(batch.chosen)", "problem.divergence(batch.chosen, 'reverse_kl')")],
-        "divergence='reverse_kl'",
-    ),
-    "mean over padding, by row": (
-        "language_modeling/gkd",
-        "token_padding",
-        [("(values, \"tokens\")", PER_ROW)],
-        "padding",
-    ),
-    "mean over padding, by token": (
-        "language_modeling/gkd",
-        "token_padding",
-        [("(values, \"tokens\")", "(values * values.numel() / batch.ids.numel(), \"tokens\")")],
-        "padding",
-    ),
-    "scores exchanged where dmd calls": ("image_generation/dmd", "arguments", [(SCORES, f"{SCORES}[::-1]")], "are arguments exchanged"),
-    "scores exchanged where diff-instruct calls": (
-        "image_generation/diff_instruct",
-        "arguments",
-        [(SCORES, "*reversed(game.denoised(noisy, sigma, batch.condition))")],
-        "are arguments exchanged",
-    ),
-    "the student's score for the fake one": (
-        "image_generation/dmd",
-        "arguments",
-        [(SCORES, "game.denoised(noisy, sigma, batch.condition)[1], game.student(noisy, sigma, batch.condition)")],
-        "does not follow the teacher",
-    ),
-    "a gradient into the consistency target": (
-        "image_generation/consistency_distillation",
-        "frozen_arguments",
-        [("output - target.detach()", "output - target")],
-        "reaches target",
-    ),
-    "a gradient into ict's target": ("image_generation/ict", "frozen_arguments", [("target.detach()", "target")], "reaches target"),
-    "a gradient into a target of another name": (
-        "image_generation/consistency_distillation",
-        "held",
-        [
-            ("def consistency_loss(output: Tensor, target: Tensor", "def consistency_loss(output: Tensor, anchor: Tensor"),
-            ("output - target.detach()", "output - anchor"),
-            ('"consistency_loss": ["target"]', '"consistency_loss": ["anchor"]'),
-            ("        with torch.no_grad():\n            answer", "        with torch.enable_grad():\n            answer"),
-            ("(learner.target or student)(", "student("),
-        ],
-        "passes through consistency_loss's anchor",
-    ),
-    "a gradient into the fake score": (
-        "image_generation/diff_instruct",
-        "frozen_arguments",
-        [("(fake_denoised - real_denoised).detach()", "(fake_denoised - real_denoised)")],
-        "reaches",
-    ),
-    "a gradient into TAID's own distribution": (
-        "language_modeling/taid",
-        "held",
-        [("    return token_divergence(model, states, towards, vocab=vocab)\n", TAID)],
-        "passes through what interpolated gives",
-    ),
-    "a gradient into TAID's own distribution, by its value": (
-        "language_modeling/taid",
-        "oracle_gradient",
-        [("    return token_divergence(model, states, towards, vocab=vocab)\n", TAID)],
-        "held still",
-    ),
-    "texts that are kept out of training": (
-        "language_modeling/scratch",
-        "splits",
-        [("problem.data)", "dataclasses.replace(problem.data, texts=problem.validation))"), ("from distillbench.cards", "import dataclasses\n\nfrom distillbench.cards")],
-        "problem.validation",
-    ),
-    "texts changed in place": (
-        "language_modeling/gkd",
-        "data_intact",
-        [("        values = ", "        batch.response[0, -1] = False\n        values = ")],
-        "in place",
-    ),
-    "texts of the pool changed in place": (
-        "language_modeling/taid",
-        "data_intact",
-        [("        states = ", "        problem.references.ids[0, 0] = 1\n        states = ")],
-        "the training changed problem.",
-    ),
-    "text that the teacher did not write": (
-        "language_modeling/seqkd",
-        "teacher_matters",
-        [("problem.teacher_text(temperature=temperature)", "problem.data")],
-        "never asked",
-    ),
-    "pairs of the teacher that nobody reads": (
-        "image_generation/ode_pairs",
-        "teacher_matters",
-        [("pair_loss(answer, target)", "pair_loss(answer, noise)"), ("initialise(problem, run, share=initial_share)", "pass")],
-        "change nothing",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("bug", OTHERS)
-def test_a_wrong_generator_or_language_model(tmp_path: Path, bug: str) -> None:
-    method, check, changes, message = OTHERS[bug]
-    [result] = [r for r in check_method(plant(tmp_path, method, *changes), only=[check]) if r.name == check]
-    assert result.outcome == "failed", result
-    assert message in result.message
