@@ -80,6 +80,20 @@ def test_command_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert all(set(r) == {"check", "outcome", "message"} for r in rows)
 
 
+def test_command_says_what_is_unproven(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CHECKS:
+        if name not in ("oracle_value", "card"):
+            monkeypatch.delitem(CHECKS, name)
+    assert cli.main(["check", write(tmp_path)]) == 3  # nothing else could be checked
+    assert capsys.readouterr().err.splitlines()[-1] == "distillbench: unproven, which is no pass: oracle_value"
+
+
+def test_frozen_names_are_there(tmp_path: Path) -> None:
+    for said, message in (("divergense", "not a function of the module"), ("divergence", "does not take")):
+        held = ('    claims=[Beats("kd")],\n', f'    claims=[Beats("kd")],\n    frozen={{"{said}": ["teacher_logit"]}},\n')
+        assert message in failures(write(tmp_path, held), {"held"})["held"]
+
+
 def test_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     method = write(tmp_path, (KD, "kd=(student - teacher) ** 2,"), (BODY, TERM))
     assert cli.main(["check", method]) == 3

@@ -97,6 +97,11 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
             ],
             "a copy of it that nothing trains answered in train mode",
         ),
+        "its trainable copy, with a graph": (
+            "teacher_intact",
+            [(LOSS, f"    mine = problem.teacher.trainable_copy().eval()\n\n{LOSS}"), (ASK, "        teacher = mine(batch.inputs)\n")],
+            "a copy of it that nothing trains was asked with gradients on",
+        ),
         "its trainable copy": (
             "teacher_intact",
             [(LOSS, f"    mine = problem.teacher.trainable_copy()\n\n{LOSS}"), (ASK, "        teacher = mine(batch.inputs)\n")],
