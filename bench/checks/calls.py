@@ -18,11 +18,11 @@ from torch import Tensor
 from distillbench.cards.card import Real
 from distillbench.checks.core import Failed, Objective, Skipped, Subject, Unproven, check
 from distillbench.checks.objective import losses
-from distillbench.checks.trial import FEW, ROWS, shuffle, train
+from distillbench.checks.trial import FEW, ROWS, renamed, shuffle, train
 from distillbench.checks.watch import tensors
-from distillbench.problems.classification.oracle import ClassifierOracle
 from distillbench.problems.language_modeling.texts import TokenBatch
 from distillbench.training.learner import Learner
+from distillbench.training.oracle import Oracle
 
 ROOM = "distillbench.problems."
 HELPERS = ("row_mean", "per_row")  # of a kind's room: they reduce and reshape what others have computed
@@ -203,19 +203,19 @@ def frozen(subject: Subject) -> dict[str, set[str]]:
 def _calls(subject: Subject, objectives: list[Objective], *, roll_from: int = 0, **how: Any) -> Calls:
     """A short training, noted; from loss ``roll_from`` on (counted from 1; 0: never) teachers answer of other rows."""
     calls = Calls(objectives, frozen(subject), subject.module)
-    teachers: list[ClassifierOracle] = []
+    teachers: list[Oracle] = []
 
     def begin(batch: Any) -> Any:
         calls.count(batch)
         if calls.losses == roll_from:
             for teacher in teachers:
-                teacher._tables.clear()  # its answers were kept before
+                renamed(teacher)
         return batch
 
     def edit(problem: Any) -> Any:
         if not roll_from:
             return problem
-        teachers.extend(x for x in problem.teachers.values() if isinstance(x, ClassifierOracle))
+        teachers.extend(problem.teachers.values())
         return shuffle(problem, lambda: calls.losses >= roll_from)
 
     with calls.noted():

@@ -214,11 +214,14 @@ def updated(trial: Trial) -> bool:
 # --- the teacher ----------------------------------------------------------------------------------------------------
 
 
-def shuffle(problem: Any, active: Callable[[], bool] = lambda: True) -> Any:
-    """``problem`` with teachers that answer each row with what they say of the row before, while ``active``."""
+def shuffle(problem: Any, active: Callable[[], bool] | None = None) -> Any:
+    """``problem`` with teachers that answer each row with what they say of the row before: always, or while ``active``.
+
+    Who is active only from some time on calls :func:`renamed` then.
+    """
 
     def rolled(_: nn.Module | None, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        if not active():
+        if active is not None and not active():
             return None
         sizes = [len(x) for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim()]
 
@@ -232,9 +235,17 @@ def shuffle(problem: Any, active: Callable[[], bool] = lambda: True) -> Any:
             teacher._module.register_forward_pre_hook(rolled, with_kwargs=True)
             if isinstance(teacher._module, LanguageModel):
                 teacher._module.decode = _decoding(teacher._module.decode, rolled)  # type: ignore[method-assign]
-            teacher.digest = sha256(f"shuffled {teacher.digest}".encode())  # no table and no text of the true one stands for it
+            if active is None:
+                renamed(teacher)
     # What is remembered by the teacher's digest is known under the new one.
     return dataclasses.replace(problem)
+
+
+def renamed(teacher: Oracle) -> None:
+    """From now on no text and no table of the true teacher stands for this shuffled one."""
+    teacher.digest = sha256(f"shuffled {teacher.digest}".encode())
+    if isinstance(teacher, ClassifierOracle):
+        teacher._tables.clear()
 
 
 def _decoding(decode: Callable[..., Any], rolled: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,19 +272,22 @@ def _watch(oracle: ModuleOracle, seen: Seen, faults: list[str]) -> None:
     """Notes what is wrong with any forward pass of the teacher, of a part of it, or of a copy that nothing trains."""
     parts = set(oracle._module.modules())
 
+    def note(fault: str) -> None:
+        if fault not in faults:
+            faults.append(fault)
+
     def hook(module: nn.Module, *_: Any) -> None:  # copies carry it along
         graph = torch.is_grad_enabled() and not oracle.differentiable
         if module in parts:
             if module.training:
-                faults.append("it answered in train mode")
+                note("it answered in train mode")
             if graph:
-                faults.append("it was asked with gradients on")
+                note("it was asked with gradients on")
         elif seen.training and module not in seen.training:
             if module.training:
-                faults.append("a copy of it that nothing trains answered in train mode")
+                note("a copy of it that nothing trains answered in train mode")
             if graph and any(p.requires_grad for p in module.parameters()):
-                faults.append("a copy of it that nothing trains was asked with gradients on")
-        del faults[8:]
+                note("a copy of it that nothing trains was asked with gradients on")
 
     for part in parts:
         part.register_forward_pre_hook(hook)
