@@ -287,7 +287,10 @@ def used(subject: Subject) -> str:
     calls = _calls(subject, objectives)
     if not calls.losses:
         raise Skipped("nothing is trained")
-    unused = [o.name for o in losses(subject) if o.name not in calls.reached]
+    named = [o.name for o in losses(subject)]
+    unused = [name for name in named if name not in calls.reached]
+    if unused == named:
+        raise Failed(f"no term of a loss is computed by {' or '.join(named)}, which the card names: what is checked is not what trains")
     if calls.bare and unused:
         raise Failed(
             f"the term {calls.bare[0]!r} is not computed by a function that the card names, and {unused[0]}, which it names, is in no "

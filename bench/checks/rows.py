@@ -135,6 +135,9 @@ def splits(subject: Subject) -> str:
     if learnt:
         raise Failed(f"a network learns on rows of problem.{name}, which are there to choose by and not to train on")
     if isinstance(first.problem, Classification):
+        few, moved = apart(first, train(subject, rows=ROWS, edit=functools.partial(_other_tune, some=FEW)))
+        if few > 0:  # who chooses among a handful by a thousand rows chooses the same
+            raise Failed(f"{FEW} other rows of problem.tune move the student by {few / moved:.2g} of its way: it learns on them")
         differ, moved = apart(first, train(subject, rows=ROWS, edit=_other_tune))
         if differ > 0:
             raise Unproven(
@@ -159,8 +162,12 @@ def _keys(rows: Tensor, attention: object = None) -> list[bytes]:
     return [row.detach().cpu().contiguous().numpy().tobytes() for row in given]
 
 
-def _other_tune(problem: Any) -> Any:
-    """``problem`` with other labels and inputs in its tune split."""
+def _other_tune(problem: Any, some: int | None = None) -> Any:
+    """``problem`` with other inputs and labels in its tune split, in all rows or in ``some`` of them, spread over it."""
     tune = problem.tune
-    other = dataclasses.replace(tune, inputs=tune.inputs.flip(0) * 1.5, labels=tune.labels.roll(1))
+    rows = torch.arange(len(tune)) if some is None else torch.arange(some) * len(tune) // some
+    inputs, labels = tune.inputs.clone(), tune.labels.clone()
+    inputs[rows] *= 1.5
+    labels[rows] = (labels[rows] + 1) % problem.classes
+    other = dataclasses.replace(tune, inputs=inputs, labels=labels)
     return dataclasses.replace(problem, tune=other)

@@ -227,6 +227,11 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
         ),
     },
     "rows that are kept out": {
+        "labels of the tune split": (
+            "splits",
+            [(CE, "ce=cross_entropy(student, problem.tune.labels[batch.index]),")],
+            "it learns on them",
+        ),
         "the tune split beside the batch": (
             "splits",
             [
@@ -322,6 +327,11 @@ CLASSIFIERS: dict[str, dict[str, tuple[str, list[Change], str]]] = {
     },
     "a teacher that does not count": {
         "never asked": ("teacher_matters", [(ASK, ""), (KD, "kd=0.5 * cross_entropy(student, batch.labels),")], "never asked"),
+        "asked for its decision alone": (
+            "used",
+            [(KD, "kd=cross_entropy(student, teacher.argmax(1)),")],
+            "what is checked is not what trains",
+        ),
         "asked and ignored": ("teacher_matters", [(KD, "kd=divergence(student, teacher * 0, temperature=temperature),")], "change nothing"),
         "its table overwritten by the labels": (
             "teacher_matters",
