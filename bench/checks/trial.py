@@ -35,7 +35,7 @@ from distillbench.training.student import Student, tensor_digest
 SHORT = 12  # batches of a short training: the fewest in which every phase of every method has its turn
 FEW = 6  # batches of a training whose every step counts alike
 ROWS = 64  # the most examples in a batch of a short training
-LONG, LONG_ROWS = 400, 32  # the most batches of a long training, and the most examples in one
+LONG, LONG_ROWS = 250, 32  # the most batches of a long training, and the most examples in one
 PLAIN: dict[str, Any] = {
     "optimizer": "sgd",
     "learning_rate": 0.01,

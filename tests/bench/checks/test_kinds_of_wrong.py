@@ -13,6 +13,8 @@ import pytest
 from distillbench.checks import check_method
 from tests.bench.checks.planted import ASK, BODY, CE, FIT, KD, LOSS, ORACLE, STUDENT, TERM, Change, write
 
+pytestmark = pytest.mark.slow  # a second or two each, and many
+
 MODULE = "problem.teacher._module"
 LEARNER: Change = ("from distillbench.training.run import Losses, Run", "from distillbench.training.run import Learner, Losses, Run")
 RUN = "def distill(problem: Classification, run: Run, *, temperature: float) -> Student:\n"

@@ -10,6 +10,8 @@ from distillbench.checks import check_method
 from tests.bench.checks.planted import Change
 from tests.bench.checks.test_objectives import own, plant
 
+pytestmark = pytest.mark.slow  # a second or two each, and many
+
 STATES = "theirs = batch.predicted.take(problem.teacher.states(batch))"
 GKD = "problem.divergence(batch, divergence, beta=beta)"
 PER_ROW = "values.new_zeros(len(batch)).index_add_(0, batch.predicted.rows // batch.ids.shape[1], values) / batch.ids.shape[1]"
