@@ -192,6 +192,8 @@ class Card:
         control: True for a yardstick that every board carries (scratch, teacher, ...); never ranked.
         notes: why a default is what it is, where that was tried on a tune split. What the method achieves here is never written: the
             leaderboard computes it from records (:mod:`distillbench.leaderboard.measured`).
+        frozen: function of the module -> its arguments through which no gradient passes (a consistency target, a fake score), or
+            ``return`` for what it gives. Those that the kind of problem calls frozen need not be named.
     """
 
     slug: str
@@ -210,10 +212,14 @@ class Card:
     control: bool = False
     supersedes: int | None = None
     notes: str = field(default="", metadata=LATER)
+    frozen: dict[str, tuple[str, ...] | list[str]] = field(default_factory=dict, metadata=LATER)
 
     def __post_init__(self) -> None:
         if isinstance(self.passes, bool) or not isinstance(self.passes, int) or not 1 <= self.passes <= MOST_PASSES:
             raise ValueError(f"passes={self.passes!r}: a whole number from 1 to {MOST_PASSES}")
+        for function, held in self.frozen.items():
+            if isinstance(held, str) or not all(isinstance(name, str) for name in held):
+                raise ValueError(f'frozen: {function} has a list of names, as in {{"{function}": ["target"]}}, not {held!r}')
         for name, hyperparameter in self.hyperparameters.items():
             try:
                 hyperparameter.parse(hyperparameter.default)

@@ -61,6 +61,17 @@ class Entry:
         named = ((p, ".".join([self.module, *p.relative_to(folder).with_suffix("").parts])) for p in folder.rglob("*.py"))
         return {name.removesuffix(".__init__"): path for path, name in sorted(named)}
 
+    @property
+    def oracle(self) -> Path | None:
+        """The file of a method's independent test oracle: tests/oracles/<problem>/<slug>.py of its project, or <slug>_oracle.py beside it.
+
+        None where there is none: its values and gradients are then unproven.
+        """
+        places = [self.path.with_name(f"{self.path.stem}_oracle.py")]
+        if len(self.path.parents) > 2:
+            places.insert(0, self.path.parents[2] / "tests" / "oracles" / self.path.parent.name / f"{self.path.stem}.py")
+        return next((place for place in places if place.is_file()), None)
+
     def load(self) -> ModuleType:
         """The imported module. Raises UserError with the reason where the import fails."""
         if self.error:

@@ -7,7 +7,7 @@ and so does a method for which nothing could be checked.
 
 from __future__ import annotations
 
-from distillbench.checks import objective, students, training, yardstick  # noqa: F401  (they fill CHECKS)
+from distillbench.checks import calls, objective, rows, students, teacher, training, watched, yardstick  # noqa: F401  (they fill CHECKS)
 from distillbench.checks.core import CHECKS, Result, Subject, check_method, results
 
 __all__ = ["CHECKS", "Result", "Subject", "check_method", "results"]

@@ -1,4 +1,4 @@
-"""Checks of the pure objectives: shapes, values, gradients, limits. They need no training and no data.
+"""Checks of the pure objectives: shapes, values, gradients, limits. All but one need no training and no data.
 
 What the arguments are comes from the kind of problem (``Problem.examples()``); no kind, argument or method is known here. An
 objective is a loss, or a *target*: what a loss is made of, such as a direction or the probabilities to learn. A target has no
@@ -8,6 +8,7 @@ argument that is trained, or the shape of a sample and no graph; it is asked for
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,10 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillbench.cards.card import Choice, Flag
+from distillbench.cards.card import Choice, Flag, Real
 from distillbench.checks.core import Failed, Objective, Skipped, Subject, Unproven, check
-from distillbench.training.examples import ROWS, Role
+from distillbench.checks.trial import ROWS as TRAINED
+from distillbench.checks.trial import train
+from distillbench.checks.watch import Watch
+from distillbench.imports import refused
+from distillbench.problems.classification.problem import Classification
+from distillbench.training.examples import CLASSES, ROWS, Role
 
+_T, _S = r"(?:\w*_t|teacher|p)\b", r"(?:\w*_s|student|q)\b"
+WAYS = {  # whose distribution a KL divergence starts from -> how equations write it
+    "teacher": (rf"KL\({_T}[^|]*\|\|\s*{_S}", rf"{_T}\S* ?[(\[]\s*log {_T}\S* ?- ?log {_S}"),
+    "student": (rf"KL\({_S}[^|]*\|\|\s*{_T}", rf"{_S}\S* ?[(\[]\s*log {_S}\S* ?- ?log {_T}"),
+}
 Values = Mapping[str, Tensor]
 Array = NDArray[np.float64]
 
@@ -72,6 +83,30 @@ def choices(subject: Subject, objective: Objective) -> Iterator[dict[str, Any]]:
         yield from ({name: option} for option in options if option != default)
 
 
+def elsewhere(subject: Subject, objective: Objective) -> list[dict[str, Any]]:
+    """Its number-valued hyper-parameters at other values within their bounds, at once: where two of them are equal by default, or one
+    is in the middle, what is exchanged would not show."""
+    found = []
+    for up in (True, False):
+        changed: dict[str, Any] = {}
+        for place, (name, default) in enumerate(objective.hyper.items()):
+            spec = subject.card.hyperparameters[name]
+            if isinstance(spec, Real):
+                tries = [default * (1.3 + 0.2 * place if up else 0.7 - 0.1 * (place % 3)), 0.3 + 0.05 * place, 0.7]
+                if fits := [value for value in tries if _allowed(spec, value)]:
+                    changed[name] = fits[0]
+        if changed:
+            found.append(changed)
+    return found
+
+
+def _allowed(spec: Real, value: float) -> bool:
+    try:
+        return spec.parse(value) == value
+    except ValueError:
+        return False
+
+
 @check
 def card(subject: Subject) -> str:
     """The card is complete and points at real functions."""
@@ -97,6 +132,13 @@ def card(subject: Subject) -> str:
 
 
 @check
+def imports(subject: Subject) -> None:
+    """The method's file, and the loose ones that it imports, import no suite, nothing that runs or judges, and no package of data."""
+    if lines := refused(subject.entry.path, subject.entry.module):
+        raise Failed(f"{subject.entry.path.name} {'; '.join(lines[:3])}")
+
+
+@check
 def per_example(subject: Subject) -> None:
     """One value per example: no reduction is hidden inside, and no example sees another."""
     for objective in subject.objectives:
@@ -113,10 +155,11 @@ def per_example(subject: Subject) -> None:
 
 @check
 def oracle_value(subject: Subject) -> str:
-    """The value equals an independent numpy oracle in float64, at every option of the hyper-parameters that have options."""
+    """The value equals an independent numpy oracle in float64, at every option of hyper-parameters, and at other numbers too."""
     worst, points = 0.0, 0
     for objective in subject.objectives:
-        for seed, changed in [*((seed, {}) for seed in range(3)), *((0, c) for c in choices(subject, objective))]:
+        others = [*choices(subject, objective), *elsewhere(subject, objective)]
+        for seed, changed in [*((seed, {}) for seed in range(3)), *((0, c) for c in others)]:
             values = objective.values(seed)
             for ours, theirs in zip(objective(values, **changed), _oracle(subject, objective, values, **changed), strict=True):
                 difference = _difference(ours.detach().numpy(), theirs)
@@ -131,7 +174,7 @@ def oracle_gradient(subject: Subject) -> str:
     """The gradient equals central differences of the numpy oracle in float64; what the oracle calls held does not move."""
     worst = 0.0
     for objective in losses(subject):
-        for changed in ({}, *choices(subject, objective)):
+        for changed in ({}, *choices(subject, objective), *elsewhere(subject, objective)[:1]):
             values = objective.values(11)
             for name, gradient in gradients(objective, values, **changed)[1].items():
                 difference = _difference(gradient.numpy(), _differences(subject, objective, values, name, **changed))
@@ -234,6 +277,39 @@ def zero_at_match(subject: Subject) -> None:
 
 
 @check
+def direction(subject: Subject) -> str:
+    """A KL divergence goes the way that the card's equation writes it: from the teacher's distribution, or from the student's.
+
+    One that starts from the teacher is large where the student is sure of a class that the teacher is not sure of; the other way round
+    it is large where the teacher is sure.
+    """
+    found = []
+    for objective in losses(subject):
+        equation = subject.card.equations.get(objective.name, "")
+        wanted = {way for way, forms in WAYS.items() if any(re.search(form, equation) for form in forms)}
+        if len(wanted) != 1 or not {"student_logits", "teacher_logits"} <= objective.inputs.keys():
+            continue
+        values = objective.values(3)
+        sure = 30 * torch.nn.functional.one_hot(torch.arange(ROWS) % CLASSES, CLASSES).to(values["student_logits"])
+        flat = torch.zeros_like(sure)
+        student, teacher = (
+            sum(float(t.sum()) for t in objective({**values, "student_logits": a, "teacher_logits": b}))
+            for a, b in ((sure, flat), (flat, sure))
+        )
+        if min(student, teacher) < 0 or max(student, teacher) < 2 * min(student, teacher):
+            continue  # no divergence that has a way
+        way = "teacher" if student > teacher else "student"
+        if way not in wanted:
+            raise Failed(
+                f"{objective.name} is a KL divergence from the {way}'s distribution, and the card's equation has it from the other's"
+            )
+        found.append(f"{objective.name} from the {way}'s")
+    if not found:
+        raise Skipped("no equation on the card writes one KL divergence of logits")
+    return ", ".join(found)
+
+
+@check
 def class_padding(subject: Subject) -> None:
     """Classes of probability zero change nothing, and what pads a vocabulary neither: catches a mean over classes."""
     done = 0
@@ -249,6 +325,31 @@ def class_padding(subject: Subject) -> None:
                     raise Failed(
                         f"{objective.name} changes by {worst:.2g} of itself when classes that do not count are added: a mean over classes?"
                     )
+    if not done:
+        raise Skipped("no objective has an argument with a dimension of classes")
+
+
+@check
+def class_order(subject: Subject) -> None:
+    """Classes have no order: renamed in all arguments alike, they change no value. Catches a class that is left out by its number."""
+    done = 0
+    for objective in subject.objectives:
+        moves = {n: x.renamed for n, x in objective.inputs.items() if x.renamed is not None}
+        values = objective.values(7)
+        if (
+            not moves
+            or any(x.draws for x in objective.inputs.values())
+            or any(t.shape[1:] not in ((), (CLASSES,)) for t in objective(values))
+        ):
+            continue
+        done += 1
+        order = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(5))
+        renamed = {n: moves[n](v, order) if n in moves else v for n, v in values.items()}
+        for before, after in zip(objective(values), objective(renamed), strict=True):
+            if not torch.allclose(before[:, order] if before.dim() == 2 else before, after, rtol=1e-8, atol=1e-10):
+                raise Failed(
+                    f"{objective.name} changes when classes change places: is a class left out by its number, or another than the label?"
+                )
     if not done:
         raise Skipped("no objective has an argument with a dimension of classes")
 
@@ -280,9 +381,28 @@ def temperature_scale(subject: Subject) -> str:
         if not 0.8 < ratio < 1.25:
             raise Failed(f"{objective.name}: gradient times {ratio:.2f} when the temperature doubles: is T^2 missing or there twice?")
         ratios.append(ratio)
-    if not ratios:
+    said = [f"{r:.3f}" for r in ratios] + _terms_by_temperature(subject)
+    if not said:
         raise Skipped("no objective has a hyper-parameter called temperature")
-    return f"gradient at T=400 over T=200: {', '.join(f'{r:.3f}' for r in ratios)}"
+    return f"gradient at T=400 over T=200: {', '.join(said)}"
+
+
+def _terms_by_temperature(subject: Subject) -> list[str]:
+    """The same of every term of the losses in a training, where the card's temperature divides logits."""
+    if not issubclass(subject.problem, Classification) or not isinstance(subject.card.hyperparameters.get("temperature"), Real):
+        return []
+    sizes = []
+    for t in (200.0, 400.0):
+        seen = train(subject, rows=TRAINED, closely=True, hyper={"temperature": t}).seen
+        assert isinstance(seen, Watch)
+        sizes.append({key: felt.first for key, felt in seen.felt.items() if felt.first})
+    found = []
+    for key in sizes[0].keys() & sizes[1].keys():
+        ratio = float(sizes[1][key] or 0) / float(sizes[0][key] or 1)
+        if not 0.8 < ratio < 1.25:
+            raise Failed(f"the term {key[1]!r}: gradient times {ratio:.2f} when the temperature doubles: is T^2 missing or there twice?")
+        found.append(f"{key[1]} {ratio:.3f}")
+    return sorted(found)
 
 
 @check

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillbench.checks.core import Failed, Subject, check
-from distillbench.checks.training import ROWS, Trial, first_training, train, updated
+from distillbench.checks.trial import ROWS, Trial, first_training, train, updated
 from distillbench.problems.language_modeling.models import LanguageModel
 from distillbench.training.student import Part, Student
 

@@ -1,219 +1,40 @@
-"""Checks of ``distill`` itself, by short trainings on the problem's analytic track."""
+"""Checks of ``distill`` itself, by short trainings on the problem's analytic track, and by long ones where only the last step may show."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distillbench.cards import registry
-from distillbench.cards.card import Budget
 from distillbench.checks.core import Failed, Skipped, Subject, check
-from distillbench.identity import sha256
+from distillbench.checks.draws import Draws, another_day
+from distillbench.checks.teacher import apart
+from distillbench.checks.trial import (
+    FEW,
+    LONG_ROWS,
+    PLAIN,
+    ROWS,
+    SHORT,
+    first_training,
+    long_training,
+    plain_training,
+    steps,
+    train,
+    updated,
+)
+from distillbench.checks.watch import Killed
 from distillbench.problems.classification.problem import Classification
 from distillbench.problems.language_modeling.problem import LanguageModeling
 from distillbench.problems.language_modeling.texts import TokenBatch
-from distillbench.runs.suite import JudgeContext, TrainContext, suite_of
 from distillbench.training.data import Batch, Batches, Request
-from distillbench.training.learner import Learner
-from distillbench.training.observer import Observer
-from distillbench.training.oracle import ModuleOracle
-from distillbench.training.run import Run
-from distillbench.training.student import Student, tensor_digest
 
-SHORT = 12  # batches of a short training: the fewest in which every phase of every method has its turn
-FEW = 6  # batches of a training whose every step counts alike
-ROWS = 64  # the most examples in a batch of a short training
 WATCHED = 24  # batches of a training in which one example is followed
 DEATHS = (1, SHORT // 2 - 1, SHORT // 2 - 2)  # checkpoints that each process in a row lives to write: after 1, 6 and 10 batches in all
-PLAIN: dict[str, Any] = {
-    "optimizer": "sgd",
-    "learning_rate": 0.01,
-    "momentum": 0.0,
-    "weight_decay": 0.0,
-    "clip": None,
-    "schedule": "constant",
-}
-
-
-class _Killed(BaseException):
-    """Stands for kill -9: nothing after the checkpoint is written."""
-
-
-@dataclasses.dataclass
-class Trial:
-    """One short training: the student, the run, the problem and what the teacher was seen doing.
-
-    Attributes:
-        starts, ends: parameters of every trained network before its first and after its last loop.
-        module: the network that was exported, or None.
-    """
-
-    student: Student
-    run: Run
-    problem: Any
-    rebuild: Callable[[Student], nn.Module | Mapping[str, nn.Module]]
-    teacher_faults: list[str]
-    starts: dict[nn.Module, dict[str, Tensor]]
-    ends: dict[nn.Module, dict[str, Tensor]]
-    exported: Mapping[str, tuple[nn.Module | None, nn.Module | None]]
-
-
-def train(
-    subject: Subject,
-    *,
-    batches: int = SHORT,
-    rows: int | None = None,
-    seeds: Mapping[str, int] | None = None,
-    folder: Path | None = None,
-    kill_at: int | None = None,
-    micro_batches: int = 1,
-    edit: Callable[[Any], Any] | None = None,
-    change: Callable[[Any], Any] | None = None,
-    **training: Any,
-) -> Trial:
-    """Distil once on the subject's track.
-
-    Args:
-        rows: the most examples in a batch, where that is fewer than the track's.
-        kill_at: die when this checkpoint (counted from 1) has been written.
-        edit: the problem -> the problem that the method gets in its place.
-        change: a batch -> the batch that every loss gets in its place.
-        training: fields of the track's :class:`card.Training` to replace.
-    """
-    spec = subject.spec
-    suite = suite_of(registry.find("suite", spec.suite))
-    setting = spec.setting_card
-    rows = min(setting.training.batch_size, rows or setting.training.batch_size)
-    setting = dataclasses.replace(
-        setting,
-        budget=Budget(student_examples=batches * rows),
-        training=dataclasses.replace(setting.training, batch_size=rows, **training),
-    )
-    roles = dict(seeds or spec.seeds)
-    torch.set_num_threads(1)
-    kept = answers() / "cache" if subject.card.problem == "language-modeling" else None
-    problem: Any = suite.problem(TrainContext(spec.setting, setting, roles, cache=kept))
-    frozen = [teacher for teacher in problem.teachers.values() if isinstance(teacher, ModuleOracle)]
-    faults = [_watch(teacher) for teacher in frozen]
-    if edit is not None:
-        problem = edit(problem)
-    seen = _Seen(kill_at, change)
-    run = Run(seeds=roles, budget=setting.budget, training=setting.training, oracles=problem.teachers.values(), folder=folder,
-              checkpoint_seconds=0.0, micro_batches=micro_batches, observer=seen)  # fmt: skip
-    student = subject.module.distill(problem, run, **copy.deepcopy(spec.hyperparameters))
-    if not isinstance(student, Student):
-        raise Failed(f"distill returned {type(student).__name__}; return run.fit(...) or run.export(...)")
-    for teacher, wrong in zip(frozen, faults, strict=True):
-        wrong += _left(teacher)
-    noted = list(dict.fromkeys(fault for wrong in faults for fault in wrong))
-    rebuild = functools.partial(suite.rebuild, ctx=JudgeContext(spec.setting, setting, roles))
-    return Trial(student, run, problem, rebuild, noted, seen.starts, seen.ends, seen.parts)
-
-
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
-
-
-def answers() -> Path:
-    """The store of this process, for as long as it lives: a language model's responses are made once for all methods, as files."""
-    return Path(_folder().name)
-
-
-@functools.lru_cache(maxsize=1)
-def first_training(subject: Subject) -> Trial:
-    """The training that several checks look at, made once. They read it and change nothing."""
-    return train(subject, rows=ROWS)
-
-
-@functools.lru_cache(maxsize=1)
-def plain_training(subject: Subject) -> Trial:
-    """A few steps of plain gradient descent, which several checks compare with, made once. They read it and change nothing."""
-    return train(subject, batches=FEW, **PLAIN)
-
-
-def _left(oracle: ModuleOracle) -> list[str]:
-    """What is wrong with the teacher after a training."""
-    faults = []
-    if tensor_digest(dict(oracle._module.state_dict())) != oracle.digest:
-        faults.append("its weights or buffers were changed")
-    if oracle._module.training:
-        faults.append("it was left in train mode")
-    if any(p.requires_grad or p.grad is not None for p in oracle._module.parameters()):
-        faults.append("a gradient reached its parameters")
-    return faults
-
-
-def _watch(oracle: ModuleOracle) -> list[str]:
-    """Notes what is wrong with any forward pass of the teacher or of a part of it."""
-    faults: list[str] = []
-    parts = set(oracle._module.modules())  # copies carry the hook along, and may be trained
-
-    def hook(module: nn.Module, *_: Any) -> None:
-        graph = torch.is_grad_enabled() and not oracle.differentiable
-        for wrong, note in ((module.training, "it answered in train mode"), (graph, "it was asked with gradients on")):
-            if module in parts and wrong and note not in faults:
-                faults.append(note)
-
-    for part in parts:
-        part.register_forward_pre_hook(hook)
-    return faults
-
-
-class _Seen(Observer):
-    """Notes what loops do to weights, dies in time, and changes batches.
-
-    Of the checkpoints before the one it dies after only the last of each loop is written: it is restored.
-    """
-
-    def __init__(self, kill_at: int | None, change: Callable[[Any], Any] | None) -> None:
-        self.starts: dict[nn.Module, dict[str, Tensor]] = {}
-        self.ends: dict[nn.Module, dict[str, Tensor]] = {}
-        self.parts: Mapping[str, tuple[nn.Module | None, nn.Module | None]] = {}
-        self._kill_at, self._change, self._count = kill_at, change, 0
-
-    def began(self, learners: Sequence[Learner]) -> None:
-        for learner in learners:
-            self.starts.setdefault(learner.module, _weights(learner.module))
-
-    def batch(self, learner: Learner, batch: Any) -> Any:
-        return batch if self._change is None else self._change(batch)
-
-    def ended(self, learners: Sequence[Learner]) -> None:
-        for learner in learners:
-            self.ends[learner.module] = _weights(learner.module)
-
-    def saves(self, step: int, steps: int | None) -> bool:
-        self._count += 1
-        return self._kill_at is None or self._count == self._kill_at or step == steps
-
-    def saved(self, written: bool) -> None:
-        if self._count == self._kill_at:
-            raise _Killed
-
-    def exported(self, parts: Mapping[str, tuple[nn.Module | None, nn.Module | None]]) -> None:
-        self.parts = parts
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().cpu().clone() for name, p in module.named_parameters()}
-
-
-def _digest(trial: Trial) -> str:
-    return sha256(trial.student.to_bytes())
-
-
-def updated(trial: Trial) -> bool:
-    """Whether a loop updated the student."""
-    return trial.run.meter.counts["student_steps"] > 0
 
 
 @check
@@ -230,8 +51,8 @@ def trains(subject: Subject) -> str:
 
 @check
 def teacher_intact(subject: Subject) -> None:
-    """The teacher answers in evaluation mode and without a graph, and leaves as it came."""
-    faults = first_training(subject).teacher_faults
+    """The teacher answers in evaluation mode and without a graph to the last step, and leaves as it came; so do its copies."""
+    faults = first_training(subject).teacher_faults or long_training(subject).teacher_faults
     if faults:
         raise Failed(f"the teacher is to be asked through problem.teacher only: {'; '.join(faults)}")
 
@@ -240,16 +61,30 @@ def teacher_intact(subject: Subject) -> None:
 def seeds(subject: Subject) -> str:
     """The same seeds give the same student bit for bit; another init or data order gives another one."""
     trains = updated(first_training(subject))
-    first, again = plain_training(subject), train(subject, batches=FEW, **PLAIN)
-    if _digest(first) != _digest(again):
+    base = subject.spec.seeds
+    ours, others = Draws(), Draws()
+    first = train(subject, batches=FEW, draws=ours, **PLAIN)
+    again = train(subject, batches=FEW, **PLAIN)
+    if first.digest != again.digest:
         raise Failed("two trainings with the same seeds differ: draw randomness from run.generator(...) or torch's global generator only")
+    with another_day():
+        whole = train(subject, batches=steps(subject), rows=LONG_ROWS, closely=True)
+    if whole.digest != long_training(subject).digest:
+        raise Failed(
+            f"two trainings of {steps(subject)} steps with the same seeds differ, and two of {FEW} do not: what changes on the way?"
+        )
     if not trains:
         return "the same student twice (nothing is trained)"
-    base = subject.spec.seeds
     for role in ("init", "order"):
-        if _digest(train(subject, batches=FEW, seeds={**base, role: base[role] + 1}, **PLAIN)) == _digest(first):
+        if train(subject, batches=FEW, seeds={**base, role: base[role] + 1}, **PLAIN).digest == first.digest:
             raise Failed(f"another seed for {role!r} gives the same student: use problem.student (or new_student) and problem.batches")
-    return "bit-identical; init and order matter"
+    elsewhere = {**base, **{role: base[role] + 1 for role in ("init", "order", "noise")}}
+    train(subject, batches=FEW, seeds=elsewhere, draws=others, **PLAIN)
+    if constant := ours.alike(others):
+        raise Failed(
+            f"{constant} under every seed: a seed of its own; draw from the batch (batch.noise), run.generator(...) or run.seed(...)"
+        )
+    return f"bit-identical, over {steps(subject)} steps too; init and order matter"
 
 
 @check
@@ -263,11 +98,11 @@ def resume(subject: Subject) -> str:
         for life in (*DEATHS, None):
             try:
                 resumed = train(subject, rows=ROWS, folder=Path(name), kill_at=life)
-            except _Killed:
+            except Killed:
                 died += 1
             else:
                 break  # at its end, or with fewer checkpoints than it was to be killed after
-    if _digest(resumed) != _digest(whole):
+    if resumed.digest != whole.digest:
         raise Failed(f"killed {died} times and resumed, the student is another one: is there state outside modules and run.generator?")
     if resumed.run.meter.counts["student_examples"] != whole.run.meter.counts["student_examples"]:
         raise Failed("a resumed run is metered differently")
@@ -283,23 +118,13 @@ def micro_batches(subject: Subject) -> str:
     whole = plain_training(subject)
     if not updated(whole):
         raise Skipped("nothing is trained")
-    apart, moved = _apart(whole, train(subject, batches=FEW, micro_batches=3, **PLAIN))
-    if not apart <= 1e-3 * moved:
+    differ, moved = apart(whole, train(subject, batches=FEW, micro_batches=3, **PLAIN))
+    if not differ <= 1e-3 * moved:
         raise Failed(
-            f"after {FEW} steps in 3 micro-batches the weights are off by {apart / moved if moved else apart:.2g} of the way they went: "
+            f"after {FEW} steps in 3 micro-batches the weights are off by {differ / moved if moved else differ:.2g} of the way they went: "
             "reduce with run.loss, and divide by nothing that is summed over a batch"
         )
-    return f"weights differ by {apart:.1g} after {FEW} steps"
-
-
-def _apart(one: Trial, other: Trial) -> tuple[float, float]:
-    """The largest difference between the weights two trainings came to, and the longest way that one of them went."""
-    apart = moved = 0.0
-    for (module, end), theirs in zip(one.ends.items(), other.ends.values(), strict=True):
-        for name, weight in end.items():
-            moved = max(moved, float((weight - one.starts[module][name]).abs().max()))
-            apart = max(apart, float((weight - theirs[name]).abs().max()))
-    return apart, moved
+    return f"weights differ by {differ:.1g} after {FEW} steps"
 
 
 @check
@@ -318,13 +143,13 @@ def token_padding(subject: Subject) -> str:
     whole = plain_training(subject)
     if not updated(whole):
         raise Skipped("nothing is trained")
-    apart, moved = _apart(whole, train(subject, batches=FEW, change=padded, **PLAIN))
-    if not apart <= 1e-3 * moved:
+    differ, moved = apart(whole, train(subject, batches=FEW, change=padded, **PLAIN))
+    if not differ <= 1e-3 * moved:
         raise Failed(
-            f"with padding around the texts the weights are off by {apart / moved if moved else apart:.2g} of the way they went: "
+            f"with padding around the texts the weights are off by {differ / moved if moved else differ:.2g} of the way they went: "
             "give attention to the networks, and take only what batch.predicted counts"
         )
-    return f"weights differ by {apart:.1g} after {FEW} steps"
+    return f"weights differ by {differ:.1g} after {FEW} steps"
 
 
 @check
@@ -333,8 +158,11 @@ def alignment(subject: Subject) -> str:
 
     One example's label or teacher's answer is changed; the gradient in the inputs shows whom that reaches first. The answer is
     changed in the loss alone, or, where the loss does not ask, also in passes before the training. There it may reach many at
-    once, through a mean over a class, but not one or two others alone.
+    once, through a mean over a class, but not one or two others alone. Of a text the teacher's answer at one token is changed, and the
+    gradient in the student's states shows which token that reaches.
     """
+    if issubclass(subject.problem, LanguageModeling):
+        return _of_tokens(subject)
     seen: list[tuple[Tensor, Tensor]] = []
     train(subject, batches=WATCHED, edit=functools.partial(_altered, seen=seen))
     if all(not _gradient(x).any() for _, x in seen):
@@ -361,6 +189,74 @@ def alignment(subject: Subject) -> str:
     if not found:
         raise Skipped("no one example's label or teacher's answer changes its gradient")
     return f"follows {' and '.join(found)}"
+
+
+def _of_tokens(subject: Subject) -> str:
+    """:func:`alignment` for texts, at the first update that the teacher's answers to its batch move."""
+    plain, other = _Tokens(altered=False), _Tokens(altered=True)
+    for tokens in (plain, other):
+        train(subject, batches=FEW, edit=tokens.edit, change=tokens.begin)
+    for position, ids, before, now, after in zip(plain.positions, plain.ids, plain.slopes, other.ids, other.slopes, strict=False):
+        if ids.shape != now.shape or not torch.equal(ids, now):
+            break  # other texts: the teacher chose or wrote them
+        if before is None or after is None:
+            continue
+        change = (after - before).norm(dim=2).sum(0)
+        if change.max() <= 1e-5 * before.norm(dim=2).sum(0).max():
+            continue
+        moved = (change > 0.1 * change.max()).nonzero().flatten().tolist()
+        if position in moved:
+            return "follows the teacher's answer at a token"
+        raise Failed(
+            f"another answer of the teacher at token {position} moves the student at token {moved[0]} and not at that one: "
+            "are the teacher's distributions shifted?"
+        )
+    raise Skipped("no answer of the teacher at a token changes a gradient there")
+
+
+class _Tokens:
+    """The gradient in the student's states at every loss, with or without another answer of the teacher at one token of all rows.
+
+    Attributes:
+        positions, ids: that token, and the batch's tokens, by loss.  slopes: the gradient (B, T, D); None where the student was not asked.
+    """
+
+    def __init__(self, *, altered: bool) -> None:
+        self.positions: list[int] = []
+        self.ids: list[Tensor] = []
+        self.slopes: list[Tensor | None] = []
+        self._altered, self._open = altered, False
+
+    def begin(self, batch: Any) -> Any:
+        """A loss gets ``batch``."""
+        predicts = batch.response[:, 1:].any(0).nonzero().flatten()
+        self.positions.append(int(predicts[len(predicts) // 2]))
+        self.ids.append(batch.ids)
+        self.slopes.append(None)
+        self._open = True
+        return batch
+
+    def edit(self, problem: Any) -> Any:
+        """Listen to the problem's student and teacher."""
+        problem.student.register_forward_hook(self._listen)
+        if self._altered:
+            problem.teacher._module.register_forward_hook(self._alter)
+        return problem
+
+    def _listen(self, _: nn.Module, inputs: Any, states: Tensor) -> None:
+        if states.requires_grad and self._open:
+            states.register_hook(self._note)
+
+    def _note(self, gradient: Tensor) -> None:
+        self._open = False  # the loss is computed: what the teacher is asked from here on is not about this batch
+        self.slopes[-1] = gradient.clone()
+
+    def _alter(self, _: nn.Module, inputs: Any, states: Tensor) -> Tensor | None:
+        if not self._open or states.dim() != 3 or states.shape[1] <= self.positions[-1]:
+            return None
+        other = states.clone()
+        other[:, self.positions[-1]] = states[:, self.positions[-1]].roll(1, -1)
+        return other
 
 
 def _gradient(inputs: Tensor) -> Tensor:

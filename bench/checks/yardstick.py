@@ -11,9 +11,9 @@ from typing import Any
 
 from distillbench.cards import registry
 from distillbench.cards.card import Metric, SuiteCard
-from distillbench.checks.core import Failed, Skipped, Subject, check
-from distillbench.checks.training import answers
-from distillbench.runs.plan import plan
+from distillbench.checks.core import Failed, Skipped, Subject, Unproven, check
+from distillbench.checks.trial import answers, first_training, train
+from distillbench.runs.plan import RunSpec, plan
 from distillbench.runs.plan import track as find_track
 from distillbench.runs.runner import execute
 from distillbench.runs.store import Store
@@ -47,11 +47,8 @@ SHORT = {
 }
 
 
-def _scores(method: str, track: str, how: Short) -> dict[int, float]:
-    """Seed -> the track's primary metric for ``method``, trained and judged as ``how`` says."""
-    values = {}
-    store = Store(answers())
-    specs = plan(
+def _specs(method: str, track: str, how: Short) -> list[RunSpec]:
+    return plan(
         track,
         [method],
         range(SEEDS),
@@ -60,7 +57,13 @@ def _scores(method: str, track: str, how: Short) -> dict[int, float]:
         training=how.training,
         options=how.options,
     )
-    for spec in specs:
+
+
+def _scores(method: str, track: str, how: Short) -> dict[int, float]:
+    """Seed -> the track's primary metric for ``method``, trained and judged as ``how`` says."""
+    values = {}
+    store = Store(answers())
+    for spec in _specs(method, track, how):
         record = execute(spec, store)
         value = record.value(record.suite.primary)
         if value is None or record.status != "ok":
@@ -134,3 +137,40 @@ def beats_scratch(subject: Subject) -> str:
     if not shown:
         raise Failed(said)
     return said
+
+
+IGNORED = "itself with the teacher's answers to other examples"
+
+
+@check
+def gains(subject: Subject) -> str:
+    """What a short training gains over the suite's strongest controls, and over itself where the teacher speaks of other examples.
+
+    What it does not show to be ahead of is said in one line, and no pass: whoever is not ahead of ``pseudo_label`` has learnt nothing
+    from the teacher but its decisions, and whoever is not ahead of itself under a shuffled teacher nothing of it at all.
+    """
+    short = SHORT.get(subject.card.problem) if subject.own_track else None
+    if subject.card.control or short is None:
+        raise Skipped("a control is a yardstick" if subject.card.control else "only on the analytic track")
+    suite = _suite(subject)
+    metric, ours = suite.metric(), _scores(subject.name, subject.track, short)
+    ahead = {
+        slug: _ahead(ours, _control(slug, subject.track, json.dumps(dataclasses.asdict(short))), metric)
+        for slug in suite.controls
+        if slug == "pseudo_label"
+    }
+    if first_training(subject).asked:
+        ahead[IGNORED] = _ahead(ours, _ignoring(subject, short, metric), metric)
+    said = "; ".join(f"over {name} by {_said(interval)}" for name, interval in ahead.items())
+    if missing := [name for name, interval in ahead.items() if not interval.low > 0]:
+        raise Unproven(f"no gain in {metric.name} is shown over {' nor over '.join(missing)} in {short.examples:,} examples: {said}")
+    return f"{metric.name} {said}"
+
+
+def _ignoring(subject: Subject, how: Short, metric: Metric) -> dict[int, float]:
+    """Seed -> what the method scores where every teacher answers each example with what it says of another one."""
+    values = {}
+    for spec in _specs(subject.name, subject.track, how):
+        trial = train(subject, spec=spec, batches=how.examples // spec.setting_card.training.batch_size, shuffled=True)
+        values[spec.seed] = next(m.value for m in trial.judge(trial.student).measurements if m.metric == metric.name)
+    return values

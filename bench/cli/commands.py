@@ -230,6 +230,8 @@ def check(args: argparse.Namespace) -> int:
     else:
         widths = [len("outcome"), max(map(len, (*CHECKS, "something_checked"))), 0]
         table(rows(), ["outcome", "check", "message"], widths)
+    if unproven := [r.name for r in found if r.outcome == "unproven"]:
+        print(f"distillbench: unproven, which is no pass: {', '.join(unproven)}", file=sys.stderr)
     return 3 if any(r.outcome == "failed" for r in found) else 0
 
 

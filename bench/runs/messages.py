@@ -37,7 +37,7 @@ class Task:
 
     @property
     def loose(self) -> bool:
-        """Whether method or suite is nobody's word but a file's: it shares nothing with other runs that it could write."""
+        """Whether it imports what is nobody's word but a file's."""
         return self.code.method_loose is not None or self.code.suite_loose is not None
 
 

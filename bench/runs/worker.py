@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from distillbench import code
+from distillbench import code, imports
 from distillbench.assets import cache_folder
 from distillbench.cards import registry
 from distillbench.cards.card import Setting
@@ -100,7 +100,7 @@ def _train(connection: Connection, task: Task, accelerator: Accelerator) -> tupl
         setting = task.context.setting
         require(f"{task.suite}/{task.context.name}", setting, accelerator.device.type)
         context = task.context
-        if task.loose:  # its own view of what is kept of the teacher: others must not read what it wrote
+        if found.module is None:  # its own view of what is kept of the teacher: others must not read what it wrote
             os.environ["DISTILLBENCH_CACHE"] = str(_overlay(cache_folder(), task.scratch / "kept"))
             context = dataclasses.replace(context, cache=context.cache and _overlay(context.cache, task.scratch / "cache"))
         problem = suite_of(judge).problem(context)
@@ -121,13 +121,18 @@ def _train(connection: Connection, task: Task, accelerator: Accelerator) -> tupl
             code=task.code.digest,
         )
         made = environment(accelerator, setting)
-        made["confined"] = _confine(task)
+        made["confined"] = _confine(task, shares=found.module is not None)
         own = sum(map(parameters, problem.students.values()))
         send(connection, Message("ready", {"environment": made, "parameters": own}))
-        distill = _distill(found)
+        ours = (found.module or "").startswith("distillbench.")  # held to it by its checks
+        odd = [] if ours else imports.refused(found.path, found.module)
+        imports.watch({str(found.path), *(str(path) for path in task.code.files.values())})
+        distill = None if odd else _distill(found)
         said: dict[str, Any] = {"status": "ok", "reason": None, "over": None}
         content = b""
         try:
+            if distill is None:
+                raise UserError(f"{found.path.name} {odd[0]}")
             student = distill(run.watching(problem, registry.method_card(found)), run, **task.hyperparameters)
             if not isinstance(student, Student):
                 raise UserError(
@@ -156,14 +161,15 @@ def _train(connection: Connection, task: Task, accelerator: Accelerator) -> tupl
         return said, content if said["status"] == "ok" else b""
 
 
-def _confine(task: Task) -> bool:
-    """From here on nothing is written but checkpoints, what is kept of the teacher, and what the method has a folder for."""
+def _confine(task: Task, *, shares: bool) -> bool:
+    """From here on nothing is written but checkpoints, what the method has a folder for, and, where it ``shares`` it, what is kept of the
+    teacher."""
     task.scratch.mkdir(parents=True, exist_ok=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR"):
         os.environ[name] = str(task.scratch)
     tempfile.tempdir = None  # asked for anew
-    caches = [] if task.loose else [folder for folder in (task.context.cache, cache_folder()) if folder is not None]
+    caches = [] if not shares else [folder for folder in (task.context.cache, cache_folder()) if folder is not None]
     for folder in caches:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)

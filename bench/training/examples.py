@@ -55,8 +55,11 @@ class Input:
         draws: whether an objective that takes it is an estimate from one draw, whose value is no divergence whatever else it takes.
         pads: where classes are a dimension of it, the same value with ``PADDING`` more that change nothing; in one way, or in as many
             as a kind's other inputs.
+        renamed: where classes are a dimension of it, or what it says: the same value when class ``order[i]`` is called i.
         extremes: two values far out, for value and gradient in float32; the two are tried in turn.
         given_as: what the objective is handed for the tensor, where that is not the tensor itself.
+        of: who says it, where its name tells: the ``teacher``, or the ``student`` or what learns with it (a fake score). What a method
+            hands over under this name must be from there.
     """
 
     draw: Callable[[Draw], Tensor]
@@ -65,8 +68,10 @@ class Input:
     match: Callable[[Values], Tensor | None] | None = None
     draws: bool = False
     pads: tuple[Callable[[Tensor], Tensor], ...] = ()
+    renamed: Callable[[Tensor, Tensor], Tensor] | None = None
     extremes: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     given_as: Callable[[Tensor], object] | None = None
+    of: Literal["teacher", "student", ""] = ""
 
 
 def like(*names: str, change: Callable[[Tensor], Tensor] = lambda x: x) -> Callable[[Values], Tensor | None]:
@@ -81,6 +86,16 @@ def like(*names: str, change: Callable[[Tensor], Tensor] = lambda x: x) -> Calla
 def widened(value: float) -> Callable[[Tensor], Tensor]:
     """Of ``pads``: ``value`` in the columns of the new classes.   (n, C) -> (n, C + PADDING)."""
     return lambda x: torch.cat([x, x.new_full((len(x), PADDING), value)], 1)
+
+
+def columns(x: Tensor, order: Tensor) -> Tensor:
+    """``renamed``: classes are the second dimension."""
+    return x[:, order]
+
+
+def labels(x: Tensor, order: Tensor) -> Tensor:
+    """``renamed``: classes by number."""
+    return order.argsort()[x]
 
 
 def far(size: float, sign: int = 1) -> Callable[[Tensor], Tensor]:

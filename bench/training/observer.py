@@ -23,6 +23,15 @@ class Observer:
         """The batch that the loss of ``learner`` gets in place of ``batch``."""
         return batch
 
+    def losses(self, learner: Learner, terms: Mapping[str, Tensor]) -> None:
+        """The loss of ``learner`` gave ``terms`` for a part of a batch, with their graph; their gradient is not there yet."""
+
+    def stepping(self, learner: Learner) -> None:
+        """The optimizer of ``learner`` is about to make its step."""
+
+    def stepped(self, learner: Learner, made: int) -> None:
+        """It has, and its averages have not followed yet; ``made`` updates of the learner's loop were before."""
+
     def updated(self, learner: Learner, terms: Mapping[str, Tensor]) -> None:
         """``learner`` made an update: its gradients are still there, ``terms`` are the whole batch's."""
 

@@ -68,7 +68,9 @@ class Updates:
             self._processes.clip(learner.parameters, learner.training.clip)
         if self._watch.left is not None:
             self._watch.before_step()
+        self._observer.stepping(learner)
         learner.step()
+        self._observer.stepped(learner, made)
         if step >= self._watch.next:
             self._watch.stepped(step)
         learner.follow(made)
@@ -106,7 +108,9 @@ class Updates:
         self, reduction: Reduction, learner: Learner, parts: list[Keyed], totals: Mapping[str, int], total: dict[str, Tensor]
     ) -> None:
         for reduction.part, part in enumerate(parts):
-            self._backward(learner, self._terms(learner, part, totals), total)
+            terms = self._terms(learner, part, totals)
+            self._observer.losses(learner, terms)
+            self._backward(learner, terms, total)
 
     def _terms(self, learner: Learner, part: Keyed, totals: Mapping[str, int]) -> Losses:
         key, rows = part

@@ -62,6 +62,7 @@ CARD = Card(
         "Networks without 4-dimensional stages (vision transformers) use the whole stage; the authors take a token of it.",
     ],
     exempt={
+        "teacher_matters": "no teacher is asked: what is learnt beside the labels is made of the student's own answers",
         "micro_batches": "P_y is centred by the mean of the rows seen together",
         "beats_scratch": "no teacher is asked; its gain over scratch is within the noise here, as the results say",
         "per_example": "P_y is centred by the batch's mean of S_y^2, so a row's target depends on the other rows",

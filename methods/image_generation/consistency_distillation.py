@@ -27,6 +27,7 @@ CARD = Card(
         catalogue="consistency_distillation",
     ),
     objective="consistency_loss",
+    frozen={"consistency_loss": ["target"]},
     equations={
         "consistency_loss": "L = d(f_theta(x_t, t), sg f_theta-(x_t', t')),  x_t' one Heun step of the teacher's ODE from x_t to the next "
         "cleaner level t';  d(a, b) = mean (a - b)^2 (l2) or mean |a - b| (l1)",

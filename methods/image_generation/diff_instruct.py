@@ -25,6 +25,7 @@ CARD = Card(
         catalogue="diff_instruct",
     ),
     objective="instruct_loss",
+    frozen={"instruct_loss": ["real_denoised", "fake_denoised"]},
     equations={
         "instruct_loss": "L = sum sg(f_psi - f_phi) x,  dL/dx = f_psi - f_phi = sigma^2 (s_psi - s_phi) at x + sigma eps,  x = G(z); "
         "phi is the teacher, psi the fake score",

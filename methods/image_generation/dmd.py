@@ -26,6 +26,7 @@ CARD = Card(
         catalogue="dmd",
     ),
     objective=("matching_gradient", "surrogate_loss"),
+    frozen={"matching_gradient": ["real_denoised", "fake_denoised", "return"], "surrogate_loss": ["gradient"]},
     equations={
         "matching_gradient": "g = (mu_fake(x_t, t) - mu_real(x_t, t)) / mean |x - mu_real(x_t, t)|,  x_t = x + sigma_t eps,  x = G(z)",
         "surrogate_loss": "L_dm = 1/2 mean (x - sg(x - g))^2, dL/dx = g / numel(x);   L_G = L_dm + lambda_reg mean (G(z_ref) - y_ref)^2",

@@ -29,6 +29,7 @@ CARD = Card(
         row=23,
     ),
     objective=("matching_gradient", "surrogate_loss", "logistic_generator_loss", "logistic_critic_loss"),
+    frozen={"matching_gradient": ["real_denoised", "fake_denoised", "return"], "surrogate_loss": ["gradient"]},
     equations={
         "matching_gradient": "g = (mu_fake(x_t, t) - mu_real(x_t, t)) / mean |x - mu_real(x_t, t)|,  x_t = x + sigma_t eps,  x = G(z)",
         "surrogate_loss": "L_dm = 1/2 mean (x - sg(x - g))^2;   L_G = L_dm + lam_G softplus(-D(x_t'))",

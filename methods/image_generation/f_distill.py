@@ -31,6 +31,7 @@ CARD = Card(
         row=12,
     ),
     objective=("ratio_weight", "f_distill_loss", "logistic_generator_loss"),
+    frozen={"f_distill_loss": ["real_denoised", "fake_denoised", "weight"], "ratio_weight": ["return"]},
     equations={
         "density_ratio": "r = clamp(exp(mean over heads of D(x_t)), low, high), the teacher's density over the student's",
         "level_means": "m_bin <- decay m_bin + (1 - decay) mean of r over the batch's rows in that bin of noise levels;  r <- r / m_bin",

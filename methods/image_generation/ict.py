@@ -28,6 +28,7 @@ CARD = Card(
         row=37,
     ),
     objective="ict_loss",
+    frozen={"ict_loss": ["target"]},
     equations={
         "ict_loss": "L = d(f_theta(x_0 + s' z, s'), sg f_theta(x_0 + s z, s)) / (s' - s),  d(a, b) = sqrt(|a - b|^2 + c^2) - c",
         "level_probabilities": "p(i) ~ erf((ln s_{i+1} - m) / (sqrt 2 std)) - erf((ln s_i - m) / (sqrt 2 std))",
@@ -61,6 +62,7 @@ CARD = Card(
         "Further steps, where a track allows them, are placed evenly on Karras' schedule; the paper's second one is at 0.821.",
         "No code of the authors is known to be published: the constants are the paper's, and the tests compare with closed forms.",
     ],
+    exempt={"teacher_matters": "consistency training: no teacher is asked, as in the paper"},
     notes="From scratch 400 steps are far too few: fd_digits_cnn 50 on the tune split of digits, 66 with s1=80, 31 with rate=3 and "
     "huber=0.05. From the teacher's weights it is 9.0.",
 )

@@ -28,6 +28,7 @@ CARD = Card(
         catalogue="progressive_distillation",
     ),
     objective="progressive_loss",
+    frozen={"progressive_loss": ["target"]},
     equations={
         "two_step_target": "D* = (x'' - (s''/s) x) / (1 - s''/s),  x'' after two Euler steps of the teacher from s over s' to s''",
         "progressive_loss": "L = w(s) mean (D_theta(x, s) - D*)^2,  SNR = 1/s^2;  w = max(SNR, 1) (truncated), SNR + 1, SNR or 1",

@@ -28,6 +28,11 @@ CARD = Card(
         row=166,
     ),
     objective=("scm_loss", "regulariser_gradient", "regulariser"),
+    frozen={
+        "scm_loss": ["tangent"],
+        "regulariser_gradient": ["real_denoised", "fake_denoised", "return"],
+        "regulariser": ["gradient"],
+    },
     equations={
         "scm_loss": "L_sCM = mean (F - sg(F) - g / (|g| + c))^2,  g = cos(t) df/dt along the teacher's flow, by one JVP",
         "regulariser_gradient": "h = (x0_fake(x_t, t) - x0_teacher(x_t, t)) / mean |x - x0_teacher|,  x_t = x + sigma_t eps,  x = G(z)",

@@ -33,6 +33,7 @@ CARD = Card(
         row=48,
     ),
     objective=("weighted_scm_loss", "critic_loss", "generator_loss"),
+    frozen={"weighted_scm_loss": ["tangent"]},
     equations={
         "weighted_scm_loss": "L_sCM = mean [ w exp(-v(t)) (F - sg(F) - g / (|g| + c))^2 ] + v(t),  w = 1 / (d tan t) = 1 / sigma,  "
         "g = cos(t) df/dt along the teacher's flow, by one JVP",

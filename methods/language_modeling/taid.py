@@ -29,6 +29,7 @@ CARD = Card(
         row=67,
     ),
     objective="taid_loss",
+    frozen={"interpolated": ["return"]},
     equations={
         "interpolated": "p_t = softmax((1 - t) sg(z_student) + t z_teacher)",
         "taid_loss": "J = (1/N) sum over response tokens KL(p_t || q)",

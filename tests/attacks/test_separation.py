@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
@@ -34,13 +35,15 @@ ATTACKS = {
     "leaves": "os._exit(0)",
     "killed": "os.kill(os.getpid(), signal.SIGSEGV)",
     "exits": "sys.exit(0)",
-    # The judge as the worker's process has it, if it has one: in whatever module it lies.
+    # Whatever evaluates, wherever it lies.
     "judge": """
-for module in list(sys.modules.values()):
+from types import ModuleType
+for module in [m for m in gc.get_objects() if isinstance(m, ModuleType)]:
     for thing in list(vars(module).values()) if getattr(module, "__name__", "").startswith("distillbench") else ():
         if hasattr(type(thing), "evaluate") and not isinstance(thing, type):
-            from distillbench.runs.record import Measurement
-            type(thing).evaluate = lambda *a: type("J", (), {"measurements": [Measurement.mean("top1", [1.0])], "artifacts": {}})
+            type(thing).evaluate = lambda *a: type("J", (), {"measurements": [], "artifacts": {}})
+        if isinstance(thing, type) and thing.__name__ == "Measurement":
+            thing.mean = staticmethod(lambda name, values: thing(name, 1.0, 1))
 return run.export(problem.student)
 """,
     "globals": """
@@ -79,19 +82,23 @@ return fit()
 """,
     "noisy": "print('[]')\nos.write(1, b'[]')\nreturn fit()",
 }
+# Those that import what knows the rows of the test split, one way or another.
+IMPORTS = {
+    "suite": "from distillbench.suites.image_classification.digits import load\nreturn fit()",
+    "data": "from sklearn.datasets import load_digits\nreturn fit()",
+    "modules": "sys.modules['distillbench.suites.image_classification.digits'].load()\nreturn fit()",
+    "computed": "suite = __builtins__['__imp' + 'ort__']('.'.join(['distillbench', 'suites', 'image_classification']))\nreturn fit()",
+}
 # Those that the system must hold back.
 OUTSIDE = {
     "forges": """
-from pathlib import Path
+from pathlib import Path  # its own folder lies in the store
 folder = next(p for p in Path(run._checkpoints.folder).parents if (p / "records").is_dir())
 theirs = folder / "records" / "image-classification" / "digits-tiny" / "kd"
 theirs.mkdir(parents=True, exist_ok=True)
 (theirs / "forged.record").write_text("{}")
 """,
-    "tampers": """
-import distillbench
-open(distillbench.__file__, "a").write("")
-""",
+    "tampers": "open(kl_divergence.__code__.co_filename, 'a').write('')",
     "signals": "os.kill(os.getppid(), signal.SIGKILL)",
     "peeks": "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
 }
@@ -102,7 +109,7 @@ def outcome(tmp_path_factory):
     """All attacks, then kd, in one lane: records by slug, and the store."""
     folder = tmp_path_factory.mktemp("attacks")
     paths = []
-    for slug, body in {**ATTACKS, **OUTSIDE}.items():
+    for slug, body in {**ATTACKS, **IMPORTS, **OUTSIDE}.items():
         paths.append(folder / f"{slug}.py")
         paths[-1].write_text(HEAD.format(slug=slug, body="\n".join(f"    {line}" for line in body.strip("\n").splitlines())))
     budget = {"student_examples": 640}
@@ -121,7 +128,7 @@ def test_every_attack_leaves_one_record_and_the_store_has_no_other(outcome):
     done, _, store = outcome
     assert all(isinstance(record, Record) for record in done.values()), done
     records, bad = read_records(store.root / "records")
-    assert bad == [] and sorted(r.slug for r in records) == sorted([*ATTACKS, *OUTSIDE, "kd"])
+    assert bad == [] and sorted(r.slug for r in records) == sorted([*ATTACKS, *IMPORTS, *OUTSIDE, "kd"])
 
 
 def test_the_honest_method_after_them_is_as_if_it_were_alone(outcome):
@@ -162,6 +169,13 @@ def test_what_it_left_running_is_gone(outcome):
 
 def test_neither_the_judges_seed_nor_its_rows_are_in_the_worker(outcome):
     assert outcome[0]["looks"].status == "ok", outcome[0]["looks"].reason
+
+
+@pytest.mark.parametrize("slug", IMPORTS)
+def test_what_knows_the_judged_rows_is_not_imported(outcome, slug):
+    record = outcome[0][slug]
+    assert record.status == "failed" and record.student is None
+    assert re.search(r"imports (distillbench\.suites|sklearn\.datasets)|reads sys\.modules", record.reason), record.reason
 
 
 @confined

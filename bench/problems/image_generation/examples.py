@@ -31,8 +31,10 @@ EXAMPLES: Mapping[str, Input] = {
     # (B, ...), with a graph to the network that learns: a generator's sample, a denoiser's x_0 estimate, another output, sCM's F
     **{name: Input(_samples, extremes=_OUT) for name in ("generated", "denoised", "output", "velocity")},
     # (B, ...), x_0 estimates of teacher and fake score at noisy samples: what the objective holds, and what it lets the gradient through
-    **{name: Input(_samples, "frozen", extremes=_FLIPPED) for name in ("real_denoised", "fake_denoised")},
-    **{name: Input(_samples, extremes=_FLIPPED) for name in ("real_answer", "fake_answer")},
+    "real_denoised": Input(_samples, "frozen", extremes=_FLIPPED, of="teacher"),
+    "fake_denoised": Input(_samples, "frozen", extremes=_FLIPPED, of="student"),
+    "real_answer": Input(_samples, extremes=_FLIPPED, of="teacher"),
+    "fake_answer": Input(_samples, extremes=_FLIPPED, of="student"),
     # (B, ...) to regress onto: another network's answer, or a sample
     "target": Input(_samples, "frozen", match=like("output", "denoised"), extremes=_FLIPPED),
     "clean": Input(_samples, "frozen", match=like("denoised"), extremes=_FLIPPED),

@@ -18,6 +18,21 @@ def divergence(student_logits, teacher_logits, *, temperature):
     return temperature**2 * (np.exp(t) * (t - s)).sum(1)
 """
 TRAINING = {"trains", "token_padding", "teacher_intact", "seeds", "resume", "micro_batches", "alignment", "export"}
+LONG = {
+    "data_intact",
+    "updates",
+    "terms",
+    "averages",
+    "memory",
+    "teacher_matters",
+    "no_memory",
+    "arguments",
+    "used",
+    "held",
+    "gains",
+    "splits",
+    "fresh_answers",
+}
 
 # What the bugs replace in the clean method.
 TERM = "(teacher.exp() * (teacher - student)).sum(1)"

@@ -9,7 +9,7 @@ import pytest
 
 from distillbench.checks import CHECKS, check_method
 from distillbench.cli import main as cli
-from tests.bench.checks.planted import BODY, FIT, KD, TERM, TRAINING, Change, failures, write
+from tests.bench.checks.planted import BODY, FIT, KD, LONG, TERM, TRAINING, Change, failures, write
 
 # --- bugs of the card -------------------------------------------------------------------------------------------------
 
@@ -58,9 +58,16 @@ def test_exemption_of_no_check(tmp_path: Path) -> None:
 
 def test_nothing_checked(tmp_path: Path) -> None:
     control = ('    objective="divergence",\n', "    control=True,\n")
-    method = write(tmp_path, control, exempting(**dict.fromkeys(sorted(TRAINING), "no")), (FIT, "    raise ValueError\n"))
+    method = write(
+        tmp_path,
+        control,
+        exempting(
+            **dict.fromkeys(sorted(TRAINING | LONG - {"teacher_matters", "arguments", "used", "held", "gains", "fresh_answers"}), "no")
+        ),
+        (FIT, "    raise ValueError\n"),
+    )
     results = check_method(method)
-    assert {r.outcome for r in results if r.name not in ("card", "something_checked")} == {"skipped", "exempt"}
+    assert {r.outcome for r in results if r.name not in ("card", "imports", "something_checked")} == {"skipped", "exempt"}
     assert [r.name for r in results if r.outcome == "failed"] == ["something_checked"]
 
 
@@ -73,6 +80,20 @@ def test_command_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [r["check"] for r in rows] == list(CHECKS)
     assert {r["outcome"] for r in rows} == {"passed", "skipped", "unproven"}  # it has no oracle, which is no failure
     assert all(set(r) == {"check", "outcome", "message"} for r in rows)
+
+
+def test_command_says_what_is_unproven(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(CHECKS):
+        if name not in ("oracle_value", "card"):
+            monkeypatch.delitem(CHECKS, name)
+    assert cli.main(["check", write(tmp_path)]) == 3  # nothing else could be checked
+    assert capsys.readouterr().err.splitlines()[-1] == "distillbench: unproven, which is no pass: oracle_value"
+
+
+def test_frozen_names_are_there(tmp_path: Path) -> None:
+    for said, message in (("divergense", "not a function of the module"), ("divergence", "does not take")):
+        held = ('    claims=[Beats("kd")],\n', f'    claims=[Beats("kd")],\n    frozen={{"{said}": ["teacher_logit"]}},\n')
+        assert message in failures(write(tmp_path, held), {"held"})["held"]
 
 
 def test_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

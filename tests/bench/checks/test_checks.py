@@ -8,9 +8,28 @@ import pytest
 
 from distillbench.checks import CHECKS, check_method
 from distillbench.cli import main as cli
-from tests.bench.checks.planted import ASK, BODY, CE, FIRST_LINE, FIT, KD, LOSS, ORACLE, STUDENT, TERM, TRAINING, Change, failures, write
+from tests.bench.checks.planted import (
+    ASK,
+    BODY,
+    CE,
+    FIRST_LINE,
+    FIT,
+    KD,
+    LONG,
+    LOSS,
+    ORACLE,
+    STUDENT,
+    TERM,
+    TRAINING,
+    Change,
+    failures,
+    write,
+)
 
 # --- the clean method ---------------------------------------------------------------------------------------------
+
+
+SKIPPED = {"hyperparameter_bounds", "token_padding", "averages"}
 
 
 def test_skeleton_passes_everything_but_the_card(tmp_path: Path) -> None:
@@ -18,14 +37,15 @@ def test_skeleton_passes_everything_but_the_card(tmp_path: Path) -> None:
     results = {r.name: r for r in check_method(str(tmp_path / "fresh.py"))}
     assert {n for n, r in results.items() if r.outcome == "failed"} == {"card"}
     assert "TODO" in results["card"].message
-    assert {n for n, r in results.items() if r.outcome == "skipped"} == {"hyperparameter_bounds", "token_padding"}
-    assert {n for n, r in results.items() if r.outcome == "unproven"} == {"oracle_value", "oracle_gradient"}
+    assert {n for n, r in results.items() if r.outcome == "skipped"} == SKIPPED
+    assert {n for n, r in results.items() if r.outcome == "unproven"} == {"oracle_value", "oracle_gradient", "gains"}
+    assert "no gain in top1 is shown over pseudo_label" in results["gains"].message
     assert "write fresh_oracle.py beside the method" in results["oracle_value"].message
 
 
 def test_clean_method_with_an_oracle_passes(tmp_path: Path) -> None:
     results = check_method(write(tmp_path, oracle=ORACLE))
-    assert {r.name for r in results if r.outcome != "passed"} == {"hyperparameter_bounds", "token_padding"}
+    assert {r.name: r.outcome for r in results if r.outcome != "passed"} == {**dict.fromkeys(SKIPPED, "skipped"), "gains": "unproven"}
     assert {r.name for r in results} == set(CHECKS)
 
 
@@ -77,7 +97,7 @@ OBJECTIVE: dict[str, tuple[list[Change], set[str], str]] = {
 @pytest.mark.parametrize("bug", OBJECTIVE)
 def test_objective(tmp_path: Path, bug: str) -> None:
     changes, expected, message = OBJECTIVE[bug]
-    failed = failures(write(tmp_path, *changes), set(CHECKS) - TRAINING - {"beats_scratch"})
+    failed = failures(write(tmp_path, *changes), set(CHECKS) - TRAINING - LONG - {"beats_scratch"})
     assert expected <= set(failed)
     assert any(message in failed[c] for c in expected), failed
 
@@ -247,7 +267,7 @@ TRAINED: dict[str, tuple[list[Change], set[str], str]] = {
             ),
             (ASK, "        teacher = table[batch.index]\n"),
         ],
-        {"alignment"},
+        {"alignment", "seeds"},
         "another answer of the teacher",
     ),
     "teacher's rows matched by step": (
@@ -384,5 +404,5 @@ def test_beats_scratch(tmp_path: Path) -> None:
 
 def test_a_crash_is_a_failed_check(tmp_path: Path) -> None:
     failed = failures(write(tmp_path, (STUDENT, f"{STUDENT}        raise ZeroDivisionError('planted')\n")))
-    assert set(failed) == TRAINING
+    assert set(failed) == TRAINING | LONG | {"temperature_scale"}
     assert all("ZeroDivisionError: planted" in m for m in failed.values())
