@@ -71,17 +71,17 @@ def source(name: str) -> Path | None:
     if top in sys.stdlib_module_names:
         return None
     path = None if _library(top) else _file(_spec(name))
-    return None if path is None or (top not in _plugins() and _installed(path)) else path
+    return None if path is None or (top not in _plugins() and installed(path)) else path
 
 
 @functools.cache
 def _library(top: str) -> bool:
     """Whether a top-level package is an installed one that brings nothing of ours; looked up once, since most imports are of these."""
     path = _file(_spec(top))
-    return path is not None and top not in _plugins() and _installed(path)
+    return path is not None and top not in _plugins() and installed(path)
 
 
-def _installed(path: Path) -> bool:
+def installed(path: Path) -> bool:
     """Whether a file came with Python or was put there by an installer, in this environment or in one that it looks into."""
     return bool({"site-packages", "dist-packages"} & set(path.parts)) or any(path.is_relative_to(place) for place in INSTALLED)
 
@@ -293,7 +293,7 @@ def unplanned(before: frozenset[str], planned: frozenset[Path]) -> dict[str, Pat
         if not isinstance(origin, str) or (name.partition(".")[0] == ROOT and name.split(".")[1:2] not in (["methods"], ["suites"])):
             continue
         path = Path(origin).resolve()
-        if path not in planned and (name.partition(".")[0] in _plugins() or not _installed(path)):
+        if path not in planned and (name.partition(".")[0] in _plugins() or not installed(path)):
             found[name] = path
     return found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from distillbench.errors import UserError, unknown
 from distillbench.files import write_atomic
+from distillbench.leaderboard import trust
 from distillbench.leaderboard.picture import picture
 from distillbench.leaderboard.table import Board, boards, by_metric
 from distillbench.runs.record import read_records
@@ -45,6 +46,7 @@ def load(folders: Sequence[Path], say: Callable[[str], None]) -> list[Board]:
     given = list(folders) or ([PUBLISHED] if PUBLISHED.is_dir() else [])
     records, unreadable = read_records(*given)
     found, unfit = boards(records)
+    found = trust.marked(found, trust.read(given))
     bad = unreadable + unfit
     for line in bad:
         say(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from distillbench.cards.card import SLUG, Beats, Card, Gains, Hyperparameter, Metric, Reported, Setting, SuiteCard
@@ -43,3 +44,9 @@ def method_of(record: Record) -> Card:
 def _typed(value: Any, **types: type) -> bool:
     """Whether the named fields have their types: a record from outside is checked before a page relies on it."""
     return all(isinstance(value.get(n) if isinstance(value, dict) else getattr(value, n), t) for n, t in types.items())
+
+
+def unproven(card: Card, records: Iterable[Record]) -> tuple[str, ...]:
+    """What the row of a method says whose objective is tested against nothing independent; empty where it is, or where nobody knows."""
+    missing = card.objective is not None and any(r.code.get("oracle", "") is None for r in records)
+    return ("unproven: its objective has no independent oracle",) if missing else ()

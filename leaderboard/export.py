@@ -17,7 +17,7 @@ NOTHING = Interval(math.nan, math.nan, math.nan)
 def frame(board: Board) -> pd.DataFrame:
     """The board as a table, one line per row in the board's order, numbers at full precision and NaN where there is none.
 
-    Columns: rank (Int64), method, control, status, seeds (scored), seeds_of (run by any row), score, low, high (in the unit
+    Columns: rank (Int64), method, control, status, trust, seeds (scored), seeds_of (run by any row), score, low, high (in the unit
     of the board's metric), gap_closed, gap_low, gap_high (ratios), gap_reason, ``cost.<meter>`` (means over seeds),
     ``metrics.<name>`` with ``.low`` and ``.high``, tune_trials, reason, version, distribution (empty for
     a loose file), hyperparameters (JSON).
@@ -33,6 +33,7 @@ def _cells(board: Board, row: Row) -> dict[str, Any]:
         "method": row.name,
         "control": row.control,
         "status": row.status,
+        "trust": row.trust,
         "seeds": len(row.scores.get(board.metric.name, {})),
         "seeds_of": len(board.seeds),
         "score": score.estimate,

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from distillbench.cards.card import Card, Metric, Setting, SuiteCard
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
-from distillbench.leaderboard.cards import method_of, suite_of
+from distillbench.leaderboard.cards import method_of, suite_of, unproven
 from distillbench.leaderboard.twins import Twins, repeated, twins
 from distillbench.leaderboard.versions import JOINED, Rise, behind, differences, lifted, unversioned, versions
 from distillbench.runs.identities import arena_of
@@ -74,6 +74,7 @@ class Row:
         digests: of the code of the scored runs, as a record keeps them.
         sources: module -> text of the method, and of loose modules, of its newest run.
         marks: what a metric's ``below`` says of its mean over seeds, and where machines differed between seeds.
+        records: digests of the scored ones.  trust: the least of their levels (:mod:`.trust`).
         rank: 1 + how many are significantly better, or None where not ranked (controls, over budget, under two seeds).
         gap: gap closed as a ratio (1 is the teacher's level), or None with the reason in ``gap_reason``.
     """
@@ -98,6 +99,8 @@ class Row:
     created: str
     picture: str | None = None
     marks: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
+    trust: str = "self-reported"
     older: str = ""
     rank: int | None = None
     gap: Interval | None = None
@@ -358,6 +361,7 @@ def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]
         sources={str(name): str(text) for name, text in sorted(records[-1].sources.items())},
         created=max(r.created for r in records),
         picture=next((r.picture for r in chosen if r.picture), None),
+        records=tuple(str(r.digest) for r in chosen),
         marks=(
             *(
                 f"{m.below[1]} ({m.name} {intervals[m.name].estimate:.3g})"
@@ -365,6 +369,7 @@ def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]
                 if m.below and m.name in intervals and intervals[m.name].estimate < m.below[0]
             ),
             *same.mark(chosen),
+            *unproven(card, chosen),
             *_mixed(chosen),
         ),
     )

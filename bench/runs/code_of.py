@@ -24,6 +24,8 @@ class CodeOf:
         loose: those modules and settings, name -> SHA-256 of the bytes.
         files: the method's own file, and those of loose modules whose text no package and no commit gives again.
         planned: every file that may be imported.
+        oracle: as ``oracle``, the SHA-256 of the independent oracle that the method's objective is tested against, None where there is
+            none (it is unproven); empty where nobody can tell here: installed packages come without their tests.
 
     Two are equal where a run of either gives the same: comments and docstrings of vouched modules may differ.
     """
@@ -35,10 +37,11 @@ class CodeOf:
     loose: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     planned: frozenset[Path] = frozenset()
+    oracle: dict[str, str | None] = field(default_factory=dict)
 
     def kept(self) -> dict[str, Any]:
         """What a record keeps of it."""
-        return {"digest": self.digest, "fingerprint": self.fingerprint, "loose": self.loose}
+        return {"digest": self.digest, "fingerprint": self.fingerprint, "loose": self.loose, **self.oracle}
 
     def sources(self) -> dict[str, str]:
         """What a record keeps to be read: the text of :attr:`files`."""
@@ -63,6 +66,7 @@ def code_of(method: Entry, suite: Entry, setting: str) -> CodeOf:
             if name in method.modules() or (name in loose and not code.recoverable(name, path))
         },
         planned=frozenset(both.values()),
+        oracle={} if code.installed(method.path) else {"oracle": sha256(code.text(method.oracle)) if method.oracle is not None else None},
     )
 
 

@@ -85,7 +85,8 @@ class Record:
         setting_name: what the suite calls the setting.
         cards: ``method`` and ``suite`` (at that setting) as they were, as plain data: the prose.
         code: ``digest`` of the abstract syntax of method, suite and all they import; ``fingerprint`` of those that held it to its
-            versions, or None; ``loose``: module -> SHA-256 of the bytes of those whose versions are nobody's word.
+            versions, or None; ``loose``: module -> SHA-256 of the bytes of those whose versions are nobody's word; ``oracle``: see
+            :class:`.code_of.CodeOf`.
         sources: the text of the method's own file, and of the loose modules that no package and no commit gives again: module -> text.
             Records made before these were kept have none.
         cost: ``total`` and ``phases`` (name -> the same meters): student_examples, student_steps, teacher_examples (asked),
