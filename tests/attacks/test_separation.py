@@ -70,6 +70,9 @@ return fit()
 assert "evaluation" not in run.seeds
 large = [t.shape for t in gc.get_objects() if isinstance(t, torch.Tensor) and len(t.shape) and t.shape[0] in (400, 1797)]
 assert not large, large
+shown = problem.train.labels  # where one is hidden, the teacher's decision; no other list of classes is left
+lists = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == shown.shape and t.dtype == shown.dtype]
+assert not [t for t in lists if int(t.max()) < 10 and not torch.equal(t, shown)]
 frame, seen = sys._getframe(), []
 while frame is not None:
     for value in frame.f_locals.values():
@@ -98,6 +101,14 @@ theirs = folder / "records" / "image-classification" / "digits-tiny" / "kd"
 theirs.mkdir(parents=True, exist_ok=True)
 (theirs / "forged.record").write_text("{}")
 """,
+    # Another method's answers of the teacher.
+    "poisons": """
+from pathlib import Path
+tables = list(Path(problem.teacher._cache).rglob("*.table"))
+assert tables
+for table in tables:
+    table.write_bytes(b"x")
+""",
     "tampers": "open(kl_divergence.__code__.co_filename, 'a').write('')",
     "signals": "os.kill(os.getppid(), signal.SIGKILL)",
     "peeks": "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
@@ -113,7 +124,7 @@ def outcome(tmp_path_factory):
         paths.append(folder / f"{slug}.py")
         paths[-1].write_text(HEAD.format(slug=slug, body="\n".join(f"    {line}" for line in body.strip("\n").splitlines())))
     budget = {"student_examples": 640}
-    specs = plan(TRACK, [*map(str, paths), "kd"], [0], controls=False, budget=budget)
+    specs = plan(TRACK, ["nkd", *map(str, paths), "kd"], [0], controls=False, budget=budget)
     store = Store(folder / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lanes, "START", "spawn")
@@ -128,13 +139,14 @@ def test_every_attack_leaves_one_record_and_the_store_has_no_other(outcome):
     done, _, store = outcome
     assert all(isinstance(record, Record) for record in done.values()), done
     records, bad = read_records(store.root / "records")
-    assert bad == [] and sorted(r.slug for r in records) == sorted([*ATTACKS, *IMPORTS, *OUTSIDE, "kd"])
+    assert bad == [] and sorted(r.slug for r in records) == sorted([*ATTACKS, *IMPORTS, *OUTSIDE, "nkd", "kd"])
 
 
 def test_the_honest_method_after_them_is_as_if_it_were_alone(outcome):
     done, kd, _ = outcome
     assert done["kd"].status == "ok" and done["kd"].student == kd.student and done["kd"].measurements == kd.measurements
     assert done["kd"].trace == kd.trace
+    assert done["kd"].cost["total"]["teacher_forwards"] == 0  # what the honest method before them left is there
 
 
 @pytest.mark.parametrize(
