@@ -51,8 +51,9 @@ def load(sha: str | None = None) -> tuple[Tensor, Tensor]:
         raise UserError("the digits come with scikit-learn: pip install 'distillbench[train]'") from error
     if sha is not None and sha256(blob) != sha:
         raise UserError("scikit-learn carries other digits than this setting pins; install another release of scikit-learn")
-    rows = torch.from_numpy(np.loadtxt(io.BytesIO(gzip.decompress(blob)), delimiter=",", dtype=np.float32))
-    return rows[:, :-1].reshape(-1, 1, 8, 8) / 8 - 1, rows[:, -1].long()
+    rows = np.loadtxt(io.BytesIO(gzip.decompress(blob)), delimiter=",")
+    images = torch.tensor(rows[:, :-1], dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    return images, torch.tensor(rows[:, -1], dtype=torch.int64)
 
 
 def partition() -> dict[str, Tensor]:

@@ -392,7 +392,7 @@ def test_a_kind_from_elsewhere_says_itself_what_its_objectives_take(tmp_path: Pa
     path.write_text(OUTSIDE)
     oracle.write_text(ITS_ORACLE)
     outcomes = {r.name: r.outcome for r in check_method(str(path), only=OBJECTIVE)}
-    cannot = {"class_padding", "class_order", "temperature_scale", "hyperparameter_bounds", "extreme_inputs"}
+    cannot = {"class_padding", "class_order", "temperature_scale", "hyperparameter_bounds", "extreme_inputs", "direction"}
     assert {n for n, o in outcomes.items() if o == "passed"} == set(OBJECTIVE) - cannot
     path.write_text(OUTSIDE.replace("(edges - wanted_edges.detach())", "(edges - wanted_edges)"))
     assert set(failures(str(path))) == {"frozen_arguments"}

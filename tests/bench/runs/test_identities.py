@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 
 import pytest
@@ -117,7 +118,8 @@ def test_an_import_that_was_not_planned_fails_the_run_every_time(tmp_path, monke
     for _ in range(2):  # the first run's import is not forgotten by the second
         record = execute(spec_of(path), Store(tmp_path / "s"))
         assert record.status == "failed" and record.measurements == ()
-        assert "imported hidden_helper" in record.reason and "write the import as a statement" in record.reason
+        said = "calls exec" if how.startswith("exec") else "imported hidden_helper"
+        assert said in record.reason and re.search("write (the import as a|an import) statement", record.reason)
 
 
 def test_a_helper_that_another_method_imported_by_right_is_not_at_hand(tmp_path, monkeypatch, write_method):
