@@ -289,6 +289,7 @@ def _serve(controls: Connection, judges: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or has closed the lane
         while True:
             task = controls.recv()
+            worker.prepare(task)
             with Connection(recv_handle(controls)) as connection:
                 pid = os.fork()
                 if not pid:

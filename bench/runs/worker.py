@@ -63,6 +63,15 @@ def warm() -> None:
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
 
+def prepare(task: Task) -> None:
+    """Read what a task's code says, and import its suite where that is an installed one: forks then find it read. No method is imported."""
+    with contextlib.suppress(UserError):  # said where the run is made
+        suite = registry.find("suite", task.suite)
+        code_of(registry.find("method", task.method, *registry.suite_card(suite).kinds), suite, task.context.name)
+        if suite.module is not None and task.code.suite_loose is None:
+            suite.load()
+
+
 def train(connection: Connection, task: Task) -> None:
     """Do one run and say what came of it.
 
