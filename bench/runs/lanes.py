@@ -276,6 +276,7 @@ def _uninterrupted() -> Iterator[None]:
 
 def _serve(controls: Connection, judges: Connection) -> None:
     """Fork the judge, and then a worker for each task: what they begin with is always the same."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a GPU that is looked for in another way is of no use to forks
     from distillbench.runs import confine, judge, worker  # all that a run needs, once
 
     _lead()

@@ -89,6 +89,12 @@ def train(connection: Connection, task: Task) -> None:
         send(connection, Message("full", {"text": str(error)}))
     except UserError as error:
         send(connection, Message("error", {"text": str(error)}))
+    except OSError as error:  # not of the method, whose errors are results
+        where = error.filename or task.folder
+        send(
+            connection,
+            Message("full", {"text": f"{where}: cannot be read or written ({error.strerror or error}); name another folder with --out"}),
+        )
     if accelerator.num_processes > 1:
         if accelerator.is_main_process:
             receive(connection)  # the record is saved
@@ -97,6 +103,7 @@ def train(connection: Connection, task: Task) -> None:
 
 
 def _train(connection: Connection, task: Task, accelerator: Accelerator) -> tuple[dict[str, Any], bytes]:
+    _settle(task)
     judge = registry.find("suite", task.suite)
     found = registry.find("method", task.method, *registry.suite_card(judge).kinds)
     now = code_of(found, judge, task.context.name)
@@ -170,14 +177,18 @@ def _train(connection: Connection, task: Task, accelerator: Accelerator) -> tupl
         return said, content if said["status"] == "ok" else b""
 
 
-def _confine(task: Task, *, shares: bool) -> bool:
-    """From here on nothing is written but checkpoints, what the method has a folder for, and, where it ``shares`` it, what is kept of the
-    teacher."""
+def _settle(task: Task) -> None:
+    """Have what libraries write on their own accord written into the run's own folder, before any of them has looked where."""
     task.scratch.mkdir(parents=True, exist_ok=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR"):
         os.environ[name] = str(task.scratch)
     tempfile.tempdir = None  # asked for anew
+
+
+def _confine(task: Task, *, shares: bool) -> bool:
+    """From here on nothing is written but checkpoints, what the method has a folder for, and, where it ``shares`` it, what is kept of the
+    teacher."""
     caches = [] if not shares else [folder for folder in (task.context.cache, cache_folder()) if folder is not None]
     for folder in caches:
         with contextlib.suppress(OSError):
