@@ -29,6 +29,7 @@ from distillbench.runs.messages import Case, Message, Task, receive, send
 
 FORKS = sys.platform == "linux"  # elsewhere libraries that are loaded do not survive it
 START = "spawn"  # how a lane begins: a fresh interpreter, which has nothing of the caller's
+INTERRUPTED = "interrupted; the same command goes on where it stopped"
 Told = Callable[[str, int, int], None]  # (phase, steps done, steps in all)
 
 
@@ -51,7 +52,8 @@ class Lane:
         self._processes: list[BaseProcess] = []
         self._judge: Connection | None = None
         self._control: Connection | None = None
-        self._stopped = False
+        self._worker: Worker | None = None
+        self.stopped = False
 
     def __enter__(self) -> Lane:
         return self
@@ -61,7 +63,9 @@ class Lane:
 
     def stop(self) -> None:
         """End all processes now, for good; their own state is on disk. Any thread may call this."""
-        self._stopped = True
+        self.stopped = True
+        if (worker := self._worker) is not None:
+            worker.kill()
         self._end()
 
     def _end(self) -> None:
@@ -94,10 +98,11 @@ class Lane:
                         return process.exitcode
 
                     pid = process.pid or 0
-        made = Worker(ours, pid, wait)
+        self._worker = made = Worker(self, ours, pid, wait)
         try:
             yield made
         finally:
+            self._worker = None
             made.end()
             ours.close()
 
@@ -145,8 +150,8 @@ class Lane:
 
     def _begin(self) -> None:
         """Start the processes that live as long as the lane, where they are not there."""
-        if self._stopped:
-            raise WorkerDied("interrupted; the same command goes on where it stopped")
+        if self.stopped:
+            raise WorkerDied(INTERRUPTED)
         if self._processes:
             return
         context = get_context(START)
@@ -168,8 +173,8 @@ class Worker:
         wait: waits so many seconds for its end (None: for ever) and gives its exit code, or None where it goes on.
     """
 
-    def __init__(self, connection: Connection, pid: int, wait: Callable[[float | None], int | None]) -> None:
-        self._connection, self._pid, self._wait = connection, pid, wait
+    def __init__(self, lane: Lane, connection: Connection, pid: int, wait: Callable[[float | None], int | None]) -> None:
+        self._lane, self._connection, self._pid, self._wait = lane, connection, pid, wait
         self._over = False
 
     def follow(self, told: Told | None) -> tuple[Message | None, Message | Ended]:
@@ -177,6 +182,9 @@ class Worker:
 
         Args:
             told: is passed how far it is.
+
+        Raises:
+            WorkerDied: the lane was stopped meanwhile.
         """
         ready: Message | None = None
         while True:
@@ -204,14 +212,20 @@ class Worker:
         with contextlib.suppress(EOFError, ValueError):
             receive(self._connection)
 
+    def kill(self) -> None:
+        """Kill the process; whoever follows it is told."""
+        _kill(self._pid)
+
     def end(self) -> None:
-        """End the process and all that it started."""
+        """End the process and all that it started, and wait for that."""
         if not self._over:
             self._over = True
             _kill(self._pid)
             self._wait(None)
 
     def _ended(self) -> Ended:
+        if self._lane.stopped:
+            raise WorkerDied(INTERRUPTED)
         code = self._wait(5)
         self._over = code is not None
         if code is None:

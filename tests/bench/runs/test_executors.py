@@ -1,5 +1,11 @@
 """One run after the other or several at once: the same records, and errors and deaths that are one line."""
 
+import os
+import signal
+import threading
+import time
+
+import psutil
 import pytest
 
 from distillbench.errors import SaveError, UserError
@@ -73,3 +79,25 @@ def test_a_store_that_cannot_be_written_stops_everything(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError, match="cannot be written"):
         do(specs_of("kd", "scratch"), tmp_path / "file" / "below", 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_the_workers_and_leaves_no_record(tmp_path, write_method, workers):
+    """As in a notebook, whose process goes on: nothing trains in secret."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    waits = write_method("waits", f"open({str(pids)!r} + f'/{{os.getpid()}}', 'w').close()\nwhile True:\n    time.sleep(0.1)")
+
+    def interrupt():
+        while len(list(pids.iterdir())) < workers:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        do(specs_of(waits, seeds=range(3)), tmp_path / "store", workers)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(psutil.pid_exists(int(p.name)) for p in pids.iterdir()):
+        time.sleep(0.05)
+    assert not [p.name for p in pids.iterdir() if psutil.pid_exists(int(p.name))]
+    assert not list((tmp_path / "store").rglob("*.record"))
