@@ -313,7 +313,7 @@ class Watch:
         self._keep()
 
     def _keep(self) -> None:
-        """Sums of bits: no second copy of a large network, and no change leaves them as they are."""
+        """Sums of bits, for want of a second copy of a large network: only who aims at it changes weights and not their sum."""
         parameters = {id(p): p for ledgers in self._own.values() for ledger in ledgers for p in ledger.module.parameters()}
         self.left = [(p, _sum(p)) for p in parameters.values()]
 
