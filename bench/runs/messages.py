@@ -20,7 +20,8 @@ class Task:
 
     Attributes:
         suite, method: as the user named them.  context: of the problem.  code: what the run's code said when it was planned.
-        folder: for checkpoints.  scratch: for whatever else the method writes.  writable: folders that the user lets it write to.
+        folder: for checkpoints.  scratch: for whatever else is kept for the run.  temporary: for what libraries write; its path is short,
+            because sockets lie there.  writable: folders that the user lets the method write to.
         done: the run has its record: the worker is there to say so to those of the other machines.
     """
 
@@ -31,6 +32,7 @@ class Task:
     code: CodeOf
     folder: Path
     scratch: Path
+    temporary: Path
     checkpoint_seconds: float = 30.0
     writable: tuple[Path, ...] = ()
     done: bool = False

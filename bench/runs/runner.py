@@ -12,6 +12,7 @@ import datetime
 import functools
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,8 +56,11 @@ def execute(
         done = store.find(spec) if main else None
         if done is not None and processes == 1:
             return done
-        with contextlib.nullcontext(lane) if lane is not None else Lane() as at_work:
-            return _run(spec, store, progress, checkpoint_seconds, at_work, done=done, main=main, shared=processes > 1)
+        with (
+            contextlib.nullcontext(lane) if lane is not None else Lane() as at_work,
+            tempfile.TemporaryDirectory(prefix="db-", ignore_cleanup_errors=True) as temporary,
+        ):
+            return _run(spec, store, progress, checkpoint_seconds, at_work, Path(temporary), done=done, main=main, shared=processes > 1)
 
 
 def _run(
@@ -65,6 +69,7 @@ def _run(
     progress: Told | None,
     checkpoint_seconds: float,
     lane: Lane,
+    temporary: Path,
     *,
     done: Record | None,
     main: bool,
@@ -81,6 +86,7 @@ def _run(
         code=spec.code,
         folder=folder,
         scratch=store.scratch(spec),
+        temporary=temporary,
         checkpoint_seconds=checkpoint_seconds,
         writable=tuple(Path(p) for p in os.environ.get(WRITABLE, "").split(os.pathsep) if p),
         done=done is not None,

@@ -182,7 +182,7 @@ def _settle(task: Task) -> None:
     task.scratch.mkdir(parents=True, exist_ok=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR"):
-        os.environ[name] = str(task.scratch)
+        os.environ[name] = str(task.temporary)
     tempfile.tempdir = None  # asked for anew
 
 
@@ -193,7 +193,7 @@ def _confine(task: Task, *, shares: bool) -> bool:
     for folder in caches:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-    return confine([task.folder, task.scratch, *caches, *task.writable])
+    return confine([task.folder, task.scratch, task.temporary, *caches, *task.writable])
 
 
 def _overlay(shared: Path, own: Path) -> Path:

@@ -93,9 +93,11 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_record(tmp_path, write_method, wo
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl-C for what it runs in the background
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         do(specs_of(waits, seeds=range(3)), tmp_path / "store", workers)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(psutil.pid_exists(int(p.name)) for p in pids.iterdir()):
         time.sleep(0.05)

@@ -245,9 +245,11 @@ def test_ctrl_c_leaves_no_record_and_keeps_the_checkpoint(store, write_method, t
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl-C for what it runs in the background
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         execute(spec, store, checkpoint_seconds=0.0)
+    signal.signal(signal.SIGINT, before)
     assert not list(store.root.glob("records/**/*.record"))
     assert list(store.folder(spec).glob("*.checkpoint"))
     flag.unlink()
