@@ -10,9 +10,9 @@ from pathlib import Path
 
 from distillbench.errors import UserError, unknown
 from distillbench.files import write_atomic
-from distillbench.leaderboard import trust
 from distillbench.leaderboard.picture import picture
 from distillbench.leaderboard.table import Board, boards, by_metric
+from distillbench.leaderboard.trust import marked, read
 from distillbench.runs.record import read_records
 
 PUBLISHED = Path(__file__).parent / "records"
@@ -46,7 +46,7 @@ def load(folders: Sequence[Path], say: Callable[[str], None]) -> list[Board]:
     given = list(folders) or ([PUBLISHED] if PUBLISHED.is_dir() else [])
     records, unreadable = read_records(*given)
     found, unfit = boards(records)
-    found = trust.marked(found, trust.read(given))
+    found = marked(found, read(given))
     bad = unreadable + unfit
     for line in bad:
         say(line)

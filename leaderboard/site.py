@@ -21,10 +21,10 @@ import distillbench.leaderboard.export as export
 import distillbench.leaderboard.picture as picture
 from distillbench.cards.card import SuiteCard
 from distillbench.errors import SaveError, UserError
-from distillbench.leaderboard import trust
 from distillbench.leaderboard.claims import Verdict, verdicts
 from distillbench.leaderboard.measured import measured
 from distillbench.leaderboard.table import Board, Row, method_page, segment
+from distillbench.leaderboard.trust import LEVELS
 from distillbench.stats import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -199,7 +199,7 @@ def environment() -> jinja2.Environment:
     )
     env.filters |= {"number": _number, "bounds": _bounds, "meter": _meter, "link": _link, "si": picture.si}
     env.globals |= {"WIDTH": picture.WIDTH, "HEIGHT": picture.HEIGHT, "LEFT": picture.LEFT, "RIGHT": picture.RIGHT, "TOP": picture.TOP}
-    env.globals |= {"BOTTOM": picture.BOTTOM, "METERS": METER_TITLES, "TRUST": trust.LEVELS, "finite": math.isfinite, "page_of": _page_of}
+    env.globals |= {"BOTTOM": picture.BOTTOM, "METERS": METER_TITLES, "TRUST": LEVELS, "finite": math.isfinite, "page_of": _page_of}
     return env
 
 

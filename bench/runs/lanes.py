@@ -64,9 +64,10 @@ class Lane:
     def stop(self) -> None:
         """End all processes now, for good; their own state is on disk. Any thread may call this."""
         self.stopped = True
-        if (worker := self._worker) is not None:
-            worker.kill()
-        self._end()
+        with _starting:  # a process that is coming up reads what we have for it, or says how that ended
+            if (worker := self._worker) is not None:
+                worker.kill()
+            self._end()
 
     def _end(self) -> None:
         """End all processes; the next run or student starts new ones."""
@@ -150,12 +151,12 @@ class Lane:
 
     def _begin(self) -> None:
         """Start the processes that live as long as the lane, where they are not there."""
-        if self.stopped:
-            raise WorkerDied(INTERRUPTED)
-        if self._processes:
+        if self._processes and not self.stopped:
             return
         context = get_context(START)
         with _starting:  # no other lane inherits the children's ends, or nobody would notice that one is gone
+            if self.stopped:
+                raise WorkerDied(INTERRUPTED)
             self._judge, judges = context.Pipe()
             if FORKS:
                 self._control, controls = context.Pipe()

@@ -201,7 +201,7 @@ def _overlay(shared: Path, own: Path) -> Path:
     for place, _, names in os.walk(shared):
         folder = own / Path(place).relative_to(shared)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
+        for name in (n for n in names if not n.endswith(".lock")):  # who locks a file wants it to be none of another
             with contextlib.suppress(FileExistsError):  # of a run that was killed
                 (folder / name).symlink_to(Path(place, name).absolute())
     return own

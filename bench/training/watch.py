@@ -88,9 +88,11 @@ class Ledger:
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The network's forward."""
         if self.role == "teacher":
+            answer = self._forward(*inputs, **named)  # what it cannot answer costs nothing
             self.asked = (inputs, named)
             self._count(inputs, named)
-        elif torch.is_grad_enabled():
+            return answer
+        if torch.is_grad_enabled():
             for p in self._weights or self.parameters:
                 if p.requires_grad:
                     self._count(inputs, named)

@@ -142,18 +142,18 @@ def test_a_teacher_file_that_is_not_the_pinned_one_is_refused():
 
 
 @pytest.mark.slow
-def test_the_teacher_under_a_methods_name_is_over_budget_and_a_control_is_not(tmp_path):
+def test_the_teacher_under_a_methods_name_is_refused_and_a_control_is_not(tmp_path):
     path = tmp_path / "disguised.py"
     path.write_text(
         "from distillbench.cards.card import Card\n"
         'CARD = Card(slug="disguised", version=1, problem="image-generation", title="the teacher")\n'
         "def distill(problem, run):\n    return run.export(problem.teacher.trainable_copy(), recipe=problem.heun(4))\n"
     )
-    for method, status in ((str(path), "over_budget"), ("teacher", "ok")):
+    for method, status in ((str(path), "failed"), ("teacher", "ok")):
         (spec,) = plan("image-generation/digits", [method], [0], controls=False, split="tune")
         record = execute(spec, Store(tmp_path / "runs"))
         assert record.status == status
-        assert record.reason == ("nfe 7 of 1" if status == "over_budget" else None)
+        assert record.reason is None or "is the teacher's network" in record.reason
 
 
 # --- guidance ---

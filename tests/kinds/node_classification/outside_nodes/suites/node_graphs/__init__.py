@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillbench.cards.card import Budget, Metric, Setting, SuiteCard, Training
+from distillbench.cards.card import Budget, Caps, Metric, Setting, SuiteCard, Training
 from distillbench.errors import NotApplicable
 from distillbench.runs.record import Measurement
 from distillbench.runs.suite import Context, JudgeContext, Judgement, Suite, TrainContext
@@ -37,6 +37,7 @@ CARD = SuiteCard(
             tier="analytic",
             summary="600 nodes in 4 blocks with Gaussian features; a graph network teaches a network that sees no edges",
             budget=Budget(student_examples=6400),
+            caps=Caps(parameters=2, flops=2, opens=["groups"]),
             training=Training(batch_size=64, optimizer="adamw", learning_rate=0.01, schedule="cosine"),
             options={"nodes": 600, "blocks": 4, "width": 8, "inside": 0.05, "outside": 0.01, "apart": 0.5, "labels": 10, "tune": 100},
         ),
