@@ -32,9 +32,9 @@ def version() -> int:
 
 
 def confine(folders: Sequence[Path]) -> bool:
-    """From now on this thread, and all that it starts, writes below ``folders`` and to devices alone, and signals no process outside.
+    """From now on this thread, and all that it starts, writes below ``folders`` and to devices alone.
 
-    It reads what it could read before. Nor can it look into the memory of processes outside.
+    It reads what it could read before, but for the memory of processes outside. From Linux 6.12 on it signals none of these either.
 
     Returns:
         Whether that holds: False where the system cannot do it.
