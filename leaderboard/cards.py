@@ -46,7 +46,11 @@ def _typed(value: Any, **types: type) -> bool:
     return all(isinstance(value.get(n) if isinstance(value, dict) else getattr(value, n), t) for n, t in types.items())
 
 
-def unproven(card: Card, records: Iterable[Record]) -> tuple[str, ...]:
-    """What the row of a method says whose objective is tested against nothing independent; empty where it is, or where nobody knows."""
+def remarks(card: Card, records: Iterable[Record]) -> tuple[str, ...]:
+    """What the row of a method says of its card: that a loss sends examples through the network more than once, and that its objective
+    is tested against nothing independent (nothing, where nobody knows)."""
     missing = card.objective is not None and any(r.code.get("oracle", "") is None for r in records)
-    return ("unproven: its objective has no independent oracle",) if missing else ()
+    return (
+        *([f"{card.passes} passes per example"] if card.passes > 1 else []),
+        *(["unproven: its objective has no independent oracle"] if missing else []),
+    )

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from distillbench.cards.card import Card, Metric, Setting, SuiteCard
 from distillbench.errors import UserError
 from distillbench.identity import canonical, sha256
-from distillbench.leaderboard.cards import method_of, suite_of, unproven
+from distillbench.leaderboard.cards import method_of, remarks, suite_of
 from distillbench.leaderboard.twins import Twins, repeated, twins
 from distillbench.leaderboard.versions import JOINED, Rise, behind, differences, lifted, unversioned, versions
 from distillbench.runs.identities import arena_of
@@ -369,7 +369,7 @@ def _row(placed: list[Placed], suite: SuiteCard, trials: Counter[tuple[str, str]
                 if m.below and m.name in intervals and intervals[m.name].estimate < m.below[0]
             ),
             *same.mark(chosen),
-            *unproven(card, chosen),
+            *remarks(card, chosen),
             *_mixed(chosen),
         ),
     )

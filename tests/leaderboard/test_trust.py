@@ -55,6 +55,13 @@ def test_an_odd_table_is_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def test_passes_are_said(make):
+    judge = make.suite()
+    cards = (make.card("scratch"), make.card("teacher"), make.card("mine", passes=2))
+    [board] = boards([make.record(c, judge, s) for c in cards for s in range(2)])[0]
+    assert {row.name: row.reason for row in board.rows} == {"scratch": "", "teacher": "", "mine": "2 passes per example"}
+
+
 @pytest.mark.parametrize(("oracle", "said"), [({}, False), ({"oracle": "ab" * 32}, False), ({"oracle": None}, True)])
 def test_an_objective_without_an_independent_oracle_is_unproven(make, oracle, said):
     judge = make.suite()
