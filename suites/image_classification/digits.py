@@ -45,10 +45,10 @@ def load(sha: str | None = None) -> tuple[Tensor, Tensor]:
         UserError: scikit-learn is missing, or carries other bytes than the card pins.
     """
     package = find_spec("sklearn")  # its file alone: importing it takes longer than a training
-    try:
-        blob = Path(*package.submodule_search_locations, "datasets", "data", "digits.csv.gz").read_bytes()  # type: ignore
-    except (AttributeError, FileNotFoundError) as error:
-        raise UserError("the digits come with scikit-learn: pip install 'distillbench[train]'") from error
+    path = None if package is None or package.origin is None else Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path is None or not path.is_file():
+        raise UserError("the digits come with scikit-learn: pip install 'distillbench[train]'")
+    blob = path.read_bytes()
     if sha is not None and sha256(blob) != sha:
         raise UserError("scikit-learn carries other digits than this setting pins; install another release of scikit-learn")
     rows = np.loadtxt(io.BytesIO(gzip.decompress(blob)), delimiter=",")
