@@ -6,7 +6,7 @@ import base64
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,7 +23,7 @@ from distillbench.identity import canonical, derive_seed
 from distillbench.runs.caps import Own
 from distillbench.runs.messages import Case, Message, send
 from distillbench.runs.record import Measurement
-from distillbench.runs.suite import Context, JudgeContext, Suite, TrainContext, suite_of
+from distillbench.runs.suite import JudgeContext, Suite, TrainContext, suite_of
 from distillbench.training.nets import parameters
 from distillbench.training.observer import Observer
 from distillbench.training.student import Part, Student
@@ -66,11 +66,12 @@ def _judge(case: Case, content: bytes, connection: Connection) -> Message:
             own = None if case.yardstick else _own(suite, context)
             if own is not None:
                 own.refuse(student)
-            said["student"] = about(student, suite, context)
+            rebuilt = suite.rebuild(student, context)
+            said["student"] = about(student, rebuilt)
             judged = suite.evaluate(student, context)
             complete(judged.measurements, case.card, context.split)
             if own is not None:  # a yardstick may cost more than a student
-                said["over"] = own.over(student, suite.rebuild(student, context)) or suite.exceeds(student, context)
+                said["over"] = own.over(student, rebuilt) or suite.exceeds(student, context)
     except SaveError as error:
         return Message("full", {"text": str(error)})
     except Diverged as error:
@@ -97,13 +98,8 @@ def _own(suite: Suite, context: JudgeContext) -> Own:
     return _measured[key]
 
 
-def about(student: Student, suite: Suite, context: Context) -> dict[str, Any]:
-    """What a record says of a student besides the SHA-256 of its file.
-
-    Raises:
-        UserError: weights and architecture do not fit.
-    """
-    rebuilt = suite.rebuild(student, context)
+def about(student: Student, rebuilt: nn.Module | Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What a record says of a student besides the SHA-256 of its file.   ``rebuilt``: as the suite rebuilds it."""
     if not isinstance(rebuilt, nn.Module):
         parts = {name: _part(part) for name, part in student.parts.items()}
         numbers = sum(part.numbers for part in student.parts.values())

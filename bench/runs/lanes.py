@@ -128,7 +128,7 @@ class Lane:
     # --- judging ----------------------------------------------------------------------------------------------------
 
     def judge(self, case: Case, student: bytes, told: Told | None) -> Message:
-        """What the judge says of the bytes of a student: a message ``judged``, ``failed`` or ``error``.
+        """What the judge says of the bytes of a student: a message ``judged``, ``failed`` or ``full``.
 
         Raises:
             WorkerDied: it went away; the next call starts another one.
@@ -221,8 +221,9 @@ class Worker:
         """End the process and all that it started, and wait for that."""
         if not self._over:
             self._over = True
-            _kill(self._pid)
-            self._wait(None)
+            if self._wait(0) is None:  # its number may be another one's by now
+                _kill(self._pid)
+                self._wait(None)
 
     def _ended(self) -> Ended:
         if self._lane.stopped:
@@ -257,7 +258,11 @@ _starting = threading.RLock()  # starting a process changes this one for a momen
 
 
 def _started(context: BaseContext, target: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """A process of ours that never sees Ctrl-C, has one thread, and does not import the caller's script again."""
+    """A process of ours that never sees Ctrl-C, has one thread, and does not import the caller's script again.
+
+    Raises:
+        WorkerDied: the system has no room for one.
+    """
     process: BaseProcess = context.Process(target=target, args=arguments)  # type: ignore[attr-defined]
     with _uninterrupted():
         script, threads = sys.modules["__main__"], os.environ.get("OMP_NUM_THREADS")
@@ -265,6 +270,8 @@ def _started(context: BaseContext, target: Callable[..., None], *arguments: Any)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         try:
             process.start()
+        except OSError as error:
+            raise WorkerDied(f"no process can be started ({error.strerror or error}); fewer --workers need less") from error
         finally:
             sys.modules["__main__"] = script
             if threads is None:

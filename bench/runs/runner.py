@@ -56,11 +56,12 @@ def execute(
         done = store.find(spec) if main else None
         if done is not None and processes == 1:
             return done
-        with (
-            contextlib.nullcontext(lane) if lane is not None else Lane() as at_work,
-            tempfile.TemporaryDirectory(prefix="db-", ignore_cleanup_errors=True) as temporary,
-        ):
-            return _run(spec, store, progress, checkpoint_seconds, at_work, Path(temporary), done=done, main=main, shared=processes > 1)
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="db-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise SaveError(f"no temporary folder can be made ({error.strerror or error}); name another place with TMPDIR") from error
+        with contextlib.nullcontext(lane) if lane is not None else Lane() as at_work, temporary as name:
+            return _run(spec, store, progress, checkpoint_seconds, at_work, Path(name), done=done, main=main, shared=processes > 1)
 
 
 def _run(

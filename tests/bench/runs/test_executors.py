@@ -8,7 +8,8 @@ import time
 import psutil
 import pytest
 
-from distillbench.errors import SaveError, UserError
+from distillbench.errors import SaveError, UserError, WorkerDied
+from distillbench.runs import lanes
 from distillbench.runs.executors import run_all
 from distillbench.runs.plan import plan
 from distillbench.runs.record import Record, read_records
@@ -103,3 +104,27 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_record(tmp_path, write_method, wo
         time.sleep(0.05)
     assert not [p.name for p in pids.iterdir() if psutil.pid_exists(int(p.name))]
     assert not list((tmp_path / "store").rglob("*.record"))
+
+
+def test_without_forks_every_run_has_a_fresh_interpreter_and_the_same_record(tmp_path, write_method, monkeypatch):
+    """As on systems where a process with torch in it cannot be forked."""
+    kd, leaves = specs_of("kd", write_method("leaves", "os._exit(3)"))
+    [(_, forked)] = do([kd], tmp_path / "forked", 1)
+    monkeypatch.setattr(lanes, "FORKS", False)
+    monkeypatch.setattr(lanes, "START", "spawn")
+    fresh, left = (o for _, o in do([kd, leaves], tmp_path / "fresh", 1))
+    assert (fresh.status, fresh.student, fresh.measurements) == ("ok", forked.student, forked.measurements)
+    assert (left.status, left.reason) == ("failed", "its process ended itself with exit code 3")
+
+
+def test_a_system_without_room_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("multiprocessing.popen_fork.os.fork", full)
+        [(_, outcome)] = do(specs_of("kd"), tmp_path, 1)
+    assert isinstance(outcome, WorkerDied) and "no process can be started (Cannot allocate memory)" in str(outcome)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(SaveError, match=r"no temporary folder can be made .* TMPDIR"):
+        do(specs_of("kd"), tmp_path, 1)
