@@ -121,8 +121,9 @@ def _do(specs: Sequence[RunSpec], store: Store, title: str, args: argparse.Names
     """The outcome of every spec by id: those done before are found, the others are run and shown while they go."""
     from distillbench.api import vouch
     from distillbench.runs.grid import complete
+    from distillbench.runs.launcher import place
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+    if place()[0] > 0:
         # Of 'accelerate launch' the main process speaks for all: until this one ends, nothing that it prints is shown.
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     return complete(specs, store, title, workers=args.workers, checkpoint_seconds=args.checkpoint_seconds, vouch=vouch)

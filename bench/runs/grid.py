@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from distillbench.errors import UserError
 from distillbench.runs import executors
 from distillbench.runs.executors import Outcome
+from distillbench.runs.launcher import place
 from distillbench.runs.plan import RunSpec
 from distillbench.runs.progress import Display
 from distillbench.runs.record import Record
@@ -42,7 +43,7 @@ def complete(
     """
     results: dict[str, Outcome] = {}
     # One of several processes of 'accelerate launch' leaves this question to the runner, where all agree on the answer.
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    distributed = place()[1] > 1
     for spec in specs:
         done = None if distributed else store.find(spec) or _vouched(spec, store, vouch)
         if done is not None:

@@ -20,6 +20,7 @@ from distillbench.cards.card import SuiteCard
 from distillbench.cards.reading import to_data
 from distillbench.errors import Diverged, SaveError
 from distillbench.identity import canonical, derive_seed
+from distillbench.runs import launcher
 from distillbench.runs.caps import Own
 from distillbench.runs.messages import Case, Message, send
 from distillbench.runs.record import Measurement
@@ -42,7 +43,7 @@ def serve(connection: Connection) -> None:
 
     ``judged`` says the measurements and what the student is, ``failed`` why it cannot be judged, ``full`` that nothing can be written.
     """
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in launcher.SAID:
         os.environ.pop(name, None)  # a run may be spread over processes: its judge is one
     while True:
         try:

@@ -25,6 +25,7 @@ from distillbench.errors import SaveError, UserError, WorkerDied
 from distillbench.identity import canonical, sha256
 from distillbench.runs.identities import arena_of
 from distillbench.runs.lanes import Ended, Lane, Told
+from distillbench.runs.launcher import place
 from distillbench.runs.messages import Case, Message, Task
 from distillbench.runs.plan import RunSpec
 from distillbench.runs.record import Measurement, Record, Status
@@ -51,7 +52,8 @@ def execute(
         WorkerDied: a process of ours went away, which is no fault of the method's.
     """
     # One run may be spread over several processes, each with a parent: the main one locks and writes.
-    processes, main = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
+    rank, processes = place()
+    main = rank == 0
     with store.lock(spec) if main else contextlib.nullcontext():
         done = store.find(spec) if main else None
         if done is not None and processes == 1:

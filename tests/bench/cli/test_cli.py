@@ -394,3 +394,15 @@ def test_a_dead_worker_is_one_line_and_exit_code_one(cli, monkeypatch, tmp_path)
 def test_a_request_that_cannot_work_is_one_line_before_anything_runs(cli, monkeypatch, words, says):
     monkeypatch.delenv("DISTILLBENCH_DATA", raising=False)
     bad(cli(*words), 2, says)
+
+
+def test_a_rank_alone_is_some_other_programs(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "3")
+    code, out, err = cli("run", TRACK, "-m", "kd", "--seeds", "1", "--no-controls", "--budget", "640", "--out", tmp_path)
+    assert code == 0 and "kd\t1" in out, err
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_what_no_launcher_says_is_one_line(cli, monkeypatch, tmp_path, name):
+    monkeypatch.setenv(name, "two")
+    bad(cli("run", TRACK, "-m", "kd", "--seeds", "1", "--no-controls", "--out", tmp_path), 2, f"{name}='two'")
