@@ -16,7 +16,7 @@ from distillbench.runs.suite import JudgeContext, TrainContext
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is told: neither the run's seed, from which that of the evaluation follows, nor where records are.
+    """What a worker is told: not the run's seed, from which that of the evaluation follows, and of the store its own folders alone.
 
     Attributes:
         suite, method: as the user named them.  context: of the problem.  code: what the run's code said when it was planned.
